@@ -1,0 +1,57 @@
+// fused_lstm._C: loads the operators, and tells what is not a tensor.
+#include <pybind11/pybind11.h>
+#include <torch/version.h>
+
+#include "cpu/kernels.h"
+#include "plan.h"
+
+namespace py = pybind11;
+
+namespace fused_lstm {
+namespace {
+
+py::dict build_info() {
+  py::dict info;
+#ifdef FUSED_LSTM_WITH_CUDA
+  info["cuda"] = true;
+  info["cuda_architectures"] = FUSED_LSTM_CUDA_ARCHITECTURES;
+#else
+  info["cuda"] = false;
+  info["cuda_architectures"] = "";
+#endif
+#ifdef _OPENMP
+  info["openmp"] = true;
+#else
+  info["openmp"] = false;
+#endif
+  info["torch_version"] = TORCH_VERSION;
+  info["cxx_standard"] = __cplusplus / 100 % 100;
+  info["compiler"] = __VERSION__;
+  return info;
+}
+
+py::dict plan(bool cuda, int threads, int64_t length, int64_t batch, int64_t hidden,
+              int64_t projection, int64_t directions) {
+  const Plan plan = make_plan(
+      {cuda, threads, length, batch, length * batch, hidden, projection, directions});
+  py::dict result;
+  result["kernel"] = kernel_name(plan.kernel);
+  result["slices"] = plan.slices;
+  result["parallel"] = plan.parallel;
+  return result;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Operators of fused_lstm, and facts about this build.";
+  m.def("build_info", &build_info, "What this extension was built with.");
+  m.def(
+      "cpu_instruction_set", [] { return cpu::kernels().name; },
+      "The instruction set of the CPU kernels; FUSED_LSTM_CPU_ISA forces a lower one.");
+  m.def("plan", &plan, "The kernel that a call with padded input takes.", py::kw_only(),
+        py::arg("cuda"), py::arg("threads"), py::arg("length"), py::arg("batch"),
+        py::arg("hidden"), py::arg("projection"), py::arg("directions"));
+}
+
+}  // namespace fused_lstm

@@ -1,0 +1,222 @@
+// The layer on a CPU: library GEMMs for whole sequences, and the kernels of kernels.h for the
+// walk over time, spread over the threads by batch slice and direction.
+#include "../device.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/mm.h>
+
+#include "kernels.h"
+
+namespace fused_lstm {
+namespace {
+
+// Calls body(Types, packing, pair) for the types of a layer stored as `storage`.
+template <class Body>
+void with_types(at::ScalarType storage, const Body& body) {
+  const cpu::Kernels& table = cpu::kernels();
+  switch (storage) {
+    case at::kFloat:
+      return body(cpu::Float{}, table.pack_float, table.of_float);
+    case at::kDouble:
+      return body(cpu::Double{}, table.pack_double, table.of_double);
+    case at::kHalf:
+      return body(cpu::HalfFloat{}, table.pack_float, table.of_half);
+    case at::kBFloat16:
+      return body(cpu::BFloat16Float{}, table.pack_float, table.of_bfloat16);
+    default:
+      TORCH_CHECK(false, "fused_lstm: no CPU kernel for dtype ", storage);
+  }
+}
+
+Plan plan_for(const Sizes& sizes) {
+  return make_plan({/*cuda=*/false, at::get_num_threads(), sizes.T, sizes.B, sizes.N, sizes.H,
+                    sizes.P, sizes.directions});
+}
+
+template <class Body>
+void for_each(bool parallel, int64_t n, const Body& body) {
+  if (parallel) {
+    at::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) body(i);
+    });
+  } else {
+    for (int64_t i = 0; i < n; ++i) body(i);
+  }
+}
+
+// Borders of `slices` parts of the batch with nearly the same number of rows each.
+std::vector<int64_t> slice_batch(const Sequence& sequence, int64_t slices) {
+  const Sizes& sizes = sequence.sizes;
+  std::vector<int64_t> borders = {0};
+  int64_t taken = 0;          // rows of the sequences so far
+  int64_t length = sizes.T;   // of sequence b: those of a packed batch only get shorter
+  for (int64_t b = 0; b < sizes.B; ++b) {
+    const int64_t slice = static_cast<int64_t>(borders.size());
+    if (slice < slices && b > borders.back() && taken * slices >= sizes.N * slice) {
+      borders.push_back(b);
+    }
+    if (!sequence.offsets.empty()) {
+      const auto rows = [&](int64_t t) { return sequence.offsets[t + 1] - sequence.offsets[t]; };
+      while (length > 0 && rows(length - 1) <= b) --length;
+    }
+    taken += length;
+  }
+  borders.push_back(sizes.B);
+  return borders;
+}
+
+// One factor of every direction in panels; [directions, panels, panel size].
+template <class Scalar>
+at::Tensor pack_all(const cpu::Packing<Scalar>& packing,
+                    const std::vector<cpu::Factor<Scalar>>& factors,
+                    const at::TensorOptions& options, bool parallel) {
+  const int64_t directions = static_cast<int64_t>(factors.size());
+  const int64_t panels = packing.panels(factors[0]);
+  at::Tensor packed = at::empty({directions, panels, packing.panel_size(factors[0])}, options);
+  for_each(parallel, directions * panels, [&](int64_t i) {
+    const int64_t d = i / panels;
+    packing.pack(factors[d], i % panels, packed.data_ptr<Scalar>() + d * packed.stride(0));
+  });
+  return packed;
+}
+
+// The kernels take the right factor of a product [rows, depth] [depth, columns]; W is a weight
+// matrix that lies row by row.
+template <class Scalar>
+cpu::Factor<Scalar> transposed(const at::Tensor& W, bool gates) {
+  return {W.const_data_ptr<Scalar>(), W.size(1), W.size(0), 1, W.size(1), gates};
+}
+template <class Scalar>
+cpu::Factor<Scalar> plain(const at::Tensor& W) {
+  return {W.const_data_ptr<Scalar>(), W.size(0), W.size(1), W.size(1), 1, false};
+}
+
+template <class Scalar>
+Scalar* direction_of(const at::Tensor& packed, size_t d) {
+  return packed.defined() ? packed.data_ptr<Scalar>() + d * packed.stride(0) : nullptr;
+}
+
+class CpuDevice final : public Device {
+ public:
+  // The kernels multiply in float32, so that 16-bit weights are widened once, when packed.
+  at::ScalarType operand_type(at::ScalarType storage) const override {
+    return accum_type(storage);
+  }
+
+  void product(at::Tensor& out, const at::Tensor& a, const at::Tensor& b,
+               bool accumulate) const override {
+    if (accumulate) {
+      at::addmm_out(out, out, a, b);
+    } else {
+      at::mm_out(out, a, b);
+    }
+  }
+
+  void forward(const Sequence& sequence,
+               std::vector<DirectionForward>& directions) const override {
+    const Sizes& sizes = sequence.sizes;
+    const Plan plan = plan_for(sizes);
+    const std::vector<int64_t> slices = slice_batch(sequence, plan.slices);
+    with_types(directions[0].output.scalar_type(), [&](auto types, auto& packing, auto& kernel) {
+      using Types = decltype(types);
+      using Scalar = typename Types::Accum;
+      const at::TensorOptions options = directions[0].preactivations.options();
+
+      at::Tensor recurrent, projection;
+      if (plan.kernel == Kernel::single_step) {
+        for (DirectionForward& d : directions) {
+          product(d.preactivations, d.hidden_state, d.weight_hh.t(), /*accumulate=*/true);
+        }
+      } else {
+        std::vector<cpu::Factor<Scalar>> factors;
+        for (const DirectionForward& d : directions) {
+          factors.push_back(transposed<Scalar>(d.weight_hh, /*gates=*/true));
+        }
+        recurrent = pack_all(packing, factors, options, plan.parallel);
+      }
+      if (sizes.projected) {
+        std::vector<cpu::Factor<Scalar>> factors;
+        for (const DirectionForward& d : directions) {
+          factors.push_back(transposed<Scalar>(d.weight_hr, /*gates=*/false));
+        }
+        projection = pack_all(packing, factors, options, plan.parallel);
+      }
+
+      const int64_t width = sizes.P + (sizes.projected ? sizes.H + sizes.P : 0);
+      const at::Tensor scratch =
+          at::empty({static_cast<int64_t>(directions.size()), sizes.B * width}, options);
+      std::vector<ForwardParams<Types>> params;
+      for (size_t d = 0; d < directions.size(); ++d) {
+        ForwardParams<Types> p = forward_params<Types>(sequence, directions[d]);
+        p.weight_hh = direction_of<Scalar>(recurrent, d);
+        p.weight_hr = direction_of<Scalar>(projection, d);
+        p.hidden_next = direction_of<Scalar>(scratch, d);
+        if (sizes.projected) {
+          p.projection = p.hidden_next + sizes.B * sizes.P;
+          p.unprojected = p.projection + sizes.B * sizes.P;
+        }
+        params.push_back(p);
+      }
+      const int64_t parts = static_cast<int64_t>(slices.size()) - 1;
+      for_each(plan.parallel, parts * sizes.directions, [&](int64_t i) {
+        const int64_t part = i % parts;
+        kernel.forward(params[i / parts], slices[part], slices[part + 1]);
+      });
+    });
+  }
+
+  void backward(const Sequence& sequence,
+                std::vector<DirectionBackward>& directions) const override {
+    const Sizes& sizes = sequence.sizes;
+    const Plan plan = plan_for(sizes);
+    const std::vector<int64_t> slices = slice_batch(sequence, plan.slices);
+    with_types(directions[0].gates.scalar_type(), [&](auto types, auto& packing, auto& kernel) {
+      using Types = decltype(types);
+      using Scalar = typename Types::Accum;
+      const at::TensorOptions options = directions[0].grad_hidden.options();
+
+      at::Tensor recurrent, projection, scratch;
+      if (plan.kernel != Kernel::single_step) {
+        std::vector<cpu::Factor<Scalar>> factors;
+        for (const DirectionBackward& d : directions) factors.push_back(plain<Scalar>(d.weight_hh));
+        recurrent = pack_all(packing, factors, options, plan.parallel);
+      }
+      if (sizes.projected) {
+        std::vector<cpu::Factor<Scalar>> factors;
+        for (const DirectionBackward& d : directions) factors.push_back(plain<Scalar>(d.weight_hr));
+        projection = pack_all(packing, factors, options, plan.parallel);
+        scratch = at::empty({sizes.directions, sizes.B * sizes.H}, options);
+      }
+
+      std::vector<BackwardParams<Types>> params;
+      for (size_t d = 0; d < directions.size(); ++d) {
+        BackwardParams<Types> p = backward_params<Types>(sequence, directions[d]);
+        p.weight_hh = direction_of<Scalar>(recurrent, d);
+        p.weight_hr = direction_of<Scalar>(projection, d);
+        p.grad_unprojected = direction_of<Scalar>(scratch, d);
+        params.push_back(p);
+      }
+      const int64_t parts = static_cast<int64_t>(slices.size()) - 1;
+      for_each(plan.parallel, parts * sizes.directions, [&](int64_t i) {
+        const int64_t part = i % parts;
+        kernel.backward(params[i / parts], slices[part], slices[part + 1]);
+      });
+      if (plan.kernel == Kernel::single_step) {
+        for (DirectionBackward& d : directions) {
+          product(d.grad_hidden, d.grad_preactivations, d.weight_hh, /*accumulate=*/true);
+        }
+      }
+    });
+  }
+};
+
+}  // namespace
+
+const Device& cpu_device() {
+  static const CpuDevice device;
+  return device;
+}
+
+}  // namespace fused_lstm

@@ -1,0 +1,347 @@
+// What one call of the layer computes: checks, allocation and the large products around the walk
+// over time, the same for every device.
+#include "layer.h"
+
+#include <ATen/ops/arange.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
+#include <ATen/ops/zeros_like.h>
+
+namespace fused_lstm {
+namespace {
+
+// One direction's part of the weight list.
+struct Weights {
+  at::Tensor ih, hh, bias_ih, bias_hh, hr;
+};
+
+Weights weights_of(const at::TensorList& list, const Sizes& sizes, int64_t direction) {
+  const size_t each = list.size() / sizes.directions;
+  const at::Tensor* first = list.data() + direction * each;
+  Weights w = {first[0], first[1], {}, {}, {}};
+  if (sizes.biases) {
+    w.bias_ih = first[2];
+    w.bias_hh = first[3];
+  }
+  if (sizes.projected) w.hr = first[each - 1];
+  return w;
+}
+
+void check_matrix(const char* name, const at::Tensor& tensor, at::IntArrayRef shape,
+                  const at::Tensor& input) {
+  TORCH_CHECK(tensor.sizes() == shape, name, " has shape ", tensor.sizes(), ", must be ", shape);
+  TORCH_CHECK(tensor.device() == input.device(), name, " is on ", tensor.device(),
+              ", must be on the input's device ", input.device());
+  TORCH_CHECK(tensor.scalar_type() == input.scalar_type(), name, " has dtype ",
+              tensor.scalar_type(), ", must be the input's dtype ", input.scalar_type());
+}
+
+void check_mask(const char* name, const at::Tensor& tensor, at::IntArrayRef shape,
+                at::ScalarType dtype, const at::Tensor& input) {
+  TORCH_CHECK(tensor.sizes() == shape, name, " has shape ", tensor.sizes(), ", must be ", shape);
+  TORCH_CHECK(tensor.scalar_type() == dtype, name, " has dtype ", tensor.scalar_type(),
+              ", must be ", dtype);
+  TORCH_CHECK(tensor.device() == input.device(), name, " is on ", tensor.device(),
+              ", must be on the input's device ", input.device());
+}
+
+// The first row of each step of a packed sequence of N rows.
+std::vector<int64_t> packed_offsets(const at::Tensor& batch_sizes, int64_t N) {
+  TORCH_CHECK(batch_sizes.dim() == 1 && batch_sizes.scalar_type() == at::kLong &&
+                  batch_sizes.device().is_cpu(),
+              "batch_sizes must be a 1-D int64 tensor on the CPU, got ", batch_sizes.dim(), "-D ",
+              batch_sizes.scalar_type(), " on ", batch_sizes.device());
+  const at::Tensor sizes = batch_sizes.contiguous();
+  const int64_t* rows = sizes.const_data_ptr<int64_t>();
+  std::vector<int64_t> offsets = {0};
+  for (int64_t t = 0; t < sizes.numel(); ++t) {
+    TORCH_CHECK(rows[t] > 0 && (t == 0 || rows[t] <= rows[t - 1]),
+                "batch_sizes must be positive and must not increase, got ", rows[t],
+                " at step ", t);
+    offsets.push_back(offsets.back() + rows[t]);
+  }
+  TORCH_CHECK(offsets.back() == N, "batch_sizes add up to ", offsets.back(),
+              ", must add up to the ", N, " rows of input");
+  return offsets;
+}
+
+Sequence check(const LayerArguments& a) {
+  const bool packed = a.batch_sizes.has_value();
+  const at::Tensor& input = a.input;
+  TORCH_CHECK(input.dim() == (packed ? 2 : 3), "input must be ",
+              packed ? "[N, D] with batch_sizes" : "[T, B, D]", ", got ", input.dim(),
+              " dimensions");
+  TORCH_CHECK(a.hidden.dim() == 3 && a.cell.dim() == 3,
+              "hidden and cell must be [directions, B, P] and [directions, B, H], got shapes ",
+              a.hidden.sizes(), " and ", a.cell.sizes());
+
+  Sequence sequence = {};
+  Sizes& s = sequence.sizes;
+  s.packed = packed;
+  s.D = input.size(-1);
+  s.H = a.cell.size(2);
+  s.P = a.hidden.size(2);
+  s.directions = a.hidden.size(0);
+  TORCH_CHECK(s.directions == 1 || s.directions == 2, "hidden has ", s.directions,
+              " directions, must have 1 or 2");
+  if (packed) {
+    s.N = input.size(0);
+    sequence.offsets = packed_offsets(*a.batch_sizes, s.N);
+    s.T = static_cast<int64_t>(sequence.offsets.size()) - 1;
+    s.B = s.T > 0 ? sequence.offsets[1] : 0;
+  } else {
+    s.T = input.size(0);
+    s.B = input.size(1);
+    s.N = s.T * s.B;
+  }
+  TORCH_CHECK(s.T > 0, "input has no time steps, must have at least 1");
+
+  const size_t each = a.weights.size() / s.directions;
+  TORCH_CHECK(a.weights.size() % s.directions == 0 && each >= 2 && each <= 5, "weights has ",
+              a.weights.size(), " tensors, must have 2 to 5 for each of ", s.directions,
+              " directions");
+  s.biases = each >= 4;
+  s.projected = each % 2 == 1;
+  TORCH_CHECK(s.projected || s.P == s.H, "hidden has ", s.P,
+              " features, must have the cell's ", s.H);
+
+  check_matrix("hidden", a.hidden, {s.directions, s.B, s.P}, input);
+  check_matrix("cell", a.cell, {s.directions, s.B, s.H}, input);
+  for (int64_t d = 0; d < s.directions; ++d) {
+    const Weights w = weights_of(a.weights, s, d);
+    check_matrix("weight_ih", w.ih, {4 * s.H, s.D}, input);
+    check_matrix("weight_hh", w.hh, {4 * s.H, s.P}, input);
+    if (s.biases) {
+      check_matrix("bias_ih", w.bias_ih, {4 * s.H}, input);
+      check_matrix("bias_hh", w.bias_hh, {4 * s.H}, input);
+    }
+    if (s.projected) check_matrix("weight_hr", w.hr, {s.P, s.H}, input);
+  }
+  TORCH_CHECK(!packed || !(a.lengths || a.reset),
+              "lengths and reset go with padded input, not with batch_sizes");
+  if (a.lengths) {
+    check_mask("lengths", *a.lengths, {s.B}, at::kLong, input);
+    sequence.lengths = a.lengths->contiguous();
+  }
+  if (a.reset) {
+    check_mask("reset", *a.reset, {s.T, s.B}, at::kBool, input);
+    sequence.reset = a.reset->contiguous();
+  }
+  sequence.reset_to_initial = a.reset_to_initial;
+  return sequence;
+}
+
+const Device& device_for([[maybe_unused]] const at::Tensor& tensor) {
+#ifdef FUSED_LSTM_WITH_CUDA
+  if (tensor.is_cuda()) return cuda_device();
+#endif
+  return cpu_device();
+}
+
+at::Tensor operand(const Device& device, const at::Tensor& tensor) {
+  return tensor.defined()
+             ? tensor.to(device.operand_type(tensor.scalar_type())).contiguous()
+             : tensor;
+}
+
+at::Tensor contiguous(const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.contiguous() : tensor;
+}
+
+at::Tensor direction_of(const at::Tensor& tensor, int64_t direction) {
+  return tensor.defined() ? tensor.select(0, direction) : tensor;
+}
+
+// Sequences whose first step, in the forward direction, starts from zero whatever hidden says.
+std::optional<at::Tensor> starts_from_zero(const Sequence& sequence) {
+  if (!sequence.reset || sequence.reset_to_initial) return std::nullopt;
+  const at::Tensor first = sequence.reset->select(0, 0);
+  return sequence.lengths ? first.logical_and(sequence.lengths->gt(0)) : first;
+}
+
+// [..., width] of the layer's rows: [T, B, width], or [N, width] of a packed sequence.
+std::vector<int64_t> rows_shape(const Sizes& s, int64_t width, int64_t directions = 0) {
+  std::vector<int64_t> shape;
+  if (directions) shape.push_back(directions);
+  if (s.packed) {
+    shape.push_back(s.N);
+  } else {
+    shape.insert(shape.end(), {s.T, s.B});
+  }
+  shape.push_back(width);
+  return shape;
+}
+
+}  // namespace
+
+LayerResult layer_forward(const LayerArguments& arguments, bool keep_states) {
+  const Sequence sequence = check(arguments);
+  const Sizes& s = sequence.sizes;
+  const Device& device = device_for(arguments.input);
+  const at::ScalarType storage = arguments.input.scalar_type();
+  const at::ScalarType accum = accum_type(storage);
+  const at::TensorOptions options = arguments.input.options();
+  const auto shape = [&](int64_t width) { return rows_shape(s, width, s.directions); };
+
+  const at::Tensor hidden_0 = arguments.hidden.contiguous();
+  const at::Tensor cell_0 = arguments.cell.contiguous();
+  const at::Tensor output = at::empty(rows_shape(s, s.directions * s.P), options);
+  const at::Tensor cells =
+      at::empty(keep_states ? shape(s.H) : std::vector<int64_t>{0}, options.dtype(accum));
+  // Where the types agree, the activations overwrite the preactivations.
+  const bool in_place = storage == accum;
+  at::Tensor gates = at::empty(
+      keep_states || in_place ? shape(4 * s.H) : std::vector<int64_t>{0}, options);
+  const at::Tensor preactivations =
+      in_place ? gates : at::empty(shape(4 * s.H), options.dtype(accum));
+
+  const at::Tensor hidden_state =
+      hidden_0.to(device.operand_type(storage), /*non_blocking=*/false, /*copy=*/true);
+  const at::Tensor cell_state = cell_0.to(accum, /*non_blocking=*/false, /*copy=*/true);
+  if (const auto from_zero = starts_from_zero(sequence)) {
+    hidden_state.select(0, 0).masked_fill_(from_zero->unsqueeze(1), 0);
+  }
+
+  const at::Tensor x = operand(device, arguments.input).view({s.N, s.D});
+  std::vector<DirectionForward> directions;
+  for (int64_t d = 0; d < s.directions; ++d) {
+    const Weights w = weights_of(arguments.weights, s, d);
+    DirectionForward forward = {};
+    forward.reverse = d == 1;
+    forward.weight_hh = operand(device, w.hh);
+    forward.weight_hr = operand(device, w.hr);
+    forward.bias_ih = contiguous(w.bias_ih);
+    forward.bias_hh = contiguous(w.bias_hh);
+    forward.hidden_0 = hidden_0.select(0, d);
+    forward.cell_0 = cell_0.select(0, d);
+    forward.preactivations = preactivations.select(0, d).view({s.N, 4 * s.H});
+    if (keep_states) {
+      forward.gates = gates.select(0, d);
+      forward.cells = cells.select(0, d);
+    }
+    forward.output = output.narrow(-1, d * s.P, s.P);
+    forward.hidden_state = hidden_state.select(0, d);
+    forward.cell_state = cell_state.select(0, d);
+    device.product(forward.preactivations, x, operand(device, w.ih).t(), /*accumulate=*/false);
+    directions.push_back(std::move(forward));
+  }
+  if (s.N > 0) device.forward(sequence, directions);
+
+  if (!keep_states) gates = at::empty({0}, options);
+  return {output, hidden_state.to(storage), cell_state.to(storage), cells, gates};
+}
+
+LayerInputGradients layer_backward(const LayerGradients& gradients,
+                                   const LayerArguments& arguments, const at::Tensor& output,
+                                   const at::Tensor& cells, const at::Tensor& gates,
+                                   bool input_needed, bool weights_needed) {
+  const Sequence sequence = check(arguments);
+  const Sizes& s = sequence.sizes;
+  const Device& device = device_for(arguments.input);
+  const at::ScalarType storage = arguments.input.scalar_type();
+  const at::ScalarType accum = accum_type(storage);
+  const at::TensorOptions options = arguments.input.options();
+  const at::TensorOptions operands = options.dtype(device.operand_type(storage));
+  const auto given = [](const std::optional<at::Tensor>& gradient, at::ScalarType dtype) {
+    return gradient ? gradient->to(dtype).contiguous() : at::Tensor();
+  };
+  // The states' gradients on their way back through time, [directions, B, P] and [.., H].
+  const auto carried = [&](const std::optional<at::Tensor>& gradient, const at::Tensor& like) {
+    return gradient ? gradient->to(options.dtype(accum), false, /*copy=*/true).contiguous()
+                    : at::zeros(like.sizes(), options.dtype(accum));
+  };
+
+  const at::Tensor hidden_0 = arguments.hidden.contiguous();
+  const at::Tensor cell_0 = arguments.cell.contiguous();
+  const at::Tensor output_rows = output.contiguous();
+  const at::Tensor grad_output = given(gradients.output, storage);
+  const at::Tensor grad_cells = given(gradients.cells, accum);
+  const at::Tensor grad_gates = given(gradients.gates, storage);
+  at::Tensor grad_hidden = carried(gradients.hidden_n, hidden_0);
+  at::Tensor grad_cell = carried(gradients.cell_n, cell_0);
+  at::Tensor grad_hidden_0, grad_cell_0;
+  if (sequence.reset && sequence.reset_to_initial) {
+    grad_hidden_0 = at::zeros_like(grad_hidden);
+    grad_cell_0 = at::zeros_like(grad_cell);
+  }
+  const at::Tensor grad_preactivations = at::empty({s.directions, s.N, 4 * s.H}, operands);
+  const at::Tensor hidden_before = at::empty({s.directions, s.N, s.P}, operands);
+  at::Tensor grad_projection, unprojected;
+  if (s.projected) {
+    grad_projection = at::empty({s.directions, s.N, s.P}, operands);
+    unprojected = at::empty({s.directions, s.N, s.H}, operands);
+  }
+
+  std::vector<DirectionBackward> directions;
+  for (int64_t d = 0; d < s.directions; ++d) {
+    const Weights w = weights_of(arguments.weights, s, d);
+    DirectionBackward backward = {};
+    backward.reverse = d == 1;
+    backward.weight_hh = operand(device, w.hh);
+    backward.weight_hr = operand(device, w.hr);
+    backward.hidden_0 = hidden_0.select(0, d);
+    backward.cell_0 = cell_0.select(0, d);
+    backward.gates = gates.select(0, d).contiguous();
+    backward.cells = cells.select(0, d).contiguous();
+    backward.output = output_rows.narrow(-1, d * s.P, s.P);
+    if (grad_output.defined()) backward.grad_output = grad_output.narrow(-1, d * s.P, s.P);
+    backward.grad_cells = direction_of(grad_cells, d);
+    backward.grad_gates = direction_of(grad_gates, d);
+    backward.grad_hidden = grad_hidden.select(0, d);
+    backward.grad_cell = grad_cell.select(0, d);
+    backward.grad_hidden_0 = direction_of(grad_hidden_0, d);
+    backward.grad_cell_0 = direction_of(grad_cell_0, d);
+    backward.grad_preactivations = grad_preactivations.select(0, d);
+    backward.hidden_before = hidden_before.select(0, d);
+    backward.grad_projection = direction_of(grad_projection, d);
+    backward.unprojected = direction_of(unprojected, d);
+    directions.push_back(std::move(backward));
+  }
+  if (s.N > 0) device.backward(sequence, directions);
+
+  if (const auto from_zero = starts_from_zero(sequence)) {
+    grad_hidden.select(0, 0).masked_fill_(from_zero->unsqueeze(1), 0);
+  }
+  if (grad_hidden_0.defined()) {
+    grad_hidden.add_(grad_hidden_0);
+    grad_cell.add_(grad_cell_0);
+  }
+
+  at::Tensor grad_input = at::empty({0}, options);
+  if (input_needed) {
+    at::Tensor sum = at::empty({s.N, s.D}, operands);
+    for (int64_t d = 0; d < s.directions; ++d) {
+      const Weights w = weights_of(arguments.weights, s, d);
+      device.product(sum, directions[d].grad_preactivations, operand(device, w.ih), d > 0);
+    }
+    grad_input = sum.to(storage).view(arguments.input.sizes());
+  }
+
+  std::vector<at::Tensor> grad_weights;
+  if (weights_needed) {
+    at::Tensor x = operand(device, arguments.input);
+    if (sequence.lengths) {
+      // What stands in the padding, NaN even, must not reach the weights through 0 * x.
+      const at::Tensor steps = at::arange(s.T, sequence.lengths->options()).unsqueeze(1);
+      x = x.masked_fill(steps.ge(*sequence.lengths).unsqueeze(2), 0);
+    }
+    x = x.view({s.N, s.D});
+    const auto grad_weight = [&](const at::Tensor& rows, const at::Tensor& columns) {
+      at::Tensor grad = at::empty({rows.size(1), columns.size(1)}, operands);
+      device.product(grad, rows.t(), columns, /*accumulate=*/false);
+      return grad.to(storage);
+    };
+    for (const DirectionBackward& d : directions) {
+      grad_weights.push_back(grad_weight(d.grad_preactivations, x));
+      grad_weights.push_back(grad_weight(d.grad_preactivations, d.hidden_before));
+      if (s.biases) {
+        grad_weights.push_back(d.grad_preactivations.sum(0).to(storage));
+        grad_weights.push_back(grad_weights.back().clone());
+      }
+      if (s.projected) grad_weights.push_back(grad_weight(d.grad_projection, d.unprojected));
+    }
+  }
+  return {grad_input, grad_hidden.to(storage), grad_cell.to(storage), grad_weights};
+}
+
+}  // namespace fused_lstm

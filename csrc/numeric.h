@@ -1,0 +1,200 @@
+// Number types and lanes: what lets the cell's arithmetic stand once for a CUDA thread, a plain
+// scalar and a SIMD vector. Free of torch.
+#pragma once
+
+#include <cstdint>
+
+#ifdef __CUDACC__
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#define FUSED_LSTM_INLINE __host__ __device__ __forceinline__
+#else
+#define FUSED_LSTM_INLINE inline __attribute__((always_inline))
+#endif
+
+namespace fused_lstm {
+
+// 16-bit storage. All arithmetic on them is done in float32.
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+// The types of one layer.
+//   Storage: what the caller sees: input, output, gates, weights.
+//   Accum:   sums and the cell state: float32 or wider.
+//   Operand: what the recurrent matrix product reads.
+template <class Storage_, class Accum_, class Operand_>
+struct Types {
+  using Storage = Storage_;
+  using Accum = Accum_;
+  using Operand = Operand_;
+};
+
+// Everything below is compiled once for each instruction set: internal linkage keeps the linker
+// from handing code made for a newer processor to an older one.
+namespace {
+
+// What V consists of: its scalar, the integers of the same width and of 16 bits, the number of
+// lanes. cpu/vector.h adds the SIMD vectors.
+template <class V>
+struct Lanes;
+template <>
+struct Lanes<float> {
+  using Scalar = float;
+  using Integer = int32_t;
+  using Narrow = uint16_t;
+  static constexpr int count = 1;
+};
+template <>
+struct Lanes<double> {
+  using Scalar = double;
+  using Integer = int64_t;
+  static constexpr int count = 1;
+};
+
+template <class To, class From>
+FUSED_LSTM_INLINE To bits_as(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "bits_as keeps the size");
+  To to;
+  __builtin_memcpy(&to, &from, sizeof(To));
+  return to;
+}
+
+template <class V>
+FUSED_LSTM_INLINE V fill(typename Lanes<V>::Scalar value) {
+  return V{} + value;
+}
+
+// Written so that NaN passes through: a comparison with NaN is false and keeps x.
+template <class V>
+FUSED_LSTM_INLINE V at_most(V x, typename Lanes<V>::Scalar limit) {
+  const V bound = fill<V>(limit);
+  return x > bound ? bound : x;
+}
+template <class V>
+FUSED_LSTM_INLINE V at_least(V x, typename Lanes<V>::Scalar limit) {
+  const V bound = fill<V>(limit);
+  return x < bound ? bound : x;
+}
+
+// Bit patterns of 16-bit numbers, held in the 32-bit lanes I, to float lanes F and back.
+// F and I are float and int32_t, or vectors of them. Rounding is to nearest even.
+template <class F, class I>
+FUSED_LSTM_INLINE F from_bfloat16(I bits) {
+  return bits_as<F>(bits << 16);
+}
+
+template <class F, class I>
+FUSED_LSTM_INLINE I to_bfloat16(F x) {
+  const I bits = bits_as<I>(x);
+  const I rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  const I quiet_nan = (bits >> 16) | 0x40;
+  return (x == x ? rounded : quiet_nan) & 0xffff;
+}
+
+template <class F, class I>
+FUSED_LSTM_INLINE F from_half(I bits) {
+  // 5 exponent bits moved under float's 8 leave a number 2^112 too small, subnormals included.
+  const F magnitude = bits_as<F>((bits & 0x7fff) << 13) * 0x1p112f;
+  const I finite = bits_as<I>(magnitude);
+  const I special = finite | 0x7f800000;
+  const I value = magnitude >= fill<F>(65536.0f) ? special : finite;
+  return bits_as<F>(value | ((bits & 0x8000) << 16));
+}
+
+template <class F, class I>
+FUSED_LSTM_INLINE I to_half(F x) {
+  const I bits = bits_as<I>(x);
+  const I magnitude = bits & 0x7fffffff;
+  const F absolute = bits_as<F>(magnitude);
+  const I normal = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  // Adding 0.5 lines a subnormal's bits up with the end of the mantissa, rounded by the addition.
+  const I subnormal = bits_as<I>(absolute + 0.5f) - 0x3f000000;
+  const I infinity = I{} + 0x7c00;
+  const I nan = I{} + 0x7e00;
+  const I finite = absolute < fill<F>(0x1p-14f) ? subnormal : normal;
+  const I overflow = x == x ? infinity : nan;
+  const I value = absolute < fill<F>(65536.0f) ? finite : overflow;
+  return value | ((bits >> 16) & 0x8000);
+}
+
+// The first `count` neighbours from memory into a block of lanes, and back.
+template <class Block, class T>
+FUSED_LSTM_INLINE Block copy_in(const T* from, int count) {
+  Block block{};
+  if (count * sizeof(T) == sizeof(Block)) {
+    __builtin_memcpy(&block, from, sizeof(Block));
+  } else {
+    __builtin_memcpy(&block, from, count * sizeof(T));
+  }
+  return block;
+}
+template <class Block, class T>
+FUSED_LSTM_INLINE void copy_out(T* to, const Block& block, int count) {
+  if (count * sizeof(T) == sizeof(Block)) {
+    __builtin_memcpy(to, &block, sizeof(Block));
+  } else {
+    __builtin_memcpy(to, &block, count * sizeof(T));
+  }
+}
+
+// 16-bit patterns to the 32-bit lanes of V and back.
+template <class V, class T>
+FUSED_LSTM_INLINE typename Lanes<V>::Integer widen(const T* from, int count) {
+  using Integer = typename Lanes<V>::Integer;
+  const auto narrow = copy_in<typename Lanes<V>::Narrow>(from, count);
+  if constexpr (Lanes<V>::count == 1) {
+    return static_cast<Integer>(narrow);
+  } else {
+    return __builtin_convertvector(narrow, Integer);
+  }
+}
+template <class V, class T>
+FUSED_LSTM_INLINE void narrow(T* to, typename Lanes<V>::Integer bits, int count) {
+  using Narrow = typename Lanes<V>::Narrow;
+  if constexpr (Lanes<V>::count == 1) {
+    copy_out(to, static_cast<Narrow>(bits), count);
+  } else {
+    copy_out(to, __builtin_convertvector(bits, Narrow), count);
+  }
+}
+
+// `count` numbers (at most Lanes<V>::count) from storage to the lanes that compute, and back.
+template <class V>
+FUSED_LSTM_INLINE V load(const typename Lanes<V>::Scalar* from, int count) {
+  return copy_in<V>(from, count);
+}
+template <class V>
+FUSED_LSTM_INLINE V load(const BFloat16* from, int count) {
+  return from_bfloat16<V, typename Lanes<V>::Integer>(widen<V>(from, count));
+}
+template <class V>
+FUSED_LSTM_INLINE V load(const Half* from, int count) {
+#ifdef __CUDA_ARCH__
+  return __half2float(bits_as<__half>(from->bits));
+#else
+  return from_half<V, typename Lanes<V>::Integer>(widen<V>(from, count));
+#endif
+}
+template <class V>
+FUSED_LSTM_INLINE void store(typename Lanes<V>::Scalar* to, V value, int count) {
+  copy_out(to, value, count);
+}
+template <class V>
+FUSED_LSTM_INLINE void store(BFloat16* to, V value, int count) {
+  narrow<V>(to, to_bfloat16<V, typename Lanes<V>::Integer>(value), count);
+}
+template <class V>
+FUSED_LSTM_INLINE void store(Half* to, V value, int count) {
+#ifdef __CUDA_ARCH__
+  to->bits = bits_as<uint16_t>(__float2half_rn(value));
+#else
+  narrow<V>(to, to_half<V, typename Lanes<V>::Integer>(value), count);
+#endif
+}
+
+}  // namespace
+}  // namespace fused_lstm

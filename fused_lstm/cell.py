@@ -1,0 +1,89 @@
+"""FusedLSTMCell: torch.nn.LSTMCell on the fused cell operator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fused_lstm import ops
+
+
+class FusedLSTMCell(nn.RNNCellBase):
+    """Drop-in for `torch.nn.LSTMCell`: one time step, for loops that must see every state.
+
+    Parameters, their names, order and initial values are those of `nn.LSTMCell`; a state_dict
+    goes both ways.
+
+    Args:
+        input_size: D, features of the input.
+        hidden_size: H, features of the hidden and of the cell state.
+        bias: False leaves out bias_ih and bias_hh.
+        device, dtype: of the parameters.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The next hidden and cell state.
+
+        Args:
+            input: [B, D], or [D] for one sequence without a batch.
+            hx: the hidden and the cell state, [B, H] each ([H] without a batch); zeros if None.
+
+        Returns:
+            The next hidden and cell state, shaped as hx.
+
+        Raises:
+            ValueError: input or a state has neither one nor two dimensions.
+            RuntimeError: a shape, dtype or device that does not fit; the message names it.
+        """
+        if input.dim() not in (1, 2):
+            raise ValueError(
+                f"FusedLSTMCell: Expected input to be 1D or 2D, got {input.dim()}D instead"
+            )
+        batched = input.dim() == 2
+        if hx is None:
+            shape = (*input.shape[:-1], self.hidden_size)
+            zeros = torch.zeros(shape, dtype=input.dtype, device=input.device)
+            hx = (zeros, zeros)
+        hidden, cell = hx
+        for index, state in enumerate((hidden, cell)):
+            if state.dim() not in (1, 2):
+                raise ValueError(
+                    f"FusedLSTMCell: Expected hx[{index}] to be 1D or 2D, "
+                    f"got {state.dim()}D instead"
+                )
+            if state.dim() != input.dim():
+                raise RuntimeError(
+                    f"hx[{index}] is {state.dim()}D, must be {input.dim()}D as the input is"
+                )
+        if input.size(-1) != self.input_size:
+            raise RuntimeError(
+                f"input has inconsistent input_size: got {input.size(-1)}, "
+                f"expected {self.input_size}"
+            )
+        if not batched:
+            input, hidden, cell = input.unsqueeze(0), hidden.unsqueeze(0), cell.unsqueeze(0)
+        weights = [self.weight_ih, self.weight_hh]
+        if self.bias:
+            weights += [self.bias_ih, self.bias_hh]
+        hidden, cell = ops.cell(input, hidden, cell, weights)
+        return (hidden, cell) if batched else (hidden.squeeze(0), cell.squeeze(0))
+
+    def __prepare_scriptable__(self) -> nn.LSTMCell:
+        """torch.jit.script compiles the same cell as nn.LSTMCell, on the same parameters."""
+        twin = nn.LSTMCell(self.input_size, self.hidden_size, self.bias, device="meta")
+        twin._parameters.update(self._parameters)
+        return twin.train(self.training)

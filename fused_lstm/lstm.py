@@ -1,0 +1,311 @@
+"""FusedLSTM: torch.nn.LSTM on the fused layer operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from fused_lstm import ops
+
+State = tuple[Tensor, Tensor]
+
+
+class LSTMStates(NamedTuple):
+    """What an LSTM computed inside, for each layer and direction.
+
+    Both are indexed by layer * num_directions + direction, as h_n is, and laid out as the output:
+    [T, B, ...], [B, T, ...] with batch_first, [T, ...] without a batch, or a PackedSequence.
+
+    Attributes:
+        cells: the cell state after each step, [T, B, H], in float32 or wider. Past the end of a
+            sequence it stays what it was.
+        gates: the activations of the gates i, f, g, o, [T, B, 4, H]. Zero past the end.
+    """
+
+    cells: tuple[Tensor | PackedSequence, ...]
+    gates: tuple[Tensor | PackedSequence, ...]
+
+
+class FusedLSTM(nn.RNNBase):
+    """Drop-in for `torch.nn.LSTM`: same arguments, parameters, results and state_dict.
+
+    The one difference by type: it is an `nn.RNNBase`, not an `nn.LSTM` (torch.compile breaks the
+    graph at every subclass of that one).
+
+    Args:
+        input_size: D, features of the input.
+        hidden_size: H, features of the cell state.
+        num_layers: layers, each reading the output of the one before.
+        bias: False leaves out bias_ih and bias_hh.
+        batch_first: input and output are [B, T, ...] rather than [T, B, ...].
+        dropout: probability with which, in training, each output of a layer but the last is
+            zeroed.
+        bidirectional: a second direction from the last step to the first.
+        proj_size: P > 0 projects the hidden state to P features.
+        device, dtype: of the parameters. float32, float64, bfloat16 or float16; sums and the cell
+            state are in float32 or wider.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(
+            "LSTM",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            device,
+            dtype,
+        )
+
+    def flatten_parameters(self) -> None:
+        """Nothing to do: the kernels take each weight where it is."""
+
+    def forward(  # type: ignore[override]
+        self,
+        input: Tensor | PackedSequence,
+        hx: State | None = None,
+        *,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+        reset_to: str = "zero",
+        return_states: bool = False,
+    ) -> Any:
+        """Runs the sequence through all layers.
+
+        T steps, B sequences, P = proj_size or H, L = num_layers, n = 2 if bidirectional else 1.
+
+        Args:
+            input: [T, B, D]; [B, T, D] with batch_first; [T, D] without a batch; or a
+                PackedSequence.
+            hx: the initial hidden [n L, B, P] and cell state [n L, B, H] (without B for input
+                without a batch); zeros if None. Never batch first.
+            lengths: [B] int64 on the input's device, in any order, 0 to T: the steps that each
+                sequence has. No packing, no synchronisation. Outputs past the end are zero, h_n
+                and c_n are each sequence's own last, the reverse direction starts at each
+                sequence's own last step.
+            reset: bool, [T, B] ([B, T] with batch_first, [T] without a batch): a new episode
+                starts before this step. The reverse direction, which crosses the border from the
+                other side, starts afresh before the step before it.
+            reset_to: an episode starts from "zero" or from "initial", the state in hx.
+            return_states: also return all cell states and gates.
+
+        Returns:
+            output, (h_n, c_n), as nn.LSTM: output is [T, B, n P], laid out as the input; h_n
+            [n L, B, P]; c_n [n L, B, H]. With return_states a third value, LSTMStates. All of
+            them are differentiable.
+
+        Raises:
+            ValueError: wrong number of dimensions of the input, wrong input dtype, or lengths or
+                reset beside a PackedSequence.
+            RuntimeError: a size, dtype or device that does not fit; the message names it.
+        """
+        options = (lengths, reset, reset_to, return_states)
+        return run(self, ops.layer, input, hx, *options)
+
+    # What nn.LSTM has beyond nn.RNNBase, for code that calls or overrides it.
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
+    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
+
+    def __prepare_scriptable__(self) -> nn.LSTM:
+        """torch.jit.script compiles the same layers as nn.LSTM, on the same parameters."""
+        twin = nn.LSTM(
+            self.input_size,
+            self.hidden_size,
+            self.num_layers,
+            self.bias,
+            self.batch_first,
+            self.dropout,
+            self.bidirectional,
+            self.proj_size,
+            device="meta",
+        )
+        for name in self._flat_weights_names:
+            setattr(twin, name, getattr(self, name))
+        twin._init_flat_weights()
+        return twin.train(self.training)
+
+
+def run(
+    module: nn.RNNBase,
+    layer: Callable[..., ops.Result],
+    input: Tensor | PackedSequence,
+    hx: State | None = None,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reset_to: str = "zero",
+    return_states: bool = False,
+) -> Any:
+    """FusedLSTM.forward with `layer`, `ops.layer` or its definition, for each layer."""
+    if reset_to not in ("zero", "initial"):
+        raise ValueError(f"reset_to is {reset_to!r}, must be 'zero' or 'initial'")
+    packed = input if isinstance(input, PackedSequence) else None
+    if packed is not None:
+        if lengths is not None or reset is not None:
+            raise ValueError("lengths and reset go with a padded input, not a PackedSequence")
+        x, hx = _checked_packed(module, packed, hx)
+        batch_sizes = packed.batch_sizes
+    else:
+        x, hx, lengths, reset = _checked_padded(module, input, hx, lengths, reset)
+        batch_sizes = None
+
+    directions = 2 if module.bidirectional else 1
+    weights = _weights(module)
+    each = len(weights) // module.num_layers
+    h_n, c_n, cells, gates = [], [], [], []
+    for k in range(module.num_layers):
+        if k > 0 and module.dropout > 0:
+            x = F.dropout(x, module.dropout, module.training)
+        states = slice(k * directions, (k + 1) * directions)
+        one = module.num_layers == 1
+        x, h, c, cell, gate = layer(
+            x,
+            hx[0] if one else hx[0][states],
+            hx[1] if one else hx[1][states],
+            weights[k * each : (k + 1) * each],
+            batch_sizes=batch_sizes,
+            lengths=lengths,
+            reset=reset,
+            reset_to_initial=reset_to == "initial",
+            keep_states=return_states,
+        )
+        h_n.append(h)
+        c_n.append(c)
+        if return_states:
+            cells.extend(cell)
+            gates.extend(g.unflatten(-1, (4, -1)) for g in gate)
+    final = (
+        h_n[0] if len(h_n) == 1 else torch.cat(h_n),
+        c_n[0] if len(c_n) == 1 else torch.cat(c_n),
+    )
+
+    def laid_out(rows: Tensor) -> Tensor | PackedSequence:
+        """[T, B, ...] or [N, ...] as the caller's input was."""
+        if packed is not None:
+            return PackedSequence(
+                rows, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices
+            )
+        if unbatched:
+            return rows.squeeze(1)
+        return rows.transpose(0, 1) if module.batch_first else rows
+
+    unbatched = isinstance(input, Tensor) and input.dim() == 2
+    if packed is not None:
+        final = _permuted(final, packed.unsorted_indices)
+    elif unbatched:
+        final = (final[0].squeeze(1), final[1].squeeze(1))
+    output = laid_out(x)
+    if not return_states:
+        return output, final
+    kept = LSTMStates(tuple(map(laid_out, cells)), tuple(map(laid_out, gates)))
+    return output, final, kept
+
+
+def _weights(module: nn.RNNBase) -> Sequence[Tensor]:
+    """The parameters as they are now: a parametrisation or a hook may have made new ones."""
+    if torch.compiler.is_compiling():
+        return [getattr(module, name) for name in module._flat_weights_names]
+    module._update_flat_weights()
+    return module._flat_weights  # type: ignore[return-value]
+
+
+def _checked_padded(
+    module: nn.RNNBase,
+    input: Tensor,
+    hx: State | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+) -> tuple[Tensor, State, Tensor | None, Tensor | None]:
+    """input as [T, B, D], hx as [n L, B, ...], lengths as [B], reset as [T, B]."""
+    if input.dim() not in (2, 3):
+        raise ValueError(f"FusedLSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
+    batched = input.dim() == 3
+    if hx is not None and not hx[0].dim() == hx[1].dim() == input.dim():
+        kind = "batched 3-D" if batched else "unbatched 2-D"
+        raise RuntimeError(
+            f"For {kind} input, hx and cx should also be {input.dim()}-D "
+            f"but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
+        )
+    if not batched:
+        input = input.unsqueeze(1)
+        if hx is not None:
+            hx = (hx[0].unsqueeze(1), hx[1].unsqueeze(1))
+    elif module.batch_first:
+        input = input.transpose(0, 1)
+    module.check_input(input, None)
+    T, B, _ = input.shape
+    if T == 0:
+        raise RuntimeError("input has sequence length 0, must be at least 1")
+    hx = _checked_state(module, hx, B, input)
+    if lengths is not None:
+        lengths = lengths if batched else lengths.reshape(-1)
+        if lengths.shape != (B,):
+            raise RuntimeError(f"lengths has shape {list(lengths.shape)}, must be [{B}]")
+        if lengths.dtype != torch.int64:
+            raise RuntimeError(f"lengths has dtype {lengths.dtype}, must be torch.int64")
+    if reset is not None:
+        wanted = (T, B) if not (batched and module.batch_first) else (B, T)
+        wanted = wanted if batched else (T,)
+        if reset.shape != wanted:
+            raise RuntimeError(f"reset has shape {list(reset.shape)}, must be {list(wanted)}")
+        if reset.dtype != torch.bool:
+            raise RuntimeError(f"reset has dtype {reset.dtype}, must be torch.bool")
+        if not batched:
+            reset = reset.unsqueeze(1)
+        elif module.batch_first:
+            reset = reset.transpose(0, 1)
+    return input, hx, lengths, reset
+
+
+def _checked_packed(
+    module: nn.RNNBase, packed: PackedSequence, hx: State | None
+) -> tuple[Tensor, State]:
+    """data [N, D], and hx in the order in which the batch is sorted."""
+    module.check_input(packed.data, packed.batch_sizes)
+    B = int(packed.batch_sizes[0])
+    hx = _checked_state(module, hx, B, packed.data)
+    return packed.data, _permuted(hx, packed.sorted_indices)
+
+
+def _checked_state(module: nn.RNNBase, hx: State | None, B: int, input: Tensor) -> State:
+    layers = module.num_layers * (2 if module.bidirectional else 1)
+    shapes = (
+        (layers, B, module.proj_size or module.hidden_size),
+        (layers, B, module.hidden_size),
+    )
+    if hx is None:
+        hidden = input.new_zeros(shapes[0])
+        return hidden, hidden if shapes[0] == shapes[1] else input.new_zeros(shapes[1])
+    for index, shape in enumerate(shapes):
+        if hx[index].shape != shape:
+            raise RuntimeError(
+                f"Expected hidden[{index}] size {shape}, got {list(hx[index].shape)}"
+            )
+    return hx[0], hx[1]
+
+
+def _permuted(state: State, permutation: Tensor | None) -> State:
+    if permutation is None:
+        return state
+    return state[0].index_select(1, permutation), state[1].index_select(1, permutation)

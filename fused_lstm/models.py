@@ -1,0 +1,304 @@
+"""Three task models on an LSTM: a classifier, a sequence predictor, an encoder and decoder.
+
+Their positional arguments and results are those of the usual `nn.LSTM` examples, so code written
+against such models runs unchanged; everything beyond them is keyword-only. All take batch-first
+input. `lstm=` is the class to build on: `FusedLSTM`, `nn.LSTM` (the same seed then gives the
+same weights), or a `functools.partial` of either, for `dropout` and the like.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from fused_lstm.lstm import FusedLSTM
+
+Pooling = Literal["last", "mean", "max"]
+Summary = Literal["last_step", "final_states"]
+Hidden = tuple[Tensor, Tensor]
+
+
+def _run(lstm: nn.Module, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Hidden]:
+    """`lstm` over x [B, T, D], each sequence to its own end: what `lengths=` of FusedLSTM does.
+
+    Any other class gets the sequences packed, as nn.LSTM needs them, which copies the lengths to
+    the host.
+    """
+    if lengths is not None and x.dim() != 3:
+        raise ValueError(f"x has {x.dim()} dimensions, but must have 3 (batch, seq, input_size)")
+    result: tuple[Tensor, Hidden]
+    if isinstance(lstm, FusedLSTM):
+        result = lstm(x, lengths=lengths)
+    elif lengths is None:
+        result = lstm(x)
+    else:
+        # Packing refuses an empty sequence: it runs for one step, whose results give way to zeros.
+        empty = lengths == 0  # [B]
+        packed = pack_padded_sequence(
+            x, (lengths + empty).cpu(), batch_first=True, enforce_sorted=False
+        )
+        packed, (h_n, c_n) = lstm(packed)
+        output, _ = pad_packed_sequence(packed, batch_first=True, total_length=x.size(1))
+        hidden = h_n.masked_fill(empty[:, None], 0), c_n.masked_fill(empty[:, None], 0)
+        result = output.masked_fill(empty[:, None, None], 0), hidden
+    return result
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        listed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"{name} is {value!r}, but must be one of {listed}")
+
+
+class LSTMClassifier(nn.Module):
+    """One label a sequence.
+
+    Args:
+        input_size: features of a time step.
+        hidden_size: features of the hidden state, H.
+        num_classes: logits per sequence.
+        num_layers: stacked LSTM layers.
+        pooling: what of the last layer goes into the linear layer: `"last"`, the final hidden
+            state `h_n[-1]`; `"mean"` or `"max"`, its hidden states over all time steps.
+        lstm: the LSTM class to build on.
+
+    Raises:
+        ValueError: `pooling` is none of the three.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_classes: int,
+        num_layers: int = 1,
+        *,
+        pooling: Pooling = "last",
+        lstm: Callable[..., nn.Module] = FusedLSTM,
+    ) -> None:
+        super().__init__()
+        _check_choice("pooling", pooling, get_args(Pooling))
+        self.pooling = pooling
+        self.lstm = lstm(input_size, hidden_size, num_layers, batch_first=True)
+        self.fc = nn.Linear(hidden_size, num_classes)
+
+    def forward(self, x: Tensor, *, lengths: Tensor | None = None) -> Tensor:
+        """Logits (batch, num_classes) of x (batch, seq, input_size).
+
+        `lengths` (batch,), int64 on x's device, are the steps of x that count in each sequence,
+        0 to seq; what lies beyond them never reaches the logits. An empty sequence is pooled to
+        zeros.
+        """
+        output, (h_n, _) = _run(self.lstm, x, lengths)  # [B, T, H], [L, B, H]
+        logits: Tensor = self.fc(self._pool(output, h_n, lengths))
+        return logits
+
+    def _pool(self, output: Tensor, h_n: Tensor, lengths: Tensor | None) -> Tensor:
+        if self.pooling == "last":
+            return h_n[-1]  # [B, H]
+        if lengths is None:
+            return output.mean(-2) if self.pooling == "mean" else output.amax(-2)
+        if self.pooling == "mean":  # past its end a sequence's output is zero
+            return output.sum(1) / lengths.clamp(min=1)[:, None]
+        padding = torch.arange(output.size(1), device=output.device) >= lengths[:, None]  # [B, T]
+        highest = output.masked_fill(padding[:, :, None], -torch.inf).amax(1)  # [B, H]
+        return highest.masked_fill((lengths == 0)[:, None], 0)
+
+    def extra_repr(self) -> str:
+        return f"pooling={self.pooling!r}"
+
+
+class LSTMSequencePredictor(nn.Module):
+    """One vector of values a sequence, from a bidirectional LSTM.
+
+    With `summary="last_step"` the linear layer sees `output[:, -1, :]`, the last layer's hidden
+    states at the last time step. Its two halves are not alike: the forward half has read the whole
+    sequence, but the reverse direction starts at the end, so its half has read **one step only**,
+    the last one. `summary="final_states"` takes the reverse direction's final state in its place,
+    which stands at the first time step (`output[:, 0, hidden_size:]`, also `h_n[-1]`) and has
+    read the whole sequence too.
+
+    Args:
+        input_size: features of a time step.
+        hidden_size: features of the hidden state of each direction, H.
+        output_size: values per sequence.
+        num_layers: stacked LSTM layers, each of both directions.
+        summary: `"last_step"` or `"final_states"`, as above.
+        lstm: the LSTM class to build on.
+
+    Raises:
+        ValueError: `summary` is neither.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        output_size: int,
+        num_layers: int = 1,
+        *,
+        summary: Summary = "last_step",
+        lstm: Callable[..., nn.Module] = FusedLSTM,
+    ) -> None:
+        super().__init__()
+        _check_choice("summary", summary, get_args(Summary))
+        self.summary = summary
+        self.lstm = lstm(input_size, hidden_size, num_layers, batch_first=True, bidirectional=True)
+        self.fc = nn.Linear(2 * hidden_size, output_size)
+
+    def forward(self, x: Tensor, *, lengths: Tensor | None = None) -> Tensor:
+        """Predictions (batch, output_size) of x (batch, seq, input_size).
+
+        `lengths` (batch,), int64 on x's device, are the steps of x that count in each sequence,
+        0 to seq: the last step is then each sequence's own, and the reverse direction starts there.
+        An empty sequence is summarised as zeros.
+        """
+        output, (h_n, _) = _run(self.lstm, x, lengths)  # [B, T, 2H], [2L, B, H]
+        if self.summary == "final_states":
+            summary = torch.cat([h_n[-2], h_n[-1]], dim=-1)  # [B, 2H], forward then reverse
+        elif lengths is None:
+            summary = output[..., -1, :]
+        else:
+            last = (lengths - 1).clamp(min=0)  # [B]
+            summary = output[torch.arange(output.size(0), device=output.device), last]
+        prediction: Tensor = self.fc(summary)
+        return prediction
+
+    def extra_repr(self) -> str:
+        return f"summary={self.summary!r}"
+
+
+class Encoder(nn.Module):
+    """A sequence to the final states of an LSTM, (h_n, c_n), from which a Decoder can start.
+
+    Args:
+        input_size: features of a time step.
+        hidden_size: features of the hidden state, H.
+        num_layers: stacked LSTM layers, L.
+        lstm: the LSTM class to build on.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        lstm: Callable[..., nn.Module] = FusedLSTM,
+    ) -> None:
+        super().__init__()
+        self.lstm = lstm(input_size, hidden_size, num_layers, batch_first=True)
+
+    def forward(self, x: Tensor, *, lengths: Tensor | None = None) -> Hidden:
+        """(h_n, c_n), each (num_layers, batch, hidden_size), of x (batch, seq, input_size).
+
+        `lengths` (batch,), int64 on x's device, are the steps of x that count in each sequence,
+        0 to seq: the states are those of each sequence's own last step (of an empty one: zeros).
+        """
+        _, hidden = _run(self.lstm, x, lengths)
+        return hidden
+
+
+class Decoder(nn.Module):
+    """A prediction at every step, from the states of an Encoder on.
+
+    Args:
+        output_size: features of a step, in and out.
+        hidden_size: features of the hidden state, as the Encoder's.
+        num_layers: stacked LSTM layers, as the Encoder's.
+        lstm: the LSTM class to build on.
+    """
+
+    def __init__(
+        self,
+        output_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        *,
+        lstm: Callable[..., nn.Module] = FusedLSTM,
+    ) -> None:
+        super().__init__()
+        self.lstm = lstm(output_size, hidden_size, num_layers, batch_first=True)
+        self.fc = nn.Linear(hidden_size, output_size)
+
+    def forward(self, x: Tensor, h_0: Tensor, c_0: Tensor) -> Tensor:
+        """Predictions (batch, seq, output_size) of x (batch, seq, output_size).
+
+        `h_0` and `c_0` are each (num_layers, batch, hidden_size).
+        """
+        prediction, _ = self.advance(x, (h_0, c_0))
+        return prediction
+
+    def advance(self, x: Tensor, hidden: Hidden) -> tuple[Tensor, Hidden]:
+        """As forward, and the states after the last step of x, to go on from."""
+        output, hidden = self.lstm(x, hidden)  # [B, T, H]
+        return self.fc(output), hidden
+
+
+class Seq2Seq(nn.Module):
+    """A sequence to another one: an Encoder reads the first, a Decoder goes on from its states.
+
+    Args:
+        input_size: features of a step of the source.
+        hidden_size: features of the hidden state of both.
+        output_size: features of a step of the target.
+        num_layers: stacked LSTM layers of both.
+        lstm: the LSTM class to build both on.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        output_size: int,
+        num_layers: int = 1,
+        *,
+        lstm: Callable[..., nn.Module] = FusedLSTM,
+    ) -> None:
+        super().__init__()
+        self.encoder = Encoder(input_size, hidden_size, num_layers, lstm=lstm)
+        self.decoder = Decoder(output_size, hidden_size, num_layers, lstm=lstm)
+
+    def forward(self, src: Tensor, tgt: Tensor, *, lengths: Tensor | None = None) -> Tensor:
+        """Predictions (batch, tgt_len, output_size) under teacher forcing.
+
+        Step t of the result has read all of `src` (batch, src_len, input_size) and steps 0 to t
+        of `tgt` (batch, tgt_len, output_size), which is fed as it is: to train it to predict, the
+        target of the loss is `tgt` one step ahead. `lengths` (batch,), int64 on src's device,
+        are the steps of `src` that count in each sequence; `tgt` needs none, since padding
+        behind a sequence's end cannot reach back.
+        """
+        h_n, c_n = self.encoder(src, lengths=lengths)
+        output: Tensor = self.decoder(tgt, h_n, c_n)
+        return output
+
+    def generate(
+        self, src: Tensor, steps: int, start: Tensor, *, lengths: Tensor | None = None
+    ) -> Tensor:
+        """The decoder's own continuation, (batch, steps, output_size).
+
+        `start` (batch, output_size) is the decoder's first input; each prediction is the next.
+        Gradients flow through all of them, unless under `torch.no_grad`. `lengths` as in
+        forward.
+
+        Raises:
+            ValueError: `steps` is less than 1, or `start` is not of that shape.
+        """
+        if steps < 1:
+            raise ValueError(f"steps is {steps}, but must be at least 1")
+        wanted = (src.size(0), self.decoder.fc.out_features)
+        if start.shape != wanted:
+            raise ValueError(
+                f"start has shape {tuple(start.shape)}, but must be (batch, output_size) = {wanted}"
+            )
+        hidden = self.encoder(src, lengths=lengths)
+        step = start[:, None]  # [B, 1, O]
+        predictions = []
+        for _ in range(steps):
+            step, hidden = self.decoder.advance(step, hidden)
+            predictions.append(step)
+        return torch.cat(predictions, dim=1)

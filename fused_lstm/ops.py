@@ -1,0 +1,226 @@
+"""The operators: public functions, then what torch.compile needs to know of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from fused_lstm import reference
+
+try:
+    from fused_lstm import _C
+except ImportError as error:
+    raise ImportError(
+        "fused_lstm._C, the compiled half of fused_lstm, cannot be loaded for torch "
+        f"{torch.__version__} ({error}). Build it for this torch with `pip install .` in the "
+        "project's folder; from a source tree that is imported in place, with "
+        "`python setup.py build_ext --inplace`."
+    ) from error
+
+Result = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+def _use_definition() -> bool:
+    """The one place that decides between the fused operators and the plain-PyTorch definition.
+
+    C++ autograd knows neither torch.func's transforms nor forward-mode derivatives.
+    """
+    return bool(
+        torch._C._are_functorch_transforms_active()  # type: ignore[attr-defined]
+        or forward_ad._current_level >= 0
+    )
+
+
+def layer(
+    input: Tensor,
+    hidden: Tensor,
+    cell: Tensor,
+    weights: Sequence[Tensor],
+    *,
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reset_to_initial: bool = False,
+    keep_states: bool = False,
+) -> Result:
+    """One LSTM layer, one or two directions, over all time steps. Differentiable.
+
+    T steps, B sequences, D input features, H hidden units, P features of the hidden state
+    (proj_size, or H), N rows of a packed batch.
+
+    Args:
+        input: [T, B, D], or [N, D] with `batch_sizes`.
+        hidden: [directions, B, P], the initial hidden state.
+        cell: [directions, B, H], the initial cell state.
+        weights: for each direction weight_ih [4H, D], weight_hh [4H, P], then bias_ih and bias_hh
+            [4H] if there are biases, then weight_hr [P, H] if there is a projection.
+        batch_sizes: [T] int64 on the CPU, as a PackedSequence has it.
+        lengths: [B] int64, on the input's device: steps of each sequence, 0 to T. Outputs past the
+            end are zero; the final states are those of each sequence's own last step.
+        reset: [T, B] bool: a new episode starts before this step. The reverse direction, which
+            crosses the border from the other side, starts afresh before the step before it.
+        reset_to_initial: an episode starts from `hidden` and `cell`, rather than from zero.
+        keep_states: fill `cells` and `gates` even where no gradient needs them.
+
+    Returns:
+        output [T, B, directions * P] or [N, directions * P]; the final hidden state
+        [directions, B, P] and cell state [directions, B, H]; the cell state after each step,
+        [directions, T, B, H] or [directions, N, H], in float32 or wider; and the activated gates
+        i f g o, [directions, T, B, 4H] or [directions, N, 4H]. The last two are empty unless kept.
+
+    Raises:
+        RuntimeError: a shape, dtype or device that does not fit; the message names the argument.
+
+    Equivalent to: `reference.layer`.
+    """
+    compute = reference.layer if _use_definition() else torch.ops.fused_lstm.layer.default
+    result: Result = compute(
+        input,
+        hidden,
+        cell,
+        weights,
+        batch_sizes=batch_sizes,
+        lengths=lengths,
+        reset=reset,
+        reset_to_initial=reset_to_initial,
+        keep_states=keep_states,
+    )
+    return result
+
+
+def cell(
+    input: Tensor, hidden: Tensor, cell: Tensor, weights: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """One step of an LSTM: input [B, D], hidden [B, H], cell [B, H] to the next two.
+
+    `weights` are weight_ih [4H, D], weight_hh [4H, H] and, if there are biases, bias_ih and
+    bias_hh [4H]. Differentiable. Raises RuntimeError as `layer` does.
+
+    Equivalent to: `reference.cell`.
+    """
+    if _use_definition():
+        return reference.cell(input, hidden, cell, weights)
+    hidden_n, cell_n, _, _ = torch.ops.fused_lstm.cell.default(input, hidden, cell, weights)
+    return hidden_n, cell_n
+
+
+_library = torch.library.Library("fused_lstm", "IMPL")
+_library.impl("layer_definition", reference.layer, "CompositeImplicitAutograd")
+
+
+def _accum(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+@torch.library.register_fake("fused_lstm::layer")
+def _layer_fake(
+    input: Tensor,
+    hidden: Tensor,
+    cell: Tensor,
+    weights: list[Tensor],
+    *,
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reset_to_initial: bool = False,
+    keep_states: bool = False,
+) -> Result:
+    directions, _, P = hidden.shape
+    H = cell.size(2)
+    rows = input.shape[:-1]  # [T, B] or [N]
+    kept = [(directions, *rows, H), (directions, *rows, 4 * H)] if keep_states else [(0,), (0,)]
+    return (
+        input.new_empty((*rows, directions * P)),
+        hidden.new_empty(hidden.shape),
+        cell.new_empty(cell.shape),
+        input.new_empty(kept[0], dtype=_accum(input.dtype)),
+        input.new_empty(kept[1]),
+    )
+
+
+def _input_gradients_fake(
+    input: Tensor,
+    hidden: Tensor,
+    cell: Tensor,
+    weights: list[Tensor],
+    input_needed: bool,
+    weights_needed: bool,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    return (
+        input.new_empty(input.shape if input_needed else (0,)),
+        hidden.new_empty(hidden.shape),
+        cell.new_empty(cell.shape),
+        [w.new_empty(w.shape) for w in weights] if weights_needed else [],
+    )
+
+
+@torch.library.register_fake("fused_lstm::layer_backward")
+def _layer_backward_fake(
+    grad_output: Tensor | None,
+    grad_hidden_n: Tensor | None,
+    grad_cell_n: Tensor | None,
+    grad_cells: Tensor | None,
+    grad_gates: Tensor | None,
+    input: Tensor,
+    hidden: Tensor,
+    cell: Tensor,
+    weights: list[Tensor],
+    output: Tensor,
+    cells: Tensor,
+    gates: Tensor,
+    *,
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reset_to_initial: bool = False,
+    input_needed: bool = True,
+    weights_needed: bool = True,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    return _input_gradients_fake(input, hidden, cell, weights, input_needed, weights_needed)
+
+
+@torch.library.register_fake("fused_lstm::cell")
+def _cell_fake(
+    input: Tensor,
+    hidden: Tensor,
+    cell: Tensor,
+    weights: list[Tensor],
+    *,
+    keep_states: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    B, H = cell.shape
+    kept = [(B, H), (B, 4 * H)] if keep_states else [(0,), (0,)]
+    return (
+        hidden.new_empty(hidden.shape),
+        cell.new_empty(cell.shape),
+        cell.new_empty(kept[0], dtype=_accum(cell.dtype)),
+        cell.new_empty(kept[1]),
+    )
+
+
+@torch.library.register_fake("fused_lstm::cell_backward")
+def _cell_backward_fake(
+    grad_hidden_n: Tensor | None,
+    grad_cell_n: Tensor | None,
+    grad_cells: Tensor | None,
+    grad_gates: Tensor | None,
+    input: Tensor,
+    hidden: Tensor,
+    cell: Tensor,
+    weights: list[Tensor],
+    hidden_n: Tensor,
+    cells: Tensor,
+    gates: Tensor,
+    *,
+    input_needed: bool = True,
+    weights_needed: bool = True,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    return _input_gradients_fake(input, hidden, cell, weights, input_needed, weights_needed)
+
+
+build_info = _C.build_info
+cpu_instruction_set = _C.cpu_instruction_set
+plan = _C.plan

@@ -1,0 +1,110 @@
+"""The definition of the layer in plain PyTorch.
+
+It is the oracle of every test, the documentation of the maths, and what runs where the fused
+operators cannot: under `torch.func` transforms, forward-mode derivatives and double backward.
+
+    i = sigmoid(x W_ii' + b_ii + h W_hi' + b_hi)      f, o likewise
+    g = tanh(x W_ig' + b_ig + h W_hg' + b_hg)
+    c = f * c + i * g          h = o * tanh(c), times W_hr' if the layer has a projection
+
+(torch.nn.LSTM's equations; Hochreiter and Schmidhuber 1997, Gers et al. 2000, Sak et al. 2014.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def layer(
+    input: Tensor,
+    hidden: Tensor,
+    cell: Tensor,
+    weights: Sequence[Tensor],
+    *,
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reset_to_initial: bool = False,
+    keep_states: bool = True,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What `ops.layer` computes; arguments and results as there. The states are always kept."""
+    steps = input.unbind(0) if batch_sizes is None else input.split(batch_sizes.tolist())
+    directions = hidden.size(0)
+    each = len(weights) // directions
+    accum = torch.promote_types(input.dtype, torch.float32)
+    join = torch.stack if batch_sizes is None else torch.cat
+
+    results = []
+    for d in range(directions):
+        w_ih, w_hh, *rest = weights[d * each : (d + 1) * each]
+        b_ih, b_hh = rest[:2] if each >= 4 else (None, None)  # [4H]
+        w_hr = rest[-1] if each % 2 else None  # [P, H]
+        h_start, c_start = hidden[d], cell[d].to(accum)  # [B, P], [B, H]
+        h, c = h_start, c_start
+        outputs, cells, gates = list(steps), list(steps), list(steps)
+        for t in reversed(range(len(steps))) if d else range(len(steps)):
+            n = steps[t].size(0)  # of a packed sequence, the first n are still running
+            live, fresh = _borders(t, d, len(steps), lengths, reset)
+            h_in, c_in = h[:n], c[:n]
+            if fresh is not None:
+                h_in = torch.where(fresh, h_start if reset_to_initial else 0.0, h_in)
+                c_in = torch.where(fresh, c_start if reset_to_initial else 0.0, c_in)
+            a = (F.linear(steps[t], w_ih, b_ih) + F.linear(h_in, w_hh, b_hh)).to(accum)  # [n, 4H]
+            i, f, g, o = a.chunk(4, dim=-1)
+            i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+            c_out = f * c_in + i * g
+            h_out = (o * c_out.tanh()).to(input.dtype)
+            if w_hr is not None:
+                h_out = F.linear(h_out, w_hr)
+            gate = torch.cat([i, f, g, o], dim=-1).to(input.dtype)
+            outputs[t], gates[t] = h_out, gate
+            if live is not None:
+                outputs[t], gates[t] = (torch.where(live, x, 0.0) for x in (h_out, gate))
+                h_out, c_out = torch.where(live, h_out, h[:n]), torch.where(live, c_out, c[:n])
+            cells[t] = c_out
+            h, c = torch.cat([h_out, h[n:]]), torch.cat([c_out, c[n:]])
+        results.append((join(outputs), h, c.to(cell.dtype), join(cells), join(gates)))
+    output, h_n, c_n, all_cells, all_gates = zip(*results, strict=True)
+    return (
+        torch.cat(output, dim=-1),
+        torch.stack(h_n),
+        torch.stack(c_n),
+        torch.stack(all_cells),
+        torch.stack(all_gates),
+    )
+
+
+def _borders(
+    t: int, direction: int, length: int, lengths: Tensor | None, reset: Tensor | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Which sequences have a step t, and which start afresh before it; [B, 1] each, or None.
+
+    A border before step t of the sequence lies, for the reverse direction, between its steps
+    t and t - 1.
+    """
+    live = None if lengths is None else (t < lengths).unsqueeze(-1)
+    border = t + direction
+    if reset is None or border >= length:
+        return live, None
+    fresh = reset[border].unsqueeze(-1)
+    return live, fresh if lengths is None else fresh & (border < lengths).unsqueeze(-1)
+
+
+def cell(
+    input: Tensor, hidden: Tensor, cell: Tensor, weights: Sequence[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """What `ops.cell` computes: input [B, D], hidden [B, H], cell [B, H] to the next two."""
+    _, h_n, c_n, _, _ = layer(input[None], hidden[None], cell[None], weights)
+    return h_n[0], c_n[0]
+
+
+def lstm(module: nn.RNNBase, input: Any, hx: Any = None, **options: Any) -> Any:
+    """A whole FusedLSTM or nn.LSTM, its forward's options included, through this definition."""
+    from fused_lstm.lstm import run
+
+    return run(module, layer, input, hx, **options)
