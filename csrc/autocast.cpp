@@ -11,8 +11,8 @@ namespace {
 template <c10::DeviceType device>
 FiveTensors layer(const at::Tensor& input, const at::Tensor& hidden, const at::Tensor& cell,
                   at::TensorList weights, const OptionalTensor& batch_sizes,
-                  const OptionalTensor& lengths, const OptionalTensor& reset,
-                  bool reset_to_initial, bool keep_states) {
+                  const OptionalTensor& lengths, const OptionalTensor& reset, bool reset_to_initial,
+                  bool keep_states) {
   static const auto op = find_operator<LayerSignature>("fused_lstm::layer");
   const c10::impl::ExcludeDispatchKeyGuard guard(
       at::autocast::get_autocast_dispatch_key_from_device_type(device));

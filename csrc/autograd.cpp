@@ -123,13 +123,12 @@ class LayerFunction : public torch::autograd::Function<LayerFunction> {
     const OptionalTensor reset = if_defined(saved[n + 5]);
 
     if (at::GradMode::is_enabled()) {
-      static const auto definition =
-          find_operator<LayerSignature>("fused_lstm::layer_definition");
+      static const auto definition = find_operator<LayerSignature>("fused_lstm::layer_definition");
       variable_list list =
           differentiable_gradients(inputs, gradients, [&](const variable_list& x) -> variable_list {
-            const auto [output, hidden_n, cell_n, cells, gates] = definition.call(
-                x[0], x[1], x[2], at::TensorList(x).slice(3), batch_sizes, lengths, reset,
-                reset_to_initial, /*keep_states=*/true);
+            const auto [output, hidden_n, cell_n, cells, gates] =
+                definition.call(x[0], x[1], x[2], at::TensorList(x).slice(3), batch_sizes, lengths,
+                                reset, reset_to_initial, /*keep_states=*/true);
             return {output, hidden_n, cell_n, cells, gates};
           });
       list.resize(n + 4);
@@ -139,18 +138,17 @@ class LayerFunction : public torch::autograd::Function<LayerFunction> {
     const bool input_needed = ctx->needs_input_grad(0);
     return in_order(
         op.call(if_defined(gradients[0]), if_defined(gradients[1]), if_defined(gradients[2]),
-                if_defined(gradients[3]), if_defined(gradients[4]), inputs[0], inputs[1],
-                inputs[2], at::TensorList(inputs).slice(3), saved[n], saved[n + 1], saved[n + 2],
-                batch_sizes, lengths, reset, reset_to_initial, input_needed,
-                any_needed(ctx, 3, n)),
+                if_defined(gradients[3]), if_defined(gradients[4]), inputs[0], inputs[1], inputs[2],
+                at::TensorList(inputs).slice(3), saved[n], saved[n + 1], saved[n + 2], batch_sizes,
+                lengths, reset, reset_to_initial, input_needed, any_needed(ctx, 3, n)),
         input_needed, n - 3, /*others=*/4);
   }
 };
 
 FiveTensors layer(const at::Tensor& input, const at::Tensor& hidden, const at::Tensor& cell,
                   at::TensorList weights, const OptionalTensor& batch_sizes,
-                  const OptionalTensor& lengths, const OptionalTensor& reset,
-                  bool reset_to_initial, bool keep_states) {
+                  const OptionalTensor& lengths, const OptionalTensor& reset, bool reset_to_initial,
+                  bool keep_states) {
   if (!differentiates(input, hidden, cell, weights)) {
     return call_layer(input, hidden, cell, weights, batch_sizes, lengths, reset, reset_to_initial,
                       keep_states);
@@ -184,8 +182,7 @@ class CellFunction : public torch::autograd::Function<CellFunction> {
     const variable_list inputs(saved.begin(), saved.begin() + n);
 
     if (at::GradMode::is_enabled()) {
-      static const auto definition =
-          find_operator<LayerSignature>("fused_lstm::layer_definition");
+      static const auto definition = find_operator<LayerSignature>("fused_lstm::layer_definition");
       return differentiable_gradients(
           inputs, gradients, [&](const variable_list& x) -> variable_list {
             const auto [output, hidden_n, cell_n, cells, gates] =

@@ -2,8 +2,13 @@
 #include <pybind11/pybind11.h>
 #include <torch/version.h>
 
+#include <string>
+
 #include "cpu/kernels.h"
 #include "plan.h"
+#ifdef FUSED_LSTM_WITH_CUDA
+#include "cuda/kernels.h"
+#endif
 
 namespace py = pybind11;
 
@@ -12,13 +17,14 @@ namespace {
 
 py::dict build_info() {
   py::dict info;
+  py::list architectures;  // "9.0" for compute capability 9.0; none without CUDA
 #ifdef FUSED_LSTM_WITH_CUDA
-  info["cuda"] = true;
-  info["cuda_architectures"] = FUSED_LSTM_CUDA_ARCHITECTURES;
-#else
-  info["cuda"] = false;
-  info["cuda_architectures"] = "";
+  for (const int number : cuda::architectures()) {
+    architectures.append(std::to_string(number / 100) + "." + std::to_string(number / 10 % 10));
+  }
 #endif
+  info["cuda"] = py::len(architectures) > 0;
+  info["cuda_architectures"] = architectures;
 #ifdef _OPENMP
   info["openmp"] = true;
 #else
@@ -32,8 +38,8 @@ py::dict build_info() {
 
 py::dict plan(bool cuda, int threads, int64_t length, int64_t batch, int64_t hidden,
               int64_t projection, int64_t directions) {
-  const Plan plan = make_plan(
-      {cuda, threads, length, batch, length * batch, hidden, projection, directions});
+  const Plan plan =
+      make_plan({cuda, threads, length, batch, length * batch, hidden, projection, directions});
   py::dict result;
   result["kernel"] = kernel_name(plan.kernel);
   result["slices"] = plan.slices;
@@ -50,8 +56,8 @@ PYBIND11_MODULE(_C, m) {
       "cpu_instruction_set", [] { return cpu::kernels().name; },
       "The instruction set of the CPU kernels; FUSED_LSTM_CPU_ISA forces a lower one.");
   m.def("plan", &plan, "The kernel that a call with padded input takes.", py::kw_only(),
-        py::arg("cuda"), py::arg("threads"), py::arg("length"), py::arg("batch"),
-        py::arg("hidden"), py::arg("projection"), py::arg("directions"));
+        py::arg("cuda"), py::arg("threads"), py::arg("length"), py::arg("batch"), py::arg("hidden"),
+        py::arg("projection"), py::arg("directions"));
 }
 
 }  // namespace fused_lstm

@@ -38,7 +38,7 @@ struct Exponential<double> {
   static constexpr double saturated = 40.0;
 };
 
-constexpr double factorial(int n) { return n < 2 ? 1.0 : n * factorial(n - 1); }
+FUSED_LSTM_INLINE constexpr double factorial(int n) { return n < 2 ? 1.0 : n * factorial(n - 1); }
 
 // sum of r^(k - first) / k! for k = first .. last, by Horner's rule.
 template <int first, int last, class V>
@@ -111,7 +111,7 @@ FUSED_LSTM_INLINE V next_hidden(const Gates<V>& gate, V next_cell) {
 template <class V>
 struct CellGradient {
   Gates<V> preactivations;
-  V cell;      // of the cell state that went in
+  V cell;  // of the cell state that went in
 };
 
 // gate: the activations; cell, next_cell: the states before and after; grad_hidden, grad_cell:
@@ -128,8 +128,8 @@ FUSED_LSTM_INLINE CellGradient<V> cell_backward(const Gates<V>& gate, V cell, V 
   const V df = grad_gate.f + dc * cell;
   const V dg = grad_gate.g + dc * gate.i;
   const V do_ = grad_gate.o + grad_hidden * squashed;
-  return {{di * gate.i * (one - gate.i), df * gate.f * (one - gate.f),
-           dg * (one - gate.g * gate.g), do_ * gate.o * (one - gate.o)},
+  return {{di * gate.i * (one - gate.i), df * gate.f * (one - gate.f), dg * (one - gate.g * gate.g),
+           do_ * gate.o * (one - gate.o)},
           dc * gate.f};
 }
 

@@ -61,7 +61,8 @@ class Device {
   // transposed views; their type is operand_type(storage), out's is that or the accumulation type.
   virtual void product(at::Tensor& out, const at::Tensor& a, const at::Tensor& b,
                        bool accumulate) const = 0;
-  virtual void forward(const Sequence& sequence, std::vector<DirectionForward>& directions) const = 0;
+  virtual void forward(const Sequence& sequence,
+                       std::vector<DirectionForward>& directions) const = 0;
   virtual void backward(const Sequence& sequence,
                         std::vector<DirectionBackward>& directions) const = 0;
 };

@@ -56,8 +56,8 @@ std::vector<int64_t> packed_offsets(const at::Tensor& batch_sizes, int64_t N) {
   std::vector<int64_t> offsets = {0};
   for (int64_t t = 0; t < sizes.numel(); ++t) {
     TORCH_CHECK(rows[t] > 0 && (t == 0 || rows[t] <= rows[t - 1]),
-                "batch_sizes must be positive and must not increase, got ", rows[t],
-                " at step ", t);
+                "batch_sizes must be positive and must not increase, got ", rows[t], " at step ",
+                t);
     offsets.push_back(offsets.back() + rows[t]);
   }
   TORCH_CHECK(offsets.back() == N, "batch_sizes add up to ", offsets.back(),
@@ -102,8 +102,8 @@ Sequence check(const LayerArguments& a) {
               " directions");
   s.biases = each >= 4;
   s.projected = each % 2 == 1;
-  TORCH_CHECK(s.projected || s.P == s.H, "hidden has ", s.P,
-              " features, must have the cell's ", s.H);
+  TORCH_CHECK(s.projected || s.P == s.H, "hidden has ", s.P, " features, must have the cell's ",
+              s.H);
 
   check_matrix("hidden", a.hidden, {s.directions, s.B, s.P}, input);
   check_matrix("cell", a.cell, {s.directions, s.B, s.H}, input);
@@ -122,6 +122,13 @@ Sequence check(const LayerArguments& a) {
   if (a.lengths) {
     check_mask("lengths", *a.lengths, {s.B}, at::kLong, input);
     sequence.lengths = a.lengths->contiguous();
+    if (input.device().is_cpu()) {  // elsewhere a look at the values would wait for the device
+      for (int64_t b = 0; b < s.B; ++b) {
+        const int64_t length = sequence.lengths->const_data_ptr<int64_t>()[b];
+        TORCH_CHECK(length >= 0 && length <= s.T, "lengths[", b, "] is ", length,
+                    ", must be between 0 and the input's ", s.T, " steps");
+      }
+    }
   }
   if (a.reset) {
     check_mask("reset", *a.reset, {s.T, s.B}, at::kBool, input);
@@ -139,9 +146,8 @@ const Device& device_for([[maybe_unused]] const at::Tensor& tensor) {
 }
 
 at::Tensor operand(const Device& device, const at::Tensor& tensor) {
-  return tensor.defined()
-             ? tensor.to(device.operand_type(tensor.scalar_type())).contiguous()
-             : tensor;
+  return tensor.defined() ? tensor.to(device.operand_type(tensor.scalar_type())).contiguous()
+                          : tensor;
 }
 
 at::Tensor contiguous(const at::Tensor& tensor) {
@@ -190,8 +196,8 @@ LayerResult layer_forward(const LayerArguments& arguments, bool keep_states) {
       at::empty(keep_states ? shape(s.H) : std::vector<int64_t>{0}, options.dtype(accum));
   // Where the types agree, the activations overwrite the preactivations.
   const bool in_place = storage == accum;
-  at::Tensor gates = at::empty(
-      keep_states || in_place ? shape(4 * s.H) : std::vector<int64_t>{0}, options);
+  at::Tensor gates =
+      at::empty(keep_states || in_place ? shape(4 * s.H) : std::vector<int64_t>{0}, options);
   const at::Tensor preactivations =
       in_place ? gates : at::empty(shape(4 * s.H), options.dtype(accum));
 
@@ -231,10 +237,10 @@ LayerResult layer_forward(const LayerArguments& arguments, bool keep_states) {
   return {output, hidden_state.to(storage), cell_state.to(storage), cells, gates};
 }
 
-LayerInputGradients layer_backward(const LayerGradients& gradients,
-                                   const LayerArguments& arguments, const at::Tensor& output,
-                                   const at::Tensor& cells, const at::Tensor& gates,
-                                   bool input_needed, bool weights_needed) {
+LayerInputGradients layer_backward(const LayerGradients& gradients, const LayerArguments& arguments,
+                                   const at::Tensor& output, const at::Tensor& cells,
+                                   const at::Tensor& gates, bool input_needed,
+                                   bool weights_needed) {
   const Sequence sequence = check(arguments);
   const Sizes& s = sequence.sizes;
   const Device& device = device_for(arguments.input);

@@ -39,11 +39,9 @@ struct LayerGradients {
 
 // Gradients of input, hidden, cell and the weights. Those of input and of the weights are empty
 // unless they are needed.
-using LayerInputGradients =
-    std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>>;
-LayerInputGradients layer_backward(const LayerGradients& gradients,
-                                   const LayerArguments& arguments, const at::Tensor& output,
-                                   const at::Tensor& cells, const at::Tensor& gates,
-                                   bool input_needed, bool weights_needed);
+using LayerInputGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>>;
+LayerInputGradients layer_backward(const LayerGradients& gradients, const LayerArguments& arguments,
+                                   const at::Tensor& output, const at::Tensor& cells,
+                                   const at::Tensor& gates, bool input_needed, bool weights_needed);
 
 }  // namespace fused_lstm

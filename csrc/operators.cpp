@@ -11,20 +11,22 @@ namespace {
 
 FiveTensors layer(const at::Tensor& input, const at::Tensor& hidden, const at::Tensor& cell,
                   at::TensorList weights, const OptionalTensor& batch_sizes,
-                  const OptionalTensor& lengths, const OptionalTensor& reset,
-                  bool reset_to_initial, bool keep_states) {
+                  const OptionalTensor& lengths, const OptionalTensor& reset, bool reset_to_initial,
+                  bool keep_states) {
   return layer_forward(
       {input, hidden, cell, weights, batch_sizes, lengths, reset, reset_to_initial}, keep_states);
 }
 
-InputGradients layer_gradients(
-    const OptionalTensor& grad_output, const OptionalTensor& grad_hidden_n,
-    const OptionalTensor& grad_cell_n, const OptionalTensor& grad_cells,
-    const OptionalTensor& grad_gates, const at::Tensor& input, const at::Tensor& hidden,
-    const at::Tensor& cell, at::TensorList weights, const at::Tensor& output,
-    const at::Tensor& cells, const at::Tensor& gates, const OptionalTensor& batch_sizes,
-    const OptionalTensor& lengths, const OptionalTensor& reset, bool reset_to_initial,
-    bool input_needed, bool weights_needed) {
+InputGradients layer_gradients(const OptionalTensor& grad_output,
+                               const OptionalTensor& grad_hidden_n,
+                               const OptionalTensor& grad_cell_n, const OptionalTensor& grad_cells,
+                               const OptionalTensor& grad_gates, const at::Tensor& input,
+                               const at::Tensor& hidden, const at::Tensor& cell,
+                               at::TensorList weights, const at::Tensor& output,
+                               const at::Tensor& cells, const at::Tensor& gates,
+                               const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                               const OptionalTensor& reset, bool reset_to_initial,
+                               bool input_needed, bool weights_needed) {
   return layer_backward(
       {grad_output, grad_hidden_n, grad_cell_n, grad_cells, grad_gates},
       {input, hidden, cell, weights, batch_sizes, lengths, reset, reset_to_initial}, output, cells,
@@ -41,10 +43,9 @@ void check_cell(const at::Tensor& input, const at::Tensor& hidden, const at::Ten
 FourTensors cell(const at::Tensor& input, const at::Tensor& hidden, const at::Tensor& cell,
                  at::TensorList weights, bool keep_states) {
   check_cell(input, hidden, cell);
-  auto [output, hidden_n, cell_n, cells, gates] =
-      layer_forward({input.unsqueeze(0), hidden.unsqueeze(0), cell.unsqueeze(0), weights, {}, {},
-                     {}, false},
-                    keep_states);
+  auto [output, hidden_n, cell_n, cells, gates] = layer_forward(
+      {input.unsqueeze(0), hidden.unsqueeze(0), cell.unsqueeze(0), weights, {}, {}, {}, false},
+      keep_states);
   const at::IntArrayRef shape = cell.sizes();
   if (keep_states) {
     cells = cells.view(shape);
@@ -69,7 +70,10 @@ InputGradients cell_gradients(const OptionalTensor& grad_hidden_n,
     return gradient ? OptionalTensor(states(*gradient)) : std::nullopt;
   };
   auto [grad_input, grad_hidden, grad_cell, grad_weights] = layer_backward(
-      {step(grad_hidden_n), {}, step(grad_cell_n), state_gradient(grad_cells),
+      {step(grad_hidden_n),
+       {},
+       step(grad_cell_n),
+       state_gradient(grad_cells),
        state_gradient(grad_gates)},
       {input.unsqueeze(0), hidden.unsqueeze(0), cell.unsqueeze(0), weights, {}, {}, {}, false},
       hidden_n.unsqueeze(0), states(cells), states(gates), input_needed, weights_needed);

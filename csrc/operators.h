@@ -20,22 +20,21 @@ using InputGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vecto
 using LayerSignature = FiveTensors(const at::Tensor&, const at::Tensor&, const at::Tensor&,
                                    at::TensorList, const OptionalTensor&, const OptionalTensor&,
                                    const OptionalTensor&, bool, bool);
-using LayerBackwardSignature =
-    InputGradients(const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                   const OptionalTensor&, const OptionalTensor&, const at::Tensor&,
-                   const at::Tensor&, const at::Tensor&, at::TensorList, const at::Tensor&,
-                   const at::Tensor&, const at::Tensor&, const OptionalTensor&,
-                   const OptionalTensor&, const OptionalTensor&, bool, bool, bool);
+using LayerBackwardSignature = InputGradients(
+    const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+    const OptionalTensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, at::TensorList,
+    const at::Tensor&, const at::Tensor&, const at::Tensor&, const OptionalTensor&,
+    const OptionalTensor&, const OptionalTensor&, bool, bool, bool);
 
 // cell: (input [B, D], hidden [B, H], cell [B, H], weights, keep_states) ->
 // (hidden_n [B, H], cell_n [B, H], cells [B, H], gates [B, 4H]): one step of a layer.
 using CellSignature = FourTensors(const at::Tensor&, const at::Tensor&, const at::Tensor&,
                                   at::TensorList, bool);
-using CellBackwardSignature =
-    InputGradients(const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-                   const OptionalTensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                   at::TensorList, const at::Tensor&, const at::Tensor&, const at::Tensor&, bool,
-                   bool);
+using CellBackwardSignature = InputGradients(const OptionalTensor&, const OptionalTensor&,
+                                             const OptionalTensor&, const OptionalTensor&,
+                                             const at::Tensor&, const at::Tensor&,
+                                             const at::Tensor&, at::TensorList, const at::Tensor&,
+                                             const at::Tensor&, const at::Tensor&, bool, bool);
 
 template <class Signature>
 c10::TypedOperatorHandle<Signature> find_operator(const char* name) {

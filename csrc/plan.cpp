@@ -12,8 +12,7 @@ constexpr int64_t min_parallel_work = 1'000'000;
 Plan make_plan(const Problem& problem) {
   if (problem.cuda) return {Kernel::streamed, 1, false};
 
-  const int64_t work =
-      problem.rows * problem.directions * 8 * problem.hidden * problem.projection;
+  const int64_t work = problem.rows * problem.directions * 8 * problem.hidden * problem.projection;
   const bool parallel = problem.threads > 1 && work >= min_parallel_work;
   int64_t slices = 1;
   if (parallel) {

@@ -78,26 +78,26 @@ struct BackwardParams {
   const Accum* grad_cells;     // [N, H], or null
   const Storage* grad_gates;   // [N, 4H], or null
 
-  Accum* grad_hidden;             // [B, P] in: gradient of the last state; out: of the first
-  Accum* grad_cell;               // [B, H] likewise
-  Accum* grad_hidden_0;           // [B, P] added to at resets to the initial state, or null
-  Accum* grad_cell_0;             // [B, H] likewise
-  Operand* grad_preactivations;   // [N, 4H] out
-  Operand* hidden_before;         // [N, P] out: the hidden state that entered each step
-  Operand* grad_projection;       // [N, P] out: gradient of h, with a projection
-  Operand* unprojected;           // [N, H] out: o tanh(c), with a projection
-  Accum* grad_unprojected;        // [B, H] scratch
+  Accum* grad_hidden;            // [B, P] in: gradient of the last state; out: of the first
+  Accum* grad_cell;              // [B, H] likewise
+  Accum* grad_hidden_0;          // [B, P] added to at resets to the initial state, or null
+  Accum* grad_cell_0;            // [B, H] likewise
+  Operand* grad_preactivations;  // [N, 4H] out
+  Operand* hidden_before;        // [N, P] out: the hidden state that entered each step
+  Operand* grad_projection;      // [N, P] out: gradient of h, with a projection
+  Operand* unprojected;          // [N, H] out: o tanh(c), with a projection
+  Accum* grad_unprojected;       // [B, H] scratch
 };
 
 // One step of the walk, in the order in which the direction takes them.
 struct Step {
   int64_t t;
-  int64_t offset;           // its first row
-  int64_t rows;             // sequences that have this step (the first ones of the batch)
-  int64_t previous;         // the step before, and its rows; -1 and 0 for the first
+  int64_t offset;    // its first row
+  int64_t rows;      // sequences that have this step (the first ones of the batch)
+  int64_t previous;  // the step before, and its rows; -1 and 0 for the first
   int64_t previous_offset;
   int64_t previous_rows;
-  int64_t next;             // the step after, or -1
+  int64_t next;  // the step after, or -1
 };
 
 namespace {
@@ -113,8 +113,7 @@ inline Step make_step(const Steps& steps, int64_t index) {
     return t < 0 ? 0 : steps.offsets ? steps.offsets[t + 1] - steps.offsets[t] : steps.batch;
   };
   const int64_t t = time(index), previous = time(index - 1);
-  return {t,        offset(t),        rows(t),          previous,
-          offset(previous), rows(previous), time(index + 1)};
+  return {t, offset(t), rows(t), previous, offset(previous), rows(previous), time(index + 1)};
 }
 
 // Sequence b has a step t.

@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
         ("compiler", f"{build['compiler']}, C++{build['cxx_standard']}"),
         ("CPU kernels", f"{ops.cpu_instruction_set()}, {torch.get_num_threads()} threads"),
         ("OpenMP", "yes" if build["openmp"] else "no: kernels run on one thread"),
-        ("CUDA kernels", build["cuda_architectures"] if build["cuda"] else "not built"),
+        ("CUDA kernels", ", ".join(build["cuda_architectures"]) if build["cuda"] else "not built"),
     ]
     for index in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(index)

@@ -29,7 +29,7 @@ def _run(lstm: nn.Module, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Hi
     the host.
     """
     if lengths is not None and x.dim() != 3:
-        raise ValueError(f"x has {x.dim()} dimensions, but must have 3 (batch, seq, input_size)")
+        raise ValueError(f"x has {x.dim()} dimensions, must have 3 (batch, seq, input_size)")
     result: tuple[Tensor, Hidden]
     if isinstance(lstm, FusedLSTM):
         result = lstm(x, lengths=lengths)
@@ -51,7 +51,7 @@ def _run(lstm: nn.Module, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Hi
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         listed = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"{name} is {value!r}, but must be one of {listed}")
+        raise ValueError(f"{name} is {value!r}, must be one of {listed}")
 
 
 class LSTMClassifier(nn.Module):
@@ -289,11 +289,11 @@ class Seq2Seq(nn.Module):
             ValueError: `steps` is less than 1, or `start` is not of that shape.
         """
         if steps < 1:
-            raise ValueError(f"steps is {steps}, but must be at least 1")
+            raise ValueError(f"steps is {steps}, must be at least 1")
         wanted = (src.size(0), self.decoder.fc.out_features)
         if start.shape != wanted:
             raise ValueError(
-                f"start has shape {tuple(start.shape)}, but must be (batch, output_size) = {wanted}"
+                f"start has shape {tuple(start.shape)}, must be (batch, output_size) = {wanted}"
             )
         hidden = self.encoder(src, lengths=lengths)
         step = start[:, None]  # [B, 1, O]

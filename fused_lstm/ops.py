@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from fused_lstm import reference
 
 try:
-    from fused_lstm import _C
+    from fused_lstm._C import build_info, cpu_instruction_set, plan  # noqa: F401
 except ImportError as error:
     raise ImportError(
         "fused_lstm._C, the compiled half of fused_lstm, cannot be loaded for torch "
@@ -219,8 +219,3 @@ def _cell_backward_fake(
     weights_needed: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     return _input_gradients_fake(input, hidden, cell, weights, input_needed, weights_needed)
-
-
-build_info = _C.build_info
-cpu_instruction_set = _C.cpu_instruction_set
-plan = _C.plan

@@ -33,6 +33,9 @@ def layer(
     keep_states: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """What `ops.layer` computes; arguments and results as there. The states are always kept."""
+    if lengths is not None:  # what stands in the padding, NaN even, must not reach a gradient
+        ended = torch.arange(input.size(0), device=input.device).unsqueeze(1) >= lengths  # [T, B]
+        input = input.masked_fill(ended.unsqueeze(2), 0.0)
     steps = input.unbind(0) if batch_sizes is None else input.split(batch_sizes.tolist())
     directions = hidden.size(0)
     each = len(weights) // directions

@@ -50,8 +50,8 @@ void for_each(bool parallel, int64_t n, const Body& body) {
 std::vector<int64_t> slice_batch(const Sequence& sequence, int64_t slices) {
   const Sizes& sizes = sequence.sizes;
   std::vector<int64_t> borders = {0};
-  int64_t taken = 0;          // rows of the sequences so far
-  int64_t length = sizes.T;   // of sequence b: those of a packed batch only get shorter
+  int64_t taken = 0;         // rows of the sequences so far
+  int64_t length = sizes.T;  // of sequence b: those of a packed batch only get shorter
   for (int64_t b = 0; b < sizes.B; ++b) {
     const int64_t slice = static_cast<int64_t>(borders.size());
     if (slice < slices && b > borders.back() && taken * slices >= sizes.N * slice) {
@@ -101,9 +101,7 @@ Scalar* direction_of(const at::Tensor& packed, size_t d) {
 class CpuDevice final : public Device {
  public:
   // The kernels multiply in float32, so that 16-bit weights are widened once, when packed.
-  at::ScalarType operand_type(at::ScalarType storage) const override {
-    return accum_type(storage);
-  }
+  at::ScalarType operand_type(at::ScalarType storage) const override { return accum_type(storage); }
 
   void product(at::Tensor& out, const at::Tensor& a, const at::Tensor& b,
                bool accumulate) const override {
@@ -114,8 +112,7 @@ class CpuDevice final : public Device {
     }
   }
 
-  void forward(const Sequence& sequence,
-               std::vector<DirectionForward>& directions) const override {
+  void forward(const Sequence& sequence, std::vector<DirectionForward>& directions) const override {
     const Sizes& sizes = sequence.sizes;
     const Plan plan = plan_for(sizes);
     const std::vector<int64_t> slices = slice_batch(sequence, plan.slices);

@@ -13,8 +13,8 @@ constexpr int tile_vectors = 4;
 // sums [rows, 4 vectors] = a [rows, depth] (rows `stride` apart) times one panel [depth, 4].
 // The sums stay in registers; with rows = FUSED_LSTM_TILE_ROWS they fill the register file.
 template <int rows, class V, class Scalar = typename Lanes<V>::Scalar>
-FUSED_LSTM_INLINE void multiply(const Scalar* a, int64_t stride, int64_t depth,
-                                const Scalar* panel, V (&sums)[rows][tile_vectors]) {
+FUSED_LSTM_INLINE void multiply(const Scalar* a, int64_t stride, int64_t depth, const Scalar* panel,
+                                V (&sums)[rows][tile_vectors]) {
   constexpr int lanes = Lanes<V>::count;
   for (int r = 0; r < rows; ++r) {
     for (int v = 0; v < tile_vectors; ++v) sums[r][v] = V{};
@@ -202,8 +202,8 @@ void backward(const BackwardParams<Types>& p, int64_t begin, int64_t end) {
       });
     }
     if (p.weight_hh) {
-      product<V>(p.grad_preactivations + row * 4 * H, 4 * H, p.weight_hh,
-                 p.grad_hidden + begin * P, P, rows, true);
+      product<V>(p.grad_preactivations + row * 4 * H, 4 * H, p.weight_hh, p.grad_hidden + begin * P,
+                 P, rows, true);
     }
   }
 }
@@ -216,8 +216,8 @@ constexpr Pair<Types> pair = {forward<Types>, backward<Types>};
 }  // namespace
 
 const Kernels& FUSED_LSTM_TABLE() {
-  static constexpr Kernels table = {FUSED_LSTM_NAME, packing<float>,  packing<double>,
-                                    pair<Float>,     pair<Double>,    pair<HalfFloat>,
+  static constexpr Kernels table = {FUSED_LSTM_NAME,    packing<float>, packing<double>,
+                                    pair<Float>,        pair<Double>,   pair<HalfFloat>,
                                     pair<BFloat16Float>};
   return table;
 }

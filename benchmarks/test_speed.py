@@ -1,0 +1,55 @@
+"""The pytest-benchmark cases: one test a case, FusedLSTM and nn.LSTM alternating inside it."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import workloads
+from benchmarks.cases import Case, cases
+from benchmarks.results import Record, record
+from benchmarks.timing import Contest, clock
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    option = metafunc.config.getoption
+    chosen = cases(option("--device"), option("--threads"), option("--quick"))
+    metafunc.parametrize("case", chosen, ids=[case.name for case in chosen])
+
+
+@pytest.fixture(autouse=True)
+def _threads(case: Case) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if case.threads is not None:
+        torch.set_num_threads(case.threads)
+    yield
+    torch.set_num_threads(before)
+    gc.collect()  # the next case starts with this one's memory returned
+
+
+@pytest.mark.benchmark(timer=clock.read)
+def test_speed(
+    case: Case,
+    benchmark: Any,
+    keep: Callable[[Record], None],
+    pytestconfig: pytest.Config,
+) -> None:
+    reference, fused = workloads.contestants(case)
+    workloads.check_agreement(case, reference, fused)
+    contest = Contest(reference, fused, case.device, pytestconfig.getoption("--budget"))
+    benchmark.group = case.group
+    contest.run_under(benchmark)
+    if not benchmark.enabled:
+        return
+    figures = record(case, contest.reference, contest.fused, contest.rounds)
+    if case.device == "cuda":
+        figures["peak_bytes"] = {
+            "nn": workloads.peak_bytes(reference),
+            "fused": workloads.peak_bytes(fused),
+        }
+    benchmark.extra_info.update(figures)
+    keep(figures)

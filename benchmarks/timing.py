@@ -1,0 +1,157 @@
+"""The alternating timer: two functions, one process, A B A B until the budget is spent."""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+MIN_ROUNDS = 3  # also for a case that is over its budget
+MAX_ROUNDS = 100
+SAMPLE_SECONDS = 0.002  # one sample is as many calls in a row as fill this
+WIDE_SPREAD = 0.10  # quartiles further apart than this part of the median mark a run as wide
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles of one contestant's samples, in microseconds a call."""
+
+    median: float
+    low: float
+    high: float
+
+    @staticmethod
+    def of(seconds: list[float]) -> Spread:
+        """The spread of samples given in seconds a call."""
+        micros = [1e6 * s for s in seconds]
+        if len(micros) == 1:
+            return Spread(micros[0], micros[0], micros[0])
+        low, median, high = statistics.quantiles(micros, n=4, method="inclusive")
+        return Spread(median, low, high)
+
+    @property
+    def wide(self) -> bool:
+        """Whether the quartiles lie too far apart for the median to be trusted."""
+        return self.high - self.low > WIDE_SPREAD * self.median
+
+
+class Sampler:
+    """Times one function: ``calls`` calls in a row are one sample.
+
+    On a CPU a sample is read from the host's clock, on CUDA from two events on the current
+    stream; the wait for the second lies outside what is measured.
+    """
+
+    def __init__(self, run: Callable[[], object], device: str) -> None:
+        self._run = run
+        self._measure = self._measure_cuda if device == "cuda" else self._measure_host
+        self.calls = 1
+        self.samples: list[float] = []  # seconds a call
+
+    def calibrate(self, budget: float) -> float:
+        """Warm up, choose ``calls``, and return the seconds that one sample takes.
+
+        A function whose one call exceeds the budget (seconds) is warmed up by that call alone.
+        """
+        seconds = self._measure()
+        if seconds < budget:
+            seconds = self._measure()
+        while seconds * self.calls < SAMPLE_SECONDS:
+            self.calls *= 2
+            seconds = self._measure()
+        return seconds * self.calls
+
+    def take(self) -> float:
+        """Take one sample: seconds a call."""
+        # A collection would fall into one contestant's sample and not into the other's.
+        gc.disable()
+        try:
+            self.samples.append(self._measure())
+        finally:
+            gc.enable()
+        return self.samples[-1]
+
+    def _measure_host(self) -> float:
+        start = time.perf_counter()
+        for _ in range(self.calls):
+            self._run()
+        return (time.perf_counter() - start) / self.calls
+
+    def _measure_cuda(self) -> float:
+        import torch  # here, so that this module and its tests need none
+
+        start: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        end: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        torch.cuda.synchronize()
+        start.record()
+        for _ in range(self.calls):
+            self._run()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3 / self.calls
+
+
+class Contest:
+    """Two functions timed in turn. After ``run_under`` each has one sample a round."""
+
+    def __init__(
+        self,
+        reference: Callable[[], object],
+        fused: Callable[[], object],
+        device: str,
+        budget: float,
+    ) -> None:
+        """Warm both up and choose how many rounds fit in ``budget`` seconds."""
+        self._reference = Sampler(reference, device)
+        self._fused = Sampler(fused, device)
+        a_round = self._reference.calibrate(budget) + self._fused.calibrate(budget)
+        self.rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, int(budget / a_round)))
+
+    def run_under(self, benchmark: Any) -> None:
+        """Alternate inside pytest-benchmark's fixture.
+
+        pytest-benchmark times one function: the fused one. The reference's sample is each
+        round's setup, which it does not time, so the two alternate. Its timer must be ``clock``.
+        """
+        benchmark.pedantic(
+            self._time_fused, setup=self._time_reference, rounds=self.rounds, iterations=1
+        )
+
+    def _time_reference(self) -> None:
+        self._reference.take()
+
+    def _time_fused(self) -> None:
+        clock.advance(self._fused.take())
+
+    @property
+    def reference(self) -> Spread:
+        """What was measured of the reference."""
+        return Spread.of(self._reference.samples)
+
+    @property
+    def fused(self) -> Spread:
+        """What was measured of the fused function."""
+        return Spread.of(self._fused.samples)
+
+
+class _Clock:
+    """The timer handed to pytest-benchmark: it moves by what a ``Sampler`` measured.
+
+    So pytest-benchmark's own table and JSON show the same seconds a call (many calls a sample,
+    device events on CUDA) as ours, and not the length of a round.
+    """
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+
+    def advance(self, seconds: float) -> None:
+        self._seconds += seconds
+
+    def read(self) -> float:
+        return self._seconds
+
+
+clock = _Clock()

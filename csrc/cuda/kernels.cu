@@ -1,0 +1,108 @@
+#include "kernels.h"
+
+namespace fused_lstm {
+namespace cuda {
+namespace {
+
+constexpr int block_size = 256;
+
+// One thread for each unit j of each sequence b: neighbours in j read neighbours in memory.
+template <class Body>
+__device__ void for_units(int64_t rows, int64_t units, const Body& body) {
+  const int64_t total = rows * units;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * block_size;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * block_size + threadIdx.x; i < total;
+       i += stride) {
+    body(i / units, i % units);
+  }
+}
+
+template <class Types>
+__global__ void __launch_bounds__(block_size)
+    forward_kernel(const ForwardParams<Types> p, const Step step) {
+  using V = typename Types::Accum;
+  for_units(step.rows, p.hidden_size, [&](int64_t b, int64_t j) {
+    forward_units<V>(p, step, b, j, Gates<V>{0, 0, 0, 0}, 1);
+  });
+}
+
+template <class Types>
+__global__ void __launch_bounds__(block_size)
+    emit_kernel(const ForwardParams<Types> p, const Step step) {
+  using V = typename Types::Accum;
+  for_units(step.rows, p.projection_size, [&](int64_t b, int64_t j) {
+    emit_hidden<V>(p, step, b, j, p.projection[b * p.projection_size + j], 1);
+  });
+}
+
+template <class Types>
+__global__ void __launch_bounds__(block_size)
+    collect_kernel(const BackwardParams<Types> p, const Step step) {
+  using V = typename Types::Accum;
+  for_units(step.rows, p.projection_size, [&](int64_t b, int64_t j) {
+    const V grad = collect_grad_hidden<V>(p, step, b, j, 1);
+    store<V>(p.grad_projection + (step.offset + b) * p.projection_size + j, grad, 1);
+  });
+}
+
+template <class Types>
+__global__ void __launch_bounds__(block_size)
+    backward_kernel(const BackwardParams<Types> p, const Step step) {
+  using V = typename Types::Accum;
+  for_units(step.rows, p.hidden_size, [&](int64_t b, int64_t j) {
+    const V grad = p.projected ? p.grad_unprojected[b * p.hidden_size + j]
+                               : collect_grad_hidden<V>(p, step, b, j, 1);
+    backward_units<V>(p, step, b, j, grad, 1);
+  });
+}
+
+template <class Params>
+cudaError_t launch(void (*kernel)(Params, Step), Params params, Step step, int64_t units,
+                   cudaStream_t stream) {
+  const int64_t blocks = (step.rows * units + block_size - 1) / block_size;
+  constexpr int64_t most = 1 << 30;  // of the grid's x dimension; threads then take several units
+  void* arguments[] = {&params, &step};
+  return cudaLaunchKernel(reinterpret_cast<const void*>(kernel),
+                          dim3(static_cast<unsigned>(blocks < most ? blocks : most)),
+                          dim3(block_size), arguments, 0, stream);
+}
+
+}  // namespace
+
+template <class Types>
+cudaError_t Launch<Types>::forward(const ForwardParams<Types>& params, const Step& step,
+                                   cudaStream_t stream) {
+  return launch<ForwardParams<Types>>(forward_kernel<Types>, params, step, params.hidden_size,
+                                      stream);
+}
+
+template <class Types>
+cudaError_t Launch<Types>::emit(const ForwardParams<Types>& params, const Step& step,
+                                cudaStream_t stream) {
+  return launch<ForwardParams<Types>>(emit_kernel<Types>, params, step, params.projection_size,
+                                      stream);
+}
+
+template <class Types>
+cudaError_t Launch<Types>::collect(const BackwardParams<Types>& params, const Step& step,
+                                   cudaStream_t stream) {
+  return launch<BackwardParams<Types>>(collect_kernel<Types>, params, step, params.projection_size,
+                                       stream);
+}
+
+template <class Types>
+cudaError_t Launch<Types>::backward(const BackwardParams<Types>& params, const Step& step,
+                                    cudaStream_t stream) {
+  return launch<BackwardParams<Types>>(backward_kernel<Types>, params, step, params.hidden_size,
+                                       stream);
+}
+
+template struct Launch<Float>;
+template struct Launch<Double>;
+template struct Launch<HalfFloat>;
+template struct Launch<BFloat16Float>;
+
+std::vector<int> architectures() { return {__CUDA_ARCH_LIST__}; }
+
+}  // namespace cuda
+}  // namespace fused_lstm

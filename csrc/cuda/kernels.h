@@ -1,0 +1,40 @@
+// The CUDA kernels of the streamed walk: one launch for each step, after its product. Free of
+// torch.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <vector>
+
+#include "../sequence.h"
+
+namespace fused_lstm {
+namespace cuda {
+
+using Float = Types<float, float, float>;
+using Double = Types<double, double, double>;
+using HalfFloat = Types<Half, float, Half>;
+using BFloat16Float = Types<BFloat16, float, BFloat16>;
+
+template <class Types>
+struct Launch {
+  // Gates, c and, without a projection, h of every unit of one step.
+  static cudaError_t forward(const ForwardParams<Types>& params, const Step& step,
+                             cudaStream_t stream);
+  // h of one step from params.projection.
+  static cudaError_t emit(const ForwardParams<Types>& params, const Step& step,
+                          cudaStream_t stream);
+  // The gradient of h of one step into params.grad_projection.
+  static cudaError_t collect(const BackwardParams<Types>& params, const Step& step,
+                             cudaStream_t stream);
+  // The gradients of the preactivations and of c of one step; with a projection, from
+  // params.grad_unprojected.
+  static cudaError_t backward(const BackwardParams<Types>& params, const Step& step,
+                              cudaStream_t stream);
+};
+
+// The architectures that the kernels were compiled for, 900 for compute capability 9.0.
+std::vector<int> architectures();
+
+}  // namespace cuda
+}  // namespace fused_lstm
