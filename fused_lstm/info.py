@@ -9,20 +9,20 @@ from pathlib import Path
 import torch
 
 import fused_lstm
-from fused_lstm import ops
+from fused_lstm import _C
 
 
 def main(argv: list[str]) -> int:
     """Prints the facts that a bug report needs."""
     parser = argparse.ArgumentParser(prog="python -m fused_lstm info", description=__doc__)
     parser.parse_args(argv)
-    build = ops.build_info()
+    build = _C.build_info()
     rows = [
         ("fused_lstm", f"{fused_lstm.__version__} in {Path(fused_lstm.__file__).parent}"),
         ("Python", platform.python_version()),
         ("torch", f"{torch.__version__}, built against {build['torch_version']}"),
         ("compiler", f"{build['compiler']}, C++{build['cxx_standard']}"),
-        ("CPU kernels", f"{ops.cpu_instruction_set()}, {torch.get_num_threads()} threads"),
+        ("CPU kernels", f"{_C.cpu_instruction_set()}, {torch.get_num_threads()} threads"),
         ("OpenMP", "yes" if build["openmp"] else "no: kernels run on one thread"),
         ("CUDA kernels", ", ".join(build["cuda_architectures"]) if build["cuda"] else "not built"),
     ]
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
     for batch, length, hidden in [(1, 1, 64), (1, 100, 512), (32, 20, 64), (128, 500, 1024)]:
         shape = {"length": length, "batch": batch, "hidden": hidden, "projection": hidden}
         for cuda in [False, True] if build["cuda"] else [False]:
-            plan = ops.plan(cuda=cuda, threads=torch.get_num_threads(), directions=1, **shape)
+            plan = _C.plan(cuda=cuda, threads=torch.get_num_threads(), directions=1, **shape)
             where = "CUDA" if cuda else "CPU"
             slices = f", {plan['slices']} slices of the batch" if plan["slices"] > 1 else ""
             print(f"{where:12}{batch:5}{length:5}{hidden:6}   {plan['kernel']}{slices}")

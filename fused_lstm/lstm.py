@@ -81,7 +81,7 @@ class FusedLSTM(nn.RNNBase):
     def flatten_parameters(self) -> None:
         """Nothing to do: the kernels take each weight where it is."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input: Tensor | PackedSequence,
         hx: State | None = None,
@@ -160,20 +160,23 @@ def run(
     """FusedLSTM.forward with `layer`, `ops.layer` or its definition, for each layer."""
     if reset_to not in ("zero", "initial"):
         raise ValueError(f"reset_to is {reset_to!r}, must be 'zero' or 'initial'")
-    packed = input if isinstance(input, PackedSequence) else None
-    if packed is not None:
+    packed, batch_sizes, unbatched = None, None, False
+    if isinstance(input, PackedSequence):
         if lengths is not None or reset is not None:
             raise ValueError("lengths and reset go with a padded input, not a PackedSequence")
+        packed, batch_sizes = input, input.batch_sizes
         x, hx = _checked_packed(module, packed, hx)
-        batch_sizes = packed.batch_sizes
     else:
+        unbatched = input.dim() == 2
         x, hx, lengths, reset = _checked_padded(module, input, hx, lengths, reset)
-        batch_sizes = None
 
     directions = 2 if module.bidirectional else 1
     weights = _weights(module)
     each = len(weights) // module.num_layers
-    h_n, c_n, cells, gates = [], [], [], []
+    h_n: list[Tensor] = []
+    c_n: list[Tensor] = []
+    cells: list[Tensor] = []
+    gates: list[Tensor] = []
     for k in range(module.num_layers):
         if k > 0 and module.dropout > 0:
             x = F.dropout(x, module.dropout, module.training)
@@ -210,7 +213,6 @@ def run(
             return rows.squeeze(1)
         return rows.transpose(0, 1) if module.batch_first else rows
 
-    unbatched = isinstance(input, Tensor) and input.dim() == 2
     if packed is not None:
         final = _permuted(final, packed.unsorted_indices)
     elif unbatched:
@@ -265,10 +267,9 @@ def _checked_padded(
         if lengths.dtype != torch.int64:
             raise RuntimeError(f"lengths has dtype {lengths.dtype}, must be torch.int64")
     if reset is not None:
-        wanted = (T, B) if not (batched and module.batch_first) else (B, T)
-        wanted = wanted if batched else (T,)
-        if reset.shape != wanted:
-            raise RuntimeError(f"reset has shape {list(reset.shape)}, must be {list(wanted)}")
+        wanted = [T] if not batched else [B, T] if module.batch_first else [T, B]
+        if list(reset.shape) != wanted:
+            raise RuntimeError(f"reset has shape {list(reset.shape)}, must be {wanted}")
         if reset.dtype != torch.bool:
             raise RuntimeError(f"reset has dtype {reset.dtype}, must be torch.bool")
         if not batched:

@@ -11,7 +11,7 @@ from torch.autograd import forward_ad
 from fused_lstm import reference
 
 try:
-    from fused_lstm._C import build_info, cpu_instruction_set, plan  # noqa: F401
+    import fused_lstm._C  # noqa: F401  (registers the operators)
 except ImportError as error:
     raise ImportError(
         "fused_lstm._C, the compiled half of fused_lstm, cannot be loaded for torch "
@@ -29,7 +29,7 @@ def _use_definition() -> bool:
     C++ autograd knows neither torch.func's transforms nor forward-mode derivatives.
     """
     return bool(
-        torch._C._are_functorch_transforms_active()  # type: ignore[attr-defined]
+        torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
     )
 

@@ -1,5 +1,7 @@
 #include "kernels.h"
 
+#include <cuda_runtime.h>
+
 namespace fused_lstm {
 namespace cuda {
 namespace {
@@ -57,14 +59,15 @@ __global__ void __launch_bounds__(block_size)
 }
 
 template <class Params>
-cudaError_t launch(void (*kernel)(Params, Step), Params params, Step step, int64_t units,
-                   cudaStream_t stream) {
+cudaError_t launch(void (*kernel)(Params, Step), const Params& params, const Step& step,
+                   int64_t units, cudaStream_t stream) {
   const int64_t blocks = (step.rows * units + block_size - 1) / block_size;
   constexpr int64_t most = 1 << 30;  // of the grid's x dimension; threads then take several units
-  void* arguments[] = {&params, &step};
-  return cudaLaunchKernel(reinterpret_cast<const void*>(kernel),
-                          dim3(static_cast<unsigned>(blocks < most ? blocks : most)),
-                          dim3(block_size), arguments, 0, stream);
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(blocks < most ? blocks : most));
+  config.blockDim = dim3(block_size);
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, params, step);
 }
 
 }  // namespace
@@ -72,28 +75,28 @@ cudaError_t launch(void (*kernel)(Params, Step), Params params, Step step, int64
 template <class Types>
 cudaError_t Launch<Types>::forward(const ForwardParams<Types>& params, const Step& step,
                                    cudaStream_t stream) {
-  return launch<ForwardParams<Types>>(forward_kernel<Types>, params, step, params.hidden_size,
+  return launch(forward_kernel<Types>, params, step, params.hidden_size,
                                       stream);
 }
 
 template <class Types>
 cudaError_t Launch<Types>::emit(const ForwardParams<Types>& params, const Step& step,
                                 cudaStream_t stream) {
-  return launch<ForwardParams<Types>>(emit_kernel<Types>, params, step, params.projection_size,
+  return launch(emit_kernel<Types>, params, step, params.projection_size,
                                       stream);
 }
 
 template <class Types>
 cudaError_t Launch<Types>::collect(const BackwardParams<Types>& params, const Step& step,
                                    cudaStream_t stream) {
-  return launch<BackwardParams<Types>>(collect_kernel<Types>, params, step, params.projection_size,
+  return launch(collect_kernel<Types>, params, step, params.projection_size,
                                        stream);
 }
 
 template <class Types>
 cudaError_t Launch<Types>::backward(const BackwardParams<Types>& params, const Step& step,
                                     cudaStream_t stream) {
-  return launch<BackwardParams<Types>>(backward_kernel<Types>, params, step, params.hidden_size,
+  return launch(backward_kernel<Types>, params, step, params.hidden_size,
                                        stream);
 }
 

@@ -1,0 +1,76 @@
+# Everything lives in .venv. If $(PYTHON) can already import torch, .venv borrows that torch
+# through a .pth file (an environment's --system-site-packages would not reach the torch of
+# another virtual environment); otherwise it gets its own. Nothing is installed outside .venv.
+# The package is installed editable: the source tree and the installed package are the same
+# files, so neither can shadow the other.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# The folders, one a line, in which $(PYTHON) finds torch and what torch needs
+TORCH_FOLDERS := import sys, torch; from pathlib import Path; \
+	print(*dict.fromkeys([p for p in sys.path if p.endswith("-packages")] \
+	+ [str(Path(torch.__file__).parents[1])]), sep="\n")
+SITE_FOLDER := import sysconfig; print(sysconfig.get_path("purelib"))
+PYTHON_CHECK := import sys; sys.version_info >= (3, 10) or sys.exit("Python is " \
+	+ sys.version.split()[0] + ", must be 3.10 or later: make PYTHON=/path/to/python")
+
+# What the CUDA sources compute; the other tests are about the CPU's kernels or about Python
+EMULATED := $(addprefix tests/test_,accuracy.py gradients.py lengths.py reset.py states.py)
+
+NATIVE := $(shell find csrc -type f)
+
+.PHONY: demo test emulate build bench lint format clean
+
+demo: build  # ARGS="--device cpu --task classifier" and so on
+	$(BIN)/python -m fused_lstm demo $(ARGS)
+
+test: build  # ARGS="-k packed" and so on
+	$(BIN)/python -m pytest tests $(ARGS)
+
+emulate: build  # the CUDA sources, compiled for the host, through the tests of their results
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/emulator/build.py build/emulated
+	cd build/emulated && PYTHONPATH=. ../../$(BIN)/python -m pytest $(EMULATED:%=../../%) $(ARGS)
+
+build: $(VENV)/built
+
+bench: build  # ARGS="--quick" and so on
+	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-quiet $(ARGS)
+
+lint: $(VENV)/tools
+	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/tools
+	$(BIN)/clang-format -i $(NATIVE)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  # leaves .venv, for torch is large
+	rm -rf build dist *.egg-info fused_lstm/_C.*.so $(VENV)/built $(VENV)/tools
+	rm -rf .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+$(VENV)/torch:
+	@$(PYTHON) -c '$(PYTHON_CHECK)'
+	$(PYTHON) -m venv --clear $(VENV)
+	@if folders=$$($(PYTHON) -c '$(TORCH_FOLDERS)' 2>/dev/null); then \
+		echo "Using the torch that $(PYTHON) imports"; \
+		echo "$$folders" > "$$($(BIN)/python -c '$(SITE_FOLDER)')/torch.pth"; \
+		$(PIP) uninstall -qq --yes setuptools; \
+	else \
+		$(PIP) install torch==2.13.0; \
+	fi
+	$(PIP) install --quiet "setuptools>=77" ninja
+	@touch $@
+
+$(VENV)/built: $(VENV)/torch setup.py pyproject.toml $(NATIVE)
+	@echo "Building fused_lstm (the first time this takes minutes)"
+	@$(PIP) install --quiet --no-build-isolation --editable ".[test]"
+	@touch $@
+
+$(VENV)/tools: $(VENV)/built
+	$(PIP) install --quiet --no-build-isolation --editable ".[dev]"
+	@touch $@

@@ -1,0 +1,14 @@
+from typing import Any
+
+def build_info() -> dict[str, Any]: ...
+def cpu_instruction_set() -> str: ...
+def plan(
+    *,
+    cuda: bool,
+    threads: int,
+    length: int,
+    batch: int,
+    hidden: int,
+    projection: int,
+    directions: int,
+) -> dict[str, Any]: ...

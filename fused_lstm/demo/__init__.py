@@ -1,0 +1,167 @@
+"""``python -m fused_lstm demo``: three models trained on FusedLSTM and nn.LSTM, side by side."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+import time
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from torch import nn
+
+from fused_lstm.demo import report, table
+from fused_lstm.demo.tasks import TASKS
+from fused_lstm.demo.train import Comparison, compare
+from fused_lstm.lstm import FusedLSTM
+
+REPORT = "fused_lstm_demo.html"
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, not the whole usage."""
+        self.exit(2, f"{self.prog}: {message} (--help for more)\n")
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise argparse.ArgumentTypeError(f"is {name!r}, must be auto, cpu, cuda or cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        seen = torch.cuda.device_count()
+        raise argparse.ArgumentTypeError(f"is {name!r}, but this torch sees {seen} CUDA devices")
+    return device
+
+
+def _steps(number: str) -> int:
+    if not number.isdecimal() or int(number) < 1:
+        raise argparse.ArgumentTypeError(f"is {number!r}, must be a whole number from 1 on")
+    return int(number)
+
+
+def _seed(number: str) -> int:
+    if not number.isdecimal() or int(number) >= 2**63:
+        raise argparse.ArgumentTypeError(f"is {number!r}, must be a whole number below 2**63")
+    return int(number)
+
+
+def _report(name: str) -> Path:
+    """The report's path, which must be one that can be written."""
+    path = Path(name)
+    if path.is_dir():
+        path /= REPORT
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"{name!r} cannot be written: {error.strerror}") from None
+    return path
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m fused_lstm demo",
+        description="Trains three models on real data, each on FusedLSTM and on nn.LSTM from the "
+        "same seed, prints how they compare and writes a report. Exit status: 0 if both agree up "
+        "to rounding on all tasks, 1 if they do not, 2 for a wrong option.",
+    )
+    parser.add_argument(
+        "--task",
+        action="append",
+        choices=list(TASKS),
+        help="only this task; may be given more than once (default: all three)",
+    )
+    parser.add_argument(
+        "--device",
+        type=_device,
+        default="auto",
+        help="auto, cpu, cuda or cuda:N (default: auto, a GPU if there is one)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=list(DTYPES),
+        default="float32",
+        help="of the models and their input (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=_seed, default=0, help="of weights and batches (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--steps",
+        type=_steps,
+        help="training steps for each task (default: "
+        + ", ".join(f"{task.steps} {name}" for name, task in TASKS.items())
+        + ")",
+    )
+    parser.add_argument(
+        "--out",
+        type=_report,
+        default=REPORT,
+        metavar="PATH",
+        help="the report, an HTML file or the folder to put it in (default: %(default)s)",
+    )
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Runs the demo with the options ``argv``; returns its exit status."""
+    try:
+        options = _parser().parse_args(argv)
+    except SystemExit as end:  # argparse leaves this way for --help and for a wrong option
+        return int(end.code or 0)
+    try:
+        return _run(options)
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        return 130
+
+
+def _run(options: argparse.Namespace) -> int:
+    facts = _facts(options)
+    _say(" | ".join(facts))
+    start = time.perf_counter()
+    comparisons: list[Comparison] = []
+    names = list(dict.fromkeys(options.task or TASKS))
+    for number, name in enumerate(names, 1):
+        task = TASKS[name](options.device, DTYPES[options.dtype])
+        _say(f"\n[{number}/{len(names)}] {name}: {task.data}")
+        steps = options.steps or task.steps
+        comparisons.append(
+            compare(task, FusedLSTM, nn.LSTM, options.seed, steps, lambda line: _say("  " + line))
+        )
+    _say("\n" + table.text(comparisons))
+    options.out.write_text(report.page(comparisons, facts), encoding="utf-8")
+    parity = all(comparison.parity for comparison in comparisons)
+    _say(
+        f"\n{'Parity on all tasks' if parity else 'PARITY IS BROKEN'}, "
+        f"after {time.perf_counter() - start:.0f} s. Report: {options.out}"
+    )
+    return 0 if parity else 1
+
+
+def _facts(options: argparse.Namespace) -> list[str]:
+    device: torch.device = options.device
+    hardware = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+    )
+    return [hardware, options.dtype, f"seed {options.seed}", f"torch {torch.__version__}"]
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)

@@ -1,0 +1,89 @@
+"""The comparisons as one table, for the terminal and for the report."""
+
+from __future__ import annotations
+
+import math
+
+from fused_lstm.demo.train import Comparison
+
+COLUMNS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("", ("task", "measure")),
+    ("held-out score", ("FusedLSTM", "nn.LSTM", "naive")),
+    ("loss difference", ("largest", "of allowed")),
+    ("ms per training step", ("FusedLSTM", "nn.LSTM", "ratio")),
+    ("", ("parity",)),
+)
+TEXT_COLUMNS = 2  # the first ones are words, set to the left; then come numbers
+
+
+def cells(comparison: Comparison) -> list[str]:
+    """A row of the table, one cell for each of COLUMNS."""
+    task, fused, reference = comparison.task, comparison.fused, comparison.reference
+    return [
+        task.name,
+        task.measure,
+        _score(fused.score),
+        _score(reference.score),
+        _score(task.naive),
+        f"{max(comparison.differences):.1e}",
+        _percent(comparison.loss_share),
+        f"{fused.milliseconds:.2f}",
+        f"{reference.milliseconds:.2f}",
+        f"{reference.milliseconds / fused.milliseconds:.2f}x",
+        "yes" if comparison.parity else "NO",
+    ]
+
+
+def text(comparisons: list[Comparison]) -> str:
+    """The table in plain characters, its last lines saying where parity is broken, if it is."""
+    names = [name for _, group in COLUMNS for name in group]
+    rows = [names, *map(cells, comparisons)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    heads = []
+    for title, group in COLUMNS:
+        across = widths[: len(group)]
+        widths = widths[len(group) :] + across
+        heads.append(title.center(sum(across) + 2 * len(group) - 2))
+    lines = ["  ".join(heads)]
+    for row in rows:
+        padded = [
+            cell.ljust(width) if index < TEXT_COLUMNS else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(padded))
+    lines.insert(2, "-" * len(lines[1]))
+    return "\n".join([*lines, *(fault for each in comparisons for fault in faults(each))])
+
+
+def faults(comparison: Comparison) -> list[str]:
+    """A sentence for each way in which parity is broken."""
+    found = []
+    if comparison.loss_share > 1:
+        step, difference, allowed = next(
+            (step, difference, allowed)
+            for step, (difference, allowed) in enumerate(
+                zip(comparison.differences, comparison.allowed, strict=True), 1
+            )
+            if not difference <= allowed
+        )
+        found.append(
+            f"{comparison.task.name}: the losses differ by {difference:.1e} at step {step}, "
+            f"{allowed:.1e} is allowed"
+        )
+    if comparison.prediction_share > 1:
+        found.append(
+            f"{comparison.task.name}: on the same weights the predictions differ by "
+            f"{comparison.prediction_difference:.1e}, {comparison.prediction_allowed:.1e} is "
+            "allowed"
+        )
+    return found
+
+
+def _score(score: float) -> str:
+    return f"{score:#.4g}".rstrip(".")
+
+
+def _percent(share: float) -> str:
+    if not math.isfinite(share):
+        return "-"
+    return f"{100 * share:.1f} %" if share < 0.0995 else f"{100 * share:,.0f} %"

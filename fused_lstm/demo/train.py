@@ -1,0 +1,233 @@
+"""Training the same model on two LSTM classes side by side, and the verdict on their parity.
+
+Two correct LSTMs differ by rounding alone, but training lets any difference grow, so no fixed
+tolerance is right for all its steps. The yardstick is measured instead: a *twin* of the model on
+``nn.LSTM`` trains along, whose weights start one rounding error away. How far the twin strays from
+its sibling is what rounding alone does to this model on this data in this dtype; ``FusedLSTM`` may
+stray MARGIN times as far, at every step of the training and in the predictions of the trained
+model. A wrong formula strays further from the first steps on.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from fused_lstm.demo.tasks import LSTM, Task
+
+MARGIN = 16.0  # an LSTM rounds at every step of every sequence, the twin once, at its start
+WARM_UP = 10  # steps that are not timed, at most
+PROGRESS_LINES = 6
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model's training: per step its loss and its seconds; then its held-out results."""
+
+    losses: list[float]
+    seconds: list[float]
+    prediction: Tensor  # [M, ...], on the CPU, what task.predict gave
+    score: float
+
+    @property
+    def milliseconds(self) -> float:
+        """Median of a training step, the first ones left out."""
+        return 1000 * statistics.median(self.seconds[min(WARM_UP, len(self.seconds) // 2) :])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One task trained on FusedLSTM and on nn.LSTM."""
+
+    task: Task
+    fused: Run
+    reference: Run
+    model: nn.Module  # on FusedLSTM, trained
+    differences: list[float]  # per step, of the two losses
+    allowed: list[float]  # per step, what parity allows them
+    prediction_difference: float  # of the two classes on the weights that nn.LSTM learnt
+    prediction_allowed: float
+
+    @property
+    def loss_share(self) -> float:
+        """The largest share of what is allowed that a loss difference took; over 1 is no parity."""
+        return max(map(_share, self.differences, self.allowed))
+
+    @property
+    def prediction_share(self) -> float:
+        """The share of what is allowed that the predictions' difference took."""
+        return _share(self.prediction_difference, self.prediction_allowed)
+
+    @property
+    def parity(self) -> bool:
+        return self.loss_share <= 1 and self.prediction_share <= 1
+
+
+def _share(difference: float, allowed: float) -> float:
+    """difference / allowed; infinite where either is not a finite number."""
+    if not math.isfinite(difference) or not math.isfinite(allowed):
+        return math.inf
+    return difference / max(allowed, sys.float_info.min)
+
+
+def rounding_error(weight: Tensor) -> float:
+    """The relative rounding error of an LSTM on ``weight``: of its dtype, or of TF32 in its place.
+
+    nn.LSTM on a CUDA device multiplies float32 in TF32 (11 bits) unless told otherwise.
+    """
+    if weight.is_cuda and weight.dtype is torch.float32 and torch.backends.cudnn.allow_tf32:
+        return 2.0**-10
+    return torch.finfo(weight.dtype).eps
+
+
+@torch.no_grad()
+def twin_of(model: nn.Module, seed: int) -> nn.Module:
+    """A copy of ``model``, each weight moved up or down by one rounding error."""
+    twin = copy.deepcopy(model)
+    generator = torch.Generator().manual_seed(seed)
+    for weight in twin.parameters():
+        sign = 2 * torch.randint(2, weight.shape, generator=generator) - 1
+        weight.mul_((1 + rounding_error(weight) * sign.double()).to(weight.device))
+    return twin
+
+
+class _Learner:
+    """A model with its optimizer: Adam under a cosine schedule, on weights of float32 or wider."""
+
+    def __init__(self, model: nn.Module, task: Task, steps: int) -> None:
+        self.model, self.task = model, task
+        self.losses: list[float] = []
+        self.seconds: list[float] = []
+        self.weights = list(model.parameters())
+        # Adam's steps are too small to move a 16-bit weight: it keeps a float32 copy of those.
+        self.masters = [
+            weight.detach().float() if weight.dtype.itemsize < 4 else weight
+            for weight in self.weights
+        ]
+        self.optimizer = torch.optim.Adam(self.masters, lr=task.learning_rate)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
+
+    def step(self, batch: tuple[Tensor, ...]) -> None:
+        _wait_for(batch[0].device)
+        start = time.perf_counter()
+        self.model.zero_grad()
+        loss = self.task.loss(self.model, *batch)
+        loss.backward()
+        self._update()
+        _wait_for(batch[0].device)
+        self.seconds.append(time.perf_counter() - start)
+        self.losses.append(loss.item())
+
+    @torch.no_grad()
+    def _update(self) -> None:
+        for weight, master in zip(self.weights, self.masters, strict=True):
+            if master is not weight and weight.grad is not None:
+                master.grad = weight.grad.float()
+        self.optimizer.step()
+        self.schedule.step()
+        for weight, master in zip(self.weights, self.masters, strict=True):
+            if master is not weight:
+                weight.copy_(master)
+
+    @torch.no_grad()
+    def finish(self) -> Run:
+        prediction = self.task.predict(self.model)
+        return Run(self.losses, self.seconds, prediction, self.task.score(prediction))
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _batches(task: Task, steps: int, seed: int) -> Iterator[tuple[Tensor, ...]]:
+    """``steps`` full batches, every sequence once an epoch, in an order of the seed's own."""
+    count, device = len(task.train[0]), task.train[0].device
+    generator = torch.Generator().manual_seed(seed)
+    rows: list[Tensor] = []
+    for _ in range(steps):
+        if not rows:
+            order = torch.randperm(count, generator=generator)
+            rows = list(order[: count - count % task.batch_size].split(task.batch_size))
+        chosen = rows.pop().to(device)
+        yield tuple(tensor[chosen] for tensor in task.train)
+
+
+def compare(
+    task: Task, fused: LSTM, reference: LSTM, seed: int, steps: int, say: Callable[[str], None]
+) -> Comparison:
+    """Trains ``task`` on both LSTM classes from the same weights on the same batches.
+
+    Each step is taken by one model after the other, in turns as to who is first: their times are
+    those of the same moment. ``say`` gets the lines of progress.
+    """
+    inputs = task.held_out[0]
+
+    def build(lstm: LSTM) -> nn.Module:
+        torch.manual_seed(seed)
+        return task.build(lstm).to(inputs.device, inputs.dtype)
+
+    reference_model = build(reference)
+    models = (build(fused), reference_model, twin_of(reference_model, seed))
+    learners = [_Learner(model, task, steps) for model in models]
+    for step, batch in enumerate(_batches(task, steps, seed)):
+        for turn in range(len(learners)):
+            learners[(step + turn) % len(learners)].step(batch)
+        if (step + 1) * PROGRESS_LINES // steps > step * PROGRESS_LINES // steps:
+            say(_progress(step + 1, steps, learners[0], learners[1]))
+
+    ours, theirs, twin = (learner.finish() for learner in learners)
+    strayed = [abs(a - b) for a, b in zip(twin.losses, theirs.losses, strict=True)]
+    smallest = rounding_error(next(reference_model.parameters()))
+    return Comparison(
+        task,
+        ours,
+        theirs,
+        models[0],
+        [abs(a - b) for a, b in zip(ours.losses, theirs.losses, strict=True)],
+        _allowed(strayed, theirs.losses, smallest),
+        *_prediction_parity(task, build(fused), reference_model, theirs.prediction, seed),
+    )
+
+
+def _progress(step: int, steps: int, fused: _Learner, reference: _Learner) -> str:
+    difference = abs(fused.losses[-1] - reference.losses[-1])
+    return (
+        f"step {step:4}/{steps}   loss: FusedLSTM {fused.losses[-1]:.5f} "
+        f"nn.LSTM {reference.losses[-1]:.5f} difference {difference:.1e}   "
+        f"time: {sum(fused.seconds):.1f} s, {sum(reference.seconds):.1f} s"
+    )
+
+
+def _allowed(strayed: list[float], losses: list[float], smallest: float) -> list[float]:
+    """Per step, MARGIN times the furthest that the twin has strayed so far.
+
+    At least the rounding error ``smallest`` of the loss itself: the twin may hit it by chance.
+    """
+    allowed: list[float] = []
+    furthest = 0.0
+    for distance, loss in zip(strayed, losses, strict=True):
+        furthest = max(furthest, distance, smallest * abs(loss))
+        allowed.append(MARGIN * furthest)
+    return allowed
+
+
+@torch.no_grad()
+def _prediction_parity(
+    task: Task, fused: nn.Module, reference: nn.Module, prediction: Tensor, seed: int
+) -> tuple[float, float]:
+    """How far the held-out predictions of the two classes differ on the same weights, and may."""
+    fused.load_state_dict(reference.state_dict())
+    twin = twin_of(reference, seed)
+    strayed = (task.predict(twin).double() - prediction.double()).abs().max().item()
+    difference = (task.predict(fused).double() - prediction.double()).abs().max().item()
+    floor = torch.finfo(prediction.dtype).eps * prediction.double().abs().max().item()
+    return difference, MARGIN * max(strayed, floor)

@@ -1,0 +1,8 @@
+// In place of csrc/cpu/device.cpp: tensors on the CPU take the CUDA path.
+#include "device.h"
+
+namespace fused_lstm {
+
+const Device& cpu_device() { return cuda_device(); }
+
+}  // namespace fused_lstm

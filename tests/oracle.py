@@ -1,0 +1,152 @@
+"""What the tests judge by: other modules with the same weights, all results and gradients of a
+call by name, and how far they may be from the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from fused_lstm import ops
+
+NO_CUDA = (
+    "needs a CUDA GPU"
+    if not torch.cuda.is_available()
+    else None
+    if ops.build_info()["cuda"]
+    else "fused_lstm was built without CUDA"
+)
+
+Results = dict[str, Tensor]
+
+
+def twin(
+    module: nn.Module, kind: type[nn.Module] = nn.LSTM, dtype: torch.dtype | None = None
+) -> nn.Module:
+    """The same layers with the same weights as another class, or in a wider dtype."""
+    other = kind(
+        module.input_size,
+        module.hidden_size,
+        module.num_layers,
+        module.bias,
+        module.batch_first,
+        module.dropout,
+        module.bidirectional,
+        module.proj_size,
+        module.weight_ih_l0.device,
+        dtype or module.weight_ih_l0.dtype,
+    )
+    other.load_state_dict(module.state_dict())
+    return other.train(module.training)
+
+
+def rand(*shape: int, device: str = "cpu", dtype: torch.dtype = torch.float64) -> Tensor:
+    """Multiples of 1/8 between -2 and 2, which every dtype holds exactly."""
+    return (torch.randint(-16, 17, shape) / 8).to(device, dtype)
+
+
+def rand_state(module: nn.Module, batch: int | None) -> tuple[Tensor, Tensor]:
+    """An hx for `batch` sequences, or for one without a batch."""
+    weight = module.weight_ih_l0
+    layers = module.num_layers * (2 if module.bidirectional else 1)
+    middle = () if batch is None else (batch,)
+    hidden = rand(layers, *middle, module.proj_size or module.hidden_size)
+    cell = rand(layers, *middle, module.hidden_size)
+    return hidden.to(weight), cell.to(weight)
+
+
+def cast(value: Any, dtype: torch.dtype) -> Any:
+    """Tensors, packed sequences and tuples of them in another floating dtype."""
+    if isinstance(value, tuple) and not isinstance(value, PackedSequence):
+        return tuple(cast(item, dtype) for item in value)
+    return None if value is None else value.to(dtype)
+
+
+def with_data(packed: PackedSequence, data: Tensor) -> PackedSequence:
+    return PackedSequence(
+        data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices
+    )
+
+
+def flatten(result: Any) -> Results:
+    """What forward returned, by name."""
+    output, (h_n, c_n), *states = result
+    named = {"output": output, "h_n": h_n, "c_n": c_n}
+    for kept in states:
+        named |= {f"cells[{k}]": cells for k, cells in enumerate(kept.cells)}
+        named |= {f"gates[{k}]": gates for k, gates in enumerate(kept.gates)}
+    return {k: v.data if isinstance(v, PackedSequence) else v for k, v in named.items()}
+
+
+def evaluate(
+    module: nn.Module,
+    input: Tensor | PackedSequence,
+    hx: tuple[Tensor, Tensor] | None = None,
+    *,
+    call: Callable[..., Any] | None = None,
+    **options: Any,
+) -> Results:
+    """All results and all gradients of a call of module, or of `call`, by name.
+
+    The incoming gradients are the same at each call with the same shapes.
+    """
+    leaves = dict(module.named_parameters())
+    if isinstance(input, PackedSequence):
+        leaves["input"] = input.data.detach().requires_grad_()
+        input = with_data(input, leaves["input"])
+    else:
+        leaves["input"] = input = input.detach().requires_grad_()
+    if hx is not None:
+        hx = tuple(state.detach().requires_grad_() for state in hx)
+        leaves |= {"h_0": hx[0], "c_0": hx[1]}
+    named = flatten((call or module)(input, hx, **options))
+    generator = torch.Generator().manual_seed(1)
+    incoming = [
+        (torch.randint(-8, 9, t.shape, generator=generator) / 8).to(t) for t in named.values()
+    ]
+    gradients = torch.autograd.grad(list(named.values()), list(leaves.values()), incoming)
+    named |= {f"grad of {name}": g for name, g in zip(leaves, gradients, strict=True)}
+    return {name: tensor.detach() for name, tensor in named.items()}
+
+
+def error(value: Tensor, truth: Tensor) -> float:
+    return (value.double() - truth).abs().max().item() if value.numel() else 0.0
+
+
+def assert_as_accurate(
+    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor] | None, truth: Mapping[str, Tensor]
+) -> None:
+    """Each error at most twice that of `theirs`, plus one rounding of the largest number.
+
+    Without `theirs` (PyTorch has no such kernel), at most 8 roundings.
+    """
+    for name, true in truth.items():
+        eps = torch.finfo(ours[name].dtype).eps
+        size = max(1.0, true.abs().max().item()) if true.numel() else 1.0
+        allowed = 8 * eps * size if theirs is None else 2 * error(theirs[name], true) + eps * size
+        found = error(ours[name], true)
+        assert ours[name].shape == true.shape, f"{name}: {ours[name].shape}, not {true.shape}"
+        assert found <= allowed, f"{name} is off by {found:.3g}, allowed are {allowed:.3g}"
+
+
+def assert_close(ours: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> None:
+    """Equal up to a few roundings in ours' dtype."""
+    assert ours.keys() == truth.keys()
+    for name, true in truth.items():
+        eps = torch.finfo(ours[name].dtype).eps
+        torch.testing.assert_close(
+            ours[name].double(),
+            true.double(),
+            rtol=64 * eps,
+            atol=64 * eps * max(1.0, true.abs().max().item() if true.numel() else 1.0),
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
+
+
+def assert_same_bits(ours: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> None:
+    assert ours.keys() == others.keys()
+    for name, other in others.items():
+        assert torch.equal(ours[name], other), f"{name} differs by {error(ours[name], other):.3g}"

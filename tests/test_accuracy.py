@@ -1,0 +1,98 @@
+"""Rounding errors against float64: at most twice those of nn.LSTM in the same dtype."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from oracle import assert_as_accurate, assert_close, cast, evaluate, rand, rand_state, twin
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from fused_lstm import FusedLSTM, reference
+
+# T, B, D, H: every odd size somewhere, on each side of a vector and of a tile.
+SHAPES = [
+    (1, 1, 1, 1),
+    (1, 3, 17, 65),
+    (3, 65, 3, 17),
+    (5, 2, 65, 129),
+    (17, 5, 1, 3),
+    (4, 129, 17, 3),
+    (65, 1, 3, 17),
+    (129, 3, 3, 1),
+]
+LAYERS = {
+    "plain": {},
+    "no bias": {"bias": False},
+    "deep": {"num_layers": 3},
+    "bidirectional": {"bidirectional": True, "num_layers": 2},
+    "projected": {"proj_size": 2, "bidirectional": True},
+}
+
+
+def nn_lstm_or_none(module, *call):
+    """nn.LSTM's results in the module's dtype; None if it has no such kernel, or is the truth."""
+    if module.weight_ih_l0.dtype == torch.float64:
+        return None
+    try:
+        return evaluate(twin(module), *call)
+    except RuntimeError as failure:
+        if "not implemented for" in str(failure):
+            return None
+        raise
+
+
+@pytest.fixture(autouse=True)
+def _float32_is_float32(monkeypatch):
+    """TF32 has tests of its own; with it, float32 errors would hide behind cuDNN's."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_odd_sizes(device, dtype, shape):
+    T, B, D, H = shape
+    module = FusedLSTM(D, H, device=device, dtype=dtype)
+    call = (rand(T, B, D, device=device, dtype=dtype), rand_state(module, B))
+    truth = evaluate(twin(module, dtype=torch.float64), *cast(call, torch.float64))
+    assert_as_accurate(evaluate(module, *call), nn_lstm_or_none(module, *call), truth)
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+def test_layers(device, dtype, layers):
+    module = FusedLSTM(17, 33, device=device, dtype=dtype, **LAYERS[layers])
+    call = (rand(7, 5, 17, device=device, dtype=dtype), rand_state(module, 5))
+    truth = evaluate(twin(module, dtype=torch.float64), *cast(call, torch.float64))
+    assert_as_accurate(evaluate(module, *call), nn_lstm_or_none(module, *call), truth)
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+def test_packed(device, dtype, layers):
+    module = FusedLSTM(3, 17, device=device, dtype=dtype, **LAYERS[layers])
+    padded = rand(9, 5, 3, device=device, dtype=dtype)
+    packed = pack_padded_sequence(padded, [9, 7, 7, 2, 1])
+    call = (packed, rand_state(module, 5))
+    truth = evaluate(twin(module, dtype=torch.float64), *cast(call, torch.float64))
+    assert_as_accurate(evaluate(module, *call), nn_lstm_or_none(module, *call), truth)
+
+
+@pytest.mark.parametrize("layers", LAYERS)
+def test_the_definition_is_nn_lstm(device, layers):
+    module = FusedLSTM(3, 5, device=device, dtype=torch.float64, **LAYERS[layers])
+    call = (rand(4, 3, 3, device=device), rand_state(module, 3))
+    ours = evaluate(module, *call, call=partial(reference.lstm, module))
+    assert_close(ours, evaluate(twin(module, nn.LSTM), *call))
+
+
+def test_the_cell_state_of_16_bits_does_not_stall(device):
+    """c grows by 2^-9 a step: past 2 (bfloat16) it would stop, were it kept in 16 bits."""
+    T = 2048
+    module = FusedLSTM(1, 1, bias=False, device=device, dtype=torch.bfloat16)
+    x = torch.ones(T, 1, 1, device=device, dtype=torch.bfloat16)
+    with torch.no_grad():
+        module.weight_hh_l0.zero_()
+        # i = f = o = 1 (saturated), g = 2^-9
+        module.weight_ih_l0.copy_(torch.tensor([[100.0], [100.0], [2.0**-9], [100.0]]))
+        _, (_, c_n) = module(x)
+    assert c_n.item() == pytest.approx(T * 2.0**-9, rel=2.0**-7)

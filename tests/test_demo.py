@@ -1,0 +1,248 @@
+"""The demo: its data, its options, its verdict on parity, its table and its report."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from fused_lstm import FusedLSTM, demo
+from fused_lstm.demo import datasets, table
+from fused_lstm.demo.tasks import TASKS
+from fused_lstm.demo.train import compare, twin_of
+
+CPU = torch.device("cpu")
+
+
+class Wrong(FusedLSTM):
+    """An LSTM whose results are off by one part in ten thousand."""
+
+    def forward(self, *args, **options):
+        output, (h_n, c_n), *states = super().forward(*args, **options)
+        return output * 1.0001, (h_n * 1.0001, c_n), *states
+
+
+class WrongGradient(FusedLSTM):
+    """An LSTM with the right results and half the gradient of the recurrent weights."""
+
+    def forward(self, *args, **options):
+        for name, weight in self.named_parameters():
+            if "weight_hh" in name and not weight._backward_hooks:
+                weight.register_hook(lambda gradient: gradient / 2)
+        return super().forward(*args, **options)
+
+
+class WrongUnseen(FusedLSTM):
+    """An LSTM that is wrong only where no gradient is wanted, as when predicting."""
+
+    def forward(self, *args, **options):
+        output, (h_n, c_n), *states = super().forward(*args, **options)
+        if not torch.is_grad_enabled():
+            output, h_n = output * 1.001, h_n * 1.001
+        return output, (h_n, c_n), *states
+
+
+def run_demo(tmp_path: Path, *options: str) -> int:
+    return demo.main(["--device", "cpu", "--out", str(tmp_path), *options])
+
+
+def test_vowels() -> None:
+    vowels = datasets.japanese_vowels()
+    assert vowels.frames.shape == (640, 29, 12)
+    assert vowels.lengths.min() == 7
+    assert vowels.lengths.max() == 29
+    assert vowels.speakers.unique().tolist() == list(range(9))
+    assert vowels.speakers[~vowels.held_out].bincount().tolist() == [30] * 9
+    assert vowels.speakers[vowels.held_out].bincount().tolist() == [
+        31, 35, 88, 44, 29, 24, 40, 50, 29
+    ]  # fmt: skip
+    past_end = torch.arange(29) >= vowels.lengths[:, None]
+    assert not vowels.frames[past_end].any()
+    assert vowels.frames[~past_end].any(-1).all()
+
+
+def test_electrocardiogram() -> None:
+    samples = datasets.electrocardiogram()
+    assert samples.shape == (7500,)
+    assert samples[0] == pytest.approx(-0.195)
+    assert 1 < samples.max() < 1.5  # an R wave, in mV
+
+
+def test_solar_power() -> None:
+    hours, kilowatts = datasets.solar_power()
+    assert kilowatts.shape == (992 * 24,)
+    assert len(hours) == 992 * 24
+    assert {(b - a).seconds for a, b in pairwise(hours)} == {3600}
+    measured = ~kilowatts.isnan()
+    night = torch.tensor([hour.hour < 4 for hour in hours])
+    assert measured.float().mean() > 0.95
+    assert kilowatts[measured & night].max() < 0.01
+    assert 3 < kilowatts[measured].max() < 4
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_held_out_data_is_not_trained_on(name: str) -> None:
+    task = TASKS[name](CPU, torch.float64)
+    trained = {tuple(row.flatten().tolist()) for row in task.train[0]}
+    assert len(task.held_out[0]) == len(task.truth)
+    assert not any(tuple(row.flatten().tolist()) in trained for row in task.held_out[0])
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_perfect_prediction_scores_best(name: str) -> None:
+    task = TASKS[name](CPU, torch.float32)
+    if name == "classifier":
+        assert task.score(nn.functional.one_hot(task.truth)) == 100
+    else:
+        assert task.score(task.truth) == 0 < task.naive
+
+
+def test_twin_is_one_rounding_error_away() -> None:
+    model = nn.LSTM(3, 5)
+    for weight, moved in zip(model.parameters(), twin_of(model, 0).parameters(), strict=True):
+        step = (moved - weight).abs() / weight.abs()
+        assert (step > 0).all()
+        assert (step < 2.0**-22).all()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_parity(name: str) -> None:
+    task = TASKS[name](CPU, torch.float32)
+    said: list[str] = []
+    result = compare(task, FusedLSTM, nn.LSTM, 0, 8, said.append)
+    assert result.parity
+    assert not table.faults(result)
+    assert result.fused.losses[0] > 0
+    assert len(result.fused.losses) == 8
+    assert said[-1].startswith("step    8/8")
+
+
+@pytest.mark.parametrize("wrong", [Wrong, WrongGradient, WrongUnseen])
+@pytest.mark.parametrize("name", TASKS)
+def test_wrong_lstm_has_no_parity(name: str, wrong: type[FusedLSTM]) -> None:
+    task = TASKS[name](CPU, torch.float32)
+    result = compare(task, wrong, nn.LSTM, 0, 8, lambda line: None)
+    assert not result.parity
+    assert table.faults(result)[0].startswith(f"{name}: ")
+
+
+def test_not_a_number_is_no_parity() -> None:
+    class Broken(FusedLSTM):
+        def forward(self, *args, **options):
+            output, (h_n, c_n), *states = super().forward(*args, **options)
+            return output * math.nan, (h_n * math.nan, c_n), *states
+
+    task = TASKS["predictor"](CPU, torch.float32)
+    result = compare(task, Broken, nn.LSTM, 0, 2, lambda line: None)
+    assert not result.parity
+    assert len(table.faults(result)) == 2
+
+
+def test_exit_status_of_broken_parity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "FusedLSTM", Wrong)
+    assert run_demo(tmp_path, "--task", "predictor", "--steps", "4") == 1
+    printed = capsys.readouterr().out
+    assert "PARITY IS BROKEN" in printed
+    assert "predictor: the losses differ by" in printed
+    assert "losses differ" in (tmp_path / demo.REPORT).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--task", "poetry"], "'poetry'"),
+        (["--dtype", "int8"], "'int8'"),
+        (["--device", "toaster"], "--device: is 'toaster', must be auto, cpu, cuda or cuda:N"),
+        (["--device", "cuda:99"], "--device: is 'cuda:99', but this torch sees"),
+        (["--seed", "-1"], "--seed: is '-1', must be a whole number"),
+        (["--steps", "0"], "--steps: is '0', must be a whole number from 1 on"),
+        (["--out", "/dev/null/report.html"], "'/dev/null/report.html' cannot be written"),
+        (["--speed", "9"], "--speed"),
+    ],
+)
+def test_wrong_option_is_one_line(
+    options: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert demo.main(options) == 2
+    printed = capsys.readouterr()
+    assert not printed.out
+    assert says in printed.err
+    assert printed.err.count("\n") == 1
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo.main(["--help"]) == 0
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in (*TASKS, *demo.DTYPES, "--seed", "--out"))
+
+
+class Outline(HTMLParser):
+    """Checks that each element is closed in order; notes what would be fetched or run."""
+
+    VOID = ("meta",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+        self.resources: list[str] = []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.seen.append(tag)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.resources += [value or "" for key, value in attributes if key in ("href", "src")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attributes)
+        if tag not in self.VOID:
+            self.open.pop()
+
+
+def test_report_is_one_whole_file(tmp_path: Path) -> None:
+    assert run_demo(tmp_path, "--steps", "3") == 0
+    written = (tmp_path / demo.REPORT).read_text(encoding="utf-8")
+    outline = Outline()
+    outline.feed(written)
+    outline.close()
+    assert not outline.open
+    assert outline.seen.count("section") == 3
+    assert outline.seen.count("svg") == 4 * 3  # loss, difference, predictions, gates
+    assert outline.seen.count("image") == 5 * 3  # i, f, g, o and the cell state
+    assert all(each.startswith("data:image/png;base64,") for each in outline.resources)
+    assert not {"script", "link", "iframe"} & set(outline.seen)
+    assert "http" not in written
+    assert "url(" not in written
+    assert "@import" not in written
+    assert "nan" not in written.lower().replace("naive", "")
+
+
+def test_piped(tmp_path: Path) -> None:
+    report = tmp_path / "new" / "folder" / "report.html"
+    command = ["-m", "fused_lstm", "demo", "--device", "cpu", "--task", "predictor", "--steps", "3"]
+    done = subprocess.run(
+        [sys.executable, *command, "--out", str(report)],
+        capture_output=True,
+        text=True,
+        env={"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(Path(demo.__file__).parents[2])},
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    lines = done.stdout.splitlines()
+    assert sum(line.startswith("  step ") for line in lines) == 3
+    assert any(line.startswith("predictor") and line.endswith("yes") for line in lines)
+    assert report.stat().st_size > 10_000
