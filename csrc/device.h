@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
 
 #include <optional>
 #include <vector>
@@ -40,8 +41,9 @@ struct Sequence {
 // Every tensor is contiguous but output and grad_output, which are columns of a wider one.
 struct DirectionForward {
   bool reverse;
-  at::Tensor weight_hh, weight_hr, bias_ih, bias_hh, hidden_0, cell_0;
-  at::Tensor preactivations, gates, cells, output, hidden_state, cell_state;
+  at::Tensor input, weight_ih, weight_hh, weight_hr, bias_ih, bias_hh, hidden_0, cell_0;
+  at::Tensor gates, cells, output, hidden_state, cell_state;
+  at::Tensor preactivations;  // the device's own
 };
 
 struct DirectionBackward {
@@ -75,6 +77,13 @@ inline at::ScalarType accum_type(at::ScalarType storage) {
   return storage == at::kDouble ? at::kDouble : at::kFloat;
 }
 
+// Room for [N, 4H] preactivations. Where the types agree, the activations overwrite them.
+inline at::Tensor preactivations_of(const Sizes& s, const DirectionForward& d) {
+  const at::TensorOptions options = d.cell_state.options();
+  const bool in_place = d.gates.defined() && d.gates.scalar_type() == d.cell_state.scalar_type();
+  return in_place ? d.gates : at::empty({s.N, 4 * s.H}, options);
+}
+
 template <class T>
 T* pointer(const at::Tensor& tensor) {
   return tensor.defined() ? static_cast<T*>(tensor.data_ptr()) : nullptr;
@@ -88,9 +97,11 @@ ForwardParams<Types> forward_params(const Sequence& sequence, const DirectionFor
   ForwardParams<Types> p = {};
   p.steps = sequence.steps(d.reverse);
   p.borders = sequence.borders();
+  p.input_size = sequence.sizes.D;
   p.hidden_size = sequence.sizes.H;
   p.projection_size = sequence.sizes.P;
   p.projected = sequence.sizes.projected;
+  p.input = pointer<Operand>(d.input);
   p.weight_hh = pointer<Operand>(d.weight_hh);
   p.weight_hr = pointer<Operand>(d.weight_hr);
   p.bias_ih = pointer<Storage>(d.bias_ih);

@@ -194,12 +194,8 @@ LayerResult layer_forward(const LayerArguments& arguments, bool keep_states) {
   const at::Tensor output = at::empty(rows_shape(s, s.directions * s.P), options);
   const at::Tensor cells =
       at::empty(keep_states ? shape(s.H) : std::vector<int64_t>{0}, options.dtype(accum));
-  // Where the types agree, the activations overwrite the preactivations.
-  const bool in_place = storage == accum;
-  at::Tensor gates =
-      at::empty(keep_states || in_place ? shape(4 * s.H) : std::vector<int64_t>{0}, options);
-  const at::Tensor preactivations =
-      in_place ? gates : at::empty(shape(4 * s.H), options.dtype(accum));
+  const at::Tensor gates =
+      at::empty(keep_states ? shape(4 * s.H) : std::vector<int64_t>{0}, options);
 
   const at::Tensor hidden_state =
       hidden_0.to(device.operand_type(storage), /*non_blocking=*/false, /*copy=*/true);
@@ -214,26 +210,25 @@ LayerResult layer_forward(const LayerArguments& arguments, bool keep_states) {
     const Weights w = weights_of(arguments.weights, s, d);
     DirectionForward forward = {};
     forward.reverse = d == 1;
+    forward.input = x;
+    forward.weight_ih = operand(device, w.ih);
     forward.weight_hh = operand(device, w.hh);
     forward.weight_hr = operand(device, w.hr);
     forward.bias_ih = contiguous(w.bias_ih);
     forward.bias_hh = contiguous(w.bias_hh);
     forward.hidden_0 = hidden_0.select(0, d);
     forward.cell_0 = cell_0.select(0, d);
-    forward.preactivations = preactivations.select(0, d).view({s.N, 4 * s.H});
     if (keep_states) {
-      forward.gates = gates.select(0, d);
+      forward.gates = gates.select(0, d).view({s.N, 4 * s.H});
       forward.cells = cells.select(0, d);
     }
     forward.output = output.narrow(-1, d * s.P, s.P);
     forward.hidden_state = hidden_state.select(0, d);
     forward.cell_state = cell_state.select(0, d);
-    device.product(forward.preactivations, x, operand(device, w.ih).t(), /*accumulate=*/false);
     directions.push_back(std::move(forward));
   }
   if (s.N > 0) device.forward(sequence, directions);
 
-  if (!keep_states) gates = at::empty({0}, options);
   return {output, hidden_state.to(storage), cell_state.to(storage), cells, gates};
 }
 

@@ -63,9 +63,10 @@ FUSED_LSTM_INLINE To bits_as(const From& from) {
   return to;
 }
 
+// Every lane `value`: x - 0 is x for every x, so that no subtraction is left, only a broadcast.
 template <class V>
 FUSED_LSTM_INLINE V fill(typename Lanes<V>::Scalar value) {
-  return V{} + value;
+  return value - V{};
 }
 
 // Written so that NaN passes through: a comparison with NaN is false and keeps x.

@@ -14,12 +14,14 @@ struct Problem {
   int64_t rows;        // T * B, or what a packed sequence has of them
   int64_t hidden;      // H
   int64_t projection;  // P; H without a projection
+  int64_t input;       // D
   int64_t directions;
 };
 
 enum class Kernel {
   single_step,  // CPU: one step needs no loop; its recurrent product is one library GEMM
-  panels,       // CPU: the whole sequence over weights packed into panels
+  panels,       // CPU: the input's product ahead, then the walk over weights packed into panels
+  merged,       // CPU: both products of a step in one pass over the panels
   streamed,     // CUDA: a GEMM and one fused pointwise launch for each step
 };
 

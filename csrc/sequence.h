@@ -31,18 +31,22 @@ struct ForwardParams {
 
   Steps steps;
   Borders borders;
-  int64_t hidden_size;       // H
-  int64_t projection_size;   // P
-  bool projected;            // P < H
-  const Operand* weight_hh;  // [4H, P], on a CPU in panels (cpu/kernels.h); null if its product
-                             // already stands in `preactivations` (a single step)
-  const Operand* weight_hr;  // [P, H] likewise, or null
+  int64_t input_size;       // D
+  int64_t hidden_size;      // H
+  int64_t projection_size;  // P
+  bool projected;           // P < H
+  const Operand* input;     // [N, D]
+  // A null weight_ih or weight_hh: its product already stands in `preactivations`. On a CPU the
+  // weights are in panels (cpu/kernels.h).
+  const Operand* weight_ih;  // [4H, D]
+  const Operand* weight_hh;  // [4H, P]
+  const Operand* weight_hr;  // [P, H], or null
   const Storage* bias_ih;    // [4H], or null
   const Storage* bias_hh;    // [4H], or null
   const Storage* hidden_0;   // [B, P]
   const Storage* cell_0;     // [B, H]
 
-  const Accum* preactivations;  // [N, 4H] x W_ih^T; may be the memory of `gates`
+  const Accum* preactivations;  // [N, 4H] products so far, or null; may be the memory of `gates`
   Storage* gates;               // [N, 4H] activations, or null
   Accum* cells;                 // [N, H], or null
   Storage* output;              // [N, output_stride], this direction's P columns
@@ -169,11 +173,11 @@ FUSED_LSTM_INLINE void emit_hidden(const ForwardParams<Types>& p, const Step& st
   store<V>(p.hidden_next + state, seen, count);
 }
 
-// Units j .. j + count of sequence b through step `step`. recurrent: their part of h W_hh^T, as
-// far as it does not stand in `preactivations` yet.
+// Units j .. j + count of sequence b through step `step`. products: their part of x W_ih^T and of
+// h W_hh^T, as far as those do not stand in `preactivations`.
 template <class V, class Types>
 FUSED_LSTM_INLINE void forward_units(const ForwardParams<Types>& p, const Step& step, int64_t b,
-                                     int64_t j, const Gates<V>& recurrent, int count) {
+                                     int64_t j, const Gates<V>& products, int count) {
   const int64_t H = p.hidden_size;
   const int64_t row = step.offset + b;
   const int64_t state = b * H + j;
@@ -186,7 +190,10 @@ FUSED_LSTM_INLINE void forward_units(const ForwardParams<Types>& p, const Step& 
     if (is_fresh(p.borders, p.steps, step.t, b)) {
       cell = p.borders.reset_to_initial ? load<V>(p.cell_0 + state, count) : V{};
     }
-    Gates<V> sum = add(load_gates<V>(p.preactivations + row * 4 * H, H, j, count), recurrent);
+    Gates<V> sum = products;
+    if (p.preactivations) {
+      sum = add(sum, load_gates<V>(p.preactivations + row * 4 * H, H, j, count));
+    }
     if (p.bias_ih) sum = add(sum, load_gates<V>(p.bias_ih, H, j, count));
     if (p.bias_hh) sum = add(sum, load_gates<V>(p.bias_hh, H, j, count));
     gate = activate(sum);

@@ -8,6 +8,7 @@ def plan(
     threads: int,
     length: int,
     batch: int,
+    input: int,
     hidden: int,
     projection: int,
     directions: int,

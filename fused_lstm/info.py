@@ -35,7 +35,13 @@ def main(argv: list[str]) -> int:
         print(f"{label:14}{value}")
     print("\nKernel for      B    T     H")
     for batch, length, hidden in [(1, 1, 64), (1, 100, 512), (32, 20, 64), (128, 500, 1024)]:
-        shape = {"length": length, "batch": batch, "hidden": hidden, "projection": hidden}
+        shape = {
+            "length": length,
+            "batch": batch,
+            "input": hidden,
+            "hidden": hidden,
+            "projection": hidden,
+        }
         for cuda in [False, True] if build["cuda"] else [False]:
             plan = _C.plan(cuda=cuda, threads=torch.get_num_threads(), directions=1, **shape)
             where = "CUDA" if cuda else "CPU"

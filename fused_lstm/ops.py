@@ -28,10 +28,7 @@ def _use_definition() -> bool:
 
     C++ autograd knows neither torch.func's transforms nor forward-mode derivatives.
     """
-    return bool(
-        torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    )
+    return bool(torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0)
 
 
 def layer(

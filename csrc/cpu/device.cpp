@@ -32,7 +32,7 @@ void with_types(at::ScalarType storage, const Body& body) {
 
 Plan plan_for(const Sizes& sizes) {
   return make_plan({/*cuda=*/false, at::get_num_threads(), sizes.T, sizes.B, sizes.N, sizes.H,
-                    sizes.P, sizes.directions});
+                    sizes.P, sizes.D, sizes.directions});
 }
 
 template <class Body>
@@ -94,6 +94,16 @@ cpu::Factor<Scalar> plain(const at::Tensor& W) {
 }
 
 template <class Scalar>
+std::vector<cpu::Factor<Scalar>> gate_factors(const std::vector<DirectionForward>& directions,
+                                              at::Tensor DirectionForward::* weight) {
+  std::vector<cpu::Factor<Scalar>> factors;
+  for (const DirectionForward& d : directions) {
+    factors.push_back(transposed<Scalar>(d.*weight, /*gates=*/true));
+  }
+  return factors;
+}
+
+template <class Scalar>
 Scalar* direction_of(const at::Tensor& packed, size_t d) {
   return packed.defined() ? packed.data_ptr<Scalar>() + d * packed.stride(0) : nullptr;
 }
@@ -119,19 +129,26 @@ class CpuDevice final : public Device {
     with_types(directions[0].output.scalar_type(), [&](auto types, auto& packing, auto& kernel) {
       using Types = decltype(types);
       using Scalar = typename Types::Accum;
-      const at::TensorOptions options = directions[0].preactivations.options();
+      const at::TensorOptions options = directions[0].cell_state.options();
 
-      at::Tensor recurrent, projection;
+      at::Tensor input, recurrent, projection;
+      if (plan.kernel == Kernel::merged) {
+        input = pack_all(packing, gate_factors<Scalar>(directions, &DirectionForward::weight_ih),
+                         options, plan.parallel);
+      } else {
+        for (DirectionForward& d : directions) {
+          d.preactivations = preactivations_of(sizes, d);
+          product(d.preactivations, d.input, d.weight_ih.t(), /*accumulate=*/false);
+        }
+      }
       if (plan.kernel == Kernel::single_step) {
         for (DirectionForward& d : directions) {
           product(d.preactivations, d.hidden_state, d.weight_hh.t(), /*accumulate=*/true);
         }
       } else {
-        std::vector<cpu::Factor<Scalar>> factors;
-        for (const DirectionForward& d : directions) {
-          factors.push_back(transposed<Scalar>(d.weight_hh, /*gates=*/true));
-        }
-        recurrent = pack_all(packing, factors, options, plan.parallel);
+        recurrent =
+            pack_all(packing, gate_factors<Scalar>(directions, &DirectionForward::weight_hh),
+                     options, plan.parallel);
       }
       if (sizes.projected) {
         std::vector<cpu::Factor<Scalar>> factors;
@@ -147,6 +164,7 @@ class CpuDevice final : public Device {
       std::vector<ForwardParams<Types>> params;
       for (size_t d = 0; d < directions.size(); ++d) {
         ForwardParams<Types> p = forward_params<Types>(sequence, directions[d]);
+        p.weight_ih = direction_of<Scalar>(input, d);
         p.weight_hh = direction_of<Scalar>(recurrent, d);
         p.weight_hr = direction_of<Scalar>(projection, d);
         p.hidden_next = direction_of<Scalar>(scratch, d);

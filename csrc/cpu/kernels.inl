@@ -10,21 +10,18 @@ namespace {
 
 constexpr int tile_vectors = 4;
 
-// sums [rows, 4 vectors] = a [rows, depth] (rows `stride` apart) times one panel [depth, 4].
-// The sums stay in registers; with rows = FUSED_LSTM_TILE_ROWS they fill the register file.
+// sums [rows, 4 vectors] += a [rows, depth] times one panel [depth, 4 vectors]. The sums stay in
+// registers; with rows = FUSED_LSTM_TILE_ROWS they fill the register file.
 template <int rows, class V, class Scalar = typename Lanes<V>::Scalar>
-FUSED_LSTM_INLINE void multiply(const Scalar* a, int64_t stride, int64_t depth, const Scalar* panel,
+FUSED_LSTM_INLINE void multiply(const Scalar* a, int64_t depth, const Scalar* panel,
                                 V (&sums)[rows][tile_vectors]) {
   constexpr int lanes = Lanes<V>::count;
-  for (int r = 0; r < rows; ++r) {
-    for (int v = 0; v < tile_vectors; ++v) sums[r][v] = V{};
-  }
   for (int64_t k = 0; k < depth; ++k) {
     V weights[tile_vectors];
     for (int v = 0; v < tile_vectors; ++v) weights[v] = load<V>(panel + v * lanes, lanes);
     panel += tile_vectors * lanes;
     for (int r = 0; r < rows; ++r) {
-      const V x = fill<V>(a[r * stride + k]);
+      const V x = fill<V>(a[r * depth + k]);
       for (int v = 0; v < tile_vectors; ++v) sums[r][v] += x * weights[v];
     }
   }
@@ -107,9 +104,10 @@ void product(const Scalar* a, int64_t depth, const Scalar* packed, Scalar* c, in
   for (int64_t first = 0; first < columns; first += width) {
     const Scalar* panel = packed + first * depth;
     for_row_blocks(0, rows, [&](int64_t row, auto height) {
-      V sums[height()][tile_vectors];
-      multiply(a + row * depth, depth, depth, panel, sums);
-      for (int r = 0; r < height(); ++r) {
+      constexpr int tile_rows = decltype(height)::value;
+      V sums[tile_rows][tile_vectors] = {};
+      multiply(a + row * depth, depth, panel, sums);
+      for (int r = 0; r < tile_rows; ++r) {
         Scalar* to = c + (row + r) * columns + first;
         const int64_t left = columns - first < width ? columns - first : width;
         for_vectors<V>(left, [&](int64_t j, int count) {
@@ -124,13 +122,12 @@ void product(const Scalar* a, int64_t depth, const Scalar* packed, Scalar* c, in
 // Kept out of line: the tiles of every height share one copy.
 template <class V, class Types>
 __attribute__((noinline)) void forward_unit_vector(const ForwardParams<Types>& p, const Step& step,
-                                                   int64_t b, int64_t j,
-                                                   const Gates<V>& recurrent) {
+                                                   int64_t b, int64_t j, const Gates<V>& products) {
   constexpr int lanes = Lanes<V>::count;
   if (j + lanes <= p.hidden_size) {
-    forward_units<V>(p, step, b, j, recurrent, lanes);
+    forward_units<V>(p, step, b, j, products, lanes);
   } else {
-    forward_units<V>(p, step, b, j, recurrent, static_cast<int>(p.hidden_size - j));
+    forward_units<V>(p, step, b, j, products, static_cast<int>(p.hidden_size - j));
   }
 }
 
@@ -139,7 +136,7 @@ void forward(const ForwardParams<Types>& p, int64_t begin, int64_t end) {
   using Scalar = typename Types::Accum;
   using V = typename VectorFor<Scalar>::Type;
   constexpr int lanes = Lanes<V>::count;
-  const int64_t H = p.hidden_size, P = p.projection_size;
+  const int64_t D = p.input_size, H = p.hidden_size, P = p.projection_size;
 
   for (int64_t index = 0; index < p.steps.length; ++index) {
     const Step step = make_step(p.steps, index);
@@ -147,14 +144,19 @@ void forward(const ForwardParams<Types>& p, int64_t begin, int64_t end) {
     if (live_end <= begin) continue;
 
     for (int64_t j = 0; j < H; j += lanes) {
-      const int64_t depth = p.weight_hh ? P : 0;
-      const Scalar* panel = p.weight_hh ? p.weight_hh + j * tile_vectors * P : nullptr;
       for_row_blocks(begin, live_end, [&](int64_t first, auto height) {
-        V sums[height()][tile_vectors];
-        multiply(p.hidden_state + first * P, P, depth, panel, sums);
-        for (int r = 0; r < height(); ++r) {
-          const Gates<V> recurrent = {sums[r][0], sums[r][1], sums[r][2], sums[r][3]};
-          forward_unit_vector<V>(p, step, first + r, j, recurrent);
+        constexpr int tile_rows = decltype(height)::value;
+        V sums[tile_rows][tile_vectors] = {};
+        if (p.weight_ih) {
+          multiply(p.input + (step.offset + first) * D, D, p.weight_ih + j * tile_vectors * D,
+                   sums);
+        }
+        if (p.weight_hh) {
+          multiply(p.hidden_state + first * P, P, p.weight_hh + j * tile_vectors * P, sums);
+        }
+        for (int r = 0; r < tile_rows; ++r) {
+          const Gates<V> products = {sums[r][0], sums[r][1], sums[r][2], sums[r][3]};
+          forward_unit_vector<V>(p, step, first + r, j, products);
         }
       });
     }

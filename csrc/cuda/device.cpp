@@ -130,7 +130,7 @@ class CudaDevice final : public Device {
     const at::ScalarType storage = directions[0].output.scalar_type();
     const Products products(storage);
     const at::TensorOptions operands = directions[0].output.options();
-    const at::TensorOptions accums = directions[0].preactivations.options();
+    const at::TensorOptions accums = directions[0].cell_state.options();
     at::Tensor unprojected, projection;
     if (s.projected) {
       unprojected = at::empty({s.B, s.H}, operands);
@@ -140,7 +140,9 @@ class CudaDevice final : public Device {
     with_types(storage, [&](auto types) {
       using Types = decltype(types);
       using Accum = typename Types::Accum;
-      for (const DirectionForward& d : directions) {
+      for (DirectionForward& d : directions) {
+        d.preactivations = preactivations_of(s, d);
+        product(d.preactivations, d.input, d.weight_ih.t(), /*accumulate=*/false);
         ForwardParams<Types> p = forward_params<Types>(sequence, d);
         p.unprojected = pointer<typename Types::Operand>(unprojected);
         p.projection = pointer<Accum>(projection);

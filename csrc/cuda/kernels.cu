@@ -1,6 +1,6 @@
-#include "kernels.h"
-
 #include <cuda_runtime.h>
+
+#include "kernels.h"
 
 namespace fused_lstm {
 namespace cuda {
@@ -75,29 +75,25 @@ cudaError_t launch(void (*kernel)(Params, Step), const Params& params, const Ste
 template <class Types>
 cudaError_t Launch<Types>::forward(const ForwardParams<Types>& params, const Step& step,
                                    cudaStream_t stream) {
-  return launch(forward_kernel<Types>, params, step, params.hidden_size,
-                                      stream);
+  return launch(forward_kernel<Types>, params, step, params.hidden_size, stream);
 }
 
 template <class Types>
 cudaError_t Launch<Types>::emit(const ForwardParams<Types>& params, const Step& step,
                                 cudaStream_t stream) {
-  return launch(emit_kernel<Types>, params, step, params.projection_size,
-                                      stream);
+  return launch(emit_kernel<Types>, params, step, params.projection_size, stream);
 }
 
 template <class Types>
 cudaError_t Launch<Types>::collect(const BackwardParams<Types>& params, const Step& step,
                                    cudaStream_t stream) {
-  return launch(collect_kernel<Types>, params, step, params.projection_size,
-                                       stream);
+  return launch(collect_kernel<Types>, params, step, params.projection_size, stream);
 }
 
 template <class Types>
 cudaError_t Launch<Types>::backward(const BackwardParams<Types>& params, const Step& step,
                                     cudaStream_t stream) {
-  return launch(backward_kernel<Types>, params, step, params.hidden_size,
-                                       stream);
+  return launch(backward_kernel<Types>, params, step, params.hidden_size, stream);
 }
 
 template struct Launch<Float>;
