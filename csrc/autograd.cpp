@@ -5,6 +5,8 @@
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
+#include <algorithm>
+
 #include "operators.h"
 
 namespace fused_lstm {
@@ -49,10 +51,23 @@ variable_list in_order(const InputGradients& gradients, bool input_needed, int64
   return list;
 }
 
-// Gradients that can be differentiated again: those of definition(inputs).
+// The backward operators give numbers; where these shall be differentiated again (create_graph),
+// or are asked for many output gradients at once (is_grads_batched), the definition is
+// differentiated instead.
+bool needs_definition(const variable_list& gradients) {
+  const auto batched = [](const at::Tensor& gradient) {
+    const c10::DispatchKeySet keys({c10::DispatchKey::Batched, c10::DispatchKey::FuncTorchBatched});
+    return gradient.defined() && gradient.key_set().has_any(keys);
+  };
+  return at::GradMode::is_enabled() || std::any_of(gradients.begin(), gradients.end(), batched);
+}
+
+// The gradients of definition(inputs), differentiable if the caller's GradMode says so.
 template <class Definition>
-variable_list differentiable_gradients(const variable_list& inputs, const variable_list& gradients,
-                                       const Definition& definition) {
+variable_list definition_gradients(const variable_list& inputs, const variable_list& gradients,
+                                   const Definition& definition) {
+  const bool create_graph = at::GradMode::is_enabled();
+  const at::AutoGradMode enable(true);
   // Views stand for the inputs, so that an input computed from another one is not followed.
   variable_list views, wanted;
   for (const at::Tensor& input : inputs) {
@@ -67,9 +82,8 @@ variable_list differentiable_gradients(const variable_list& inputs, const variab
       grad_outputs.push_back(gradients[i]);
     }
   }
-  const variable_list found =
-      torch::autograd::grad(outputs, wanted, grad_outputs, /*retain_graph=*/true,
-                            /*create_graph=*/true, /*allow_unused=*/true);
+  const variable_list found = torch::autograd::grad(
+      outputs, wanted, grad_outputs, /*retain_graph=*/true, create_graph, /*allow_unused=*/true);
   variable_list list;
   size_t next = 0;
   for (const at::Tensor& input : inputs) {
@@ -122,10 +136,10 @@ class LayerFunction : public torch::autograd::Function<LayerFunction> {
     const OptionalTensor lengths = if_defined(saved[n + 4]);
     const OptionalTensor reset = if_defined(saved[n + 5]);
 
-    if (at::GradMode::is_enabled()) {
+    if (needs_definition(gradients)) {
       static const auto definition = find_operator<LayerSignature>("fused_lstm::layer_definition");
       variable_list list =
-          differentiable_gradients(inputs, gradients, [&](const variable_list& x) -> variable_list {
+          definition_gradients(inputs, gradients, [&](const variable_list& x) -> variable_list {
             const auto [output, hidden_n, cell_n, cells, gates] =
                 definition.call(x[0], x[1], x[2], at::TensorList(x).slice(3), batch_sizes, lengths,
                                 reset, reset_to_initial, /*keep_states=*/true);
@@ -181,16 +195,15 @@ class CellFunction : public torch::autograd::Function<CellFunction> {
     const int64_t n = ctx->saved_data["differentiable"].toInt();
     const variable_list inputs(saved.begin(), saved.begin() + n);
 
-    if (at::GradMode::is_enabled()) {
+    if (needs_definition(gradients)) {
       static const auto definition = find_operator<LayerSignature>("fused_lstm::layer_definition");
-      return differentiable_gradients(
-          inputs, gradients, [&](const variable_list& x) -> variable_list {
-            const auto [output, hidden_n, cell_n, cells, gates] =
-                definition.call(x[0].unsqueeze(0), x[1].unsqueeze(0), x[2].unsqueeze(0),
-                                at::TensorList(x).slice(3), {}, {}, {}, false, true);
-            return {hidden_n.squeeze(0), cell_n.squeeze(0), cells.squeeze(0).squeeze(0),
-                    gates.squeeze(0).squeeze(0)};
-          });
+      return definition_gradients(inputs, gradients, [&](const variable_list& x) -> variable_list {
+        const auto [output, hidden_n, cell_n, cells, gates] =
+            definition.call(x[0].unsqueeze(0), x[1].unsqueeze(0), x[2].unsqueeze(0),
+                            at::TensorList(x).slice(3), {}, {}, {}, false, true);
+        return {hidden_n.squeeze(0), cell_n.squeeze(0), cells.squeeze(0).squeeze(0),
+                gates.squeeze(0).squeeze(0)};
+      });
     }
     static const auto op = find_operator<CellBackwardSignature>("fused_lstm::cell_backward");
     const bool input_needed = ctx->needs_input_grad(0);

@@ -58,7 +58,7 @@ class FusedLSTMCell(nn.RNNCellBase):
             shape = (*input.shape[:-1], self.hidden_size)
             zeros = torch.zeros(shape, dtype=input.dtype, device=input.device)
             hx = (zeros, zeros)
-        hidden, cell = hx
+        hidden, cell = _two_states(hx)
         for index, state in enumerate((hidden, cell)):
             if state.dim() not in (1, 2):
                 raise ValueError(
@@ -69,11 +69,23 @@ class FusedLSTMCell(nn.RNNCellBase):
                 raise RuntimeError(
                     f"hx[{index}] is {state.dim()}D, must be {input.dim()}D as the input is"
                 )
+        # In the words of nn.LSTMCell.
         if input.size(-1) != self.input_size:
             raise RuntimeError(
-                f"input has inconsistent input_size: got {input.size(-1)}, "
+                f"input has inconsistent input_size: got {input.size(-1)} "
                 f"expected {self.input_size}"
             )
+        for index, state in enumerate((hidden, cell)):
+            if state.size(-1) != self.hidden_size:
+                raise RuntimeError(
+                    f"hidden{index} has inconsistent hidden_size: got {state.size(-1)}, "
+                    f"expected {self.hidden_size}"
+                )
+            if batched and state.size(0) != input.size(0):
+                raise RuntimeError(
+                    f"Input batch size {input.size(0)} doesn't match hidden{index} batch size "
+                    f"{state.size(0)}"
+                )
         if not batched:
             input, hidden, cell = input.unsqueeze(0), hidden.unsqueeze(0), cell.unsqueeze(0)
         weights = [self.weight_ih, self.weight_hh]
@@ -87,3 +99,11 @@ class FusedLSTMCell(nn.RNNCellBase):
         twin = nn.LSTMCell(self.input_size, self.hidden_size, self.bias, device="meta")
         twin._parameters.update(self._parameters)
         return twin.train(self.training)
+
+
+def _two_states(hx: Any) -> tuple[Tensor, Tensor]:
+    if isinstance(hx, Tensor):
+        raise TypeError("hx is a tensor, must be a tuple of the hidden and the cell state")
+    if len(hx) != 2:
+        raise RuntimeError(f"hx has {len(hx)} states, must have 2: the hidden and the cell state")
+    return hx[0], hx[1]

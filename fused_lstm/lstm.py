@@ -100,8 +100,8 @@ class FusedLSTM(nn.RNNBase):
                 PackedSequence.
             hx: the initial hidden [n L, B, P] and cell state [n L, B, H] (without B for input
                 without a batch); zeros if None. Never batch first.
-            lengths: [B] int64 on the input's device, in any order, 0 to T: the steps that each
-                sequence has. No packing, no synchronisation. Outputs past the end are zero, h_n
+            lengths: [B] ([] without a batch) int64 on the input's device, in any order, 0 to T:
+                the steps that each sequence has. No packing, no synchronisation. Outputs past the end are zero, h_n
                 and c_n are each sequence's own last, the reverse direction starts at each
                 sequence's own last step.
             reset: bool, [T, B] ([B, T] with batch_first, [T] without a batch): a new episode
@@ -261,22 +261,27 @@ def _checked_padded(
         raise RuntimeError("input has sequence length 0, must be at least 1")
     hx = _checked_state(module, hx, B, input)
     if lengths is not None:
-        lengths = lengths if batched else lengths.reshape(-1)
-        if lengths.shape != (B,):
-            raise RuntimeError(f"lengths has shape {list(lengths.shape)}, must be [{B}]")
-        if lengths.dtype != torch.int64:
-            raise RuntimeError(f"lengths has dtype {lengths.dtype}, must be torch.int64")
+        _check_mask("lengths", lengths, [B] if batched else [], torch.int64, input)
+        lengths = lengths.reshape(B)
     if reset is not None:
-        wanted = [T] if not batched else [B, T] if module.batch_first else [T, B]
-        if list(reset.shape) != wanted:
-            raise RuntimeError(f"reset has shape {list(reset.shape)}, must be {wanted}")
-        if reset.dtype != torch.bool:
-            raise RuntimeError(f"reset has dtype {reset.dtype}, must be torch.bool")
-        if not batched:
-            reset = reset.unsqueeze(1)
-        elif module.batch_first:
-            reset = reset.transpose(0, 1)
+        shape = [T] if not batched else [B, T] if module.batch_first else [T, B]
+        _check_mask("reset", reset, shape, torch.bool, input)
+        reset = reset.unsqueeze(1) if not batched else reset
+        reset = reset.transpose(0, 1) if batched and module.batch_first else reset
     return input, hx, lengths, reset
+
+
+def _check_mask(
+    name: str, mask: Tensor, shape: list[int], dtype: torch.dtype, input: Tensor
+) -> None:
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"{name} is a {type(mask).__name__}, must be a tensor")
+    found = (list(mask.shape), mask.dtype, mask.device)
+    for what, is_, must_be in zip(
+        ("shape", "dtype", "device"), found, (shape, dtype, input.device), strict=True
+    ):
+        if is_ != must_be:
+            raise RuntimeError(f"{name} has {what} {is_}, must be {must_be}")
 
 
 def _checked_packed(
@@ -298,10 +303,17 @@ def _checked_state(module: nn.RNNBase, hx: State | None, B: int, input: Tensor) 
     if hx is None:
         hidden = input.new_zeros(shapes[0])
         return hidden, hidden if shapes[0] == shapes[1] else input.new_zeros(shapes[1])
+    if len(hx) != 2:
+        raise RuntimeError(f"hx has {len(hx)} states, must have 2: the hidden and the cell state")
     for index, shape in enumerate(shapes):
         if hx[index].shape != shape:
             raise RuntimeError(
                 f"Expected hidden[{index}] size {shape}, got {list(hx[index].shape)}"
+            )
+        if hx[index].device != input.device:
+            raise RuntimeError(
+                f"hidden[{index}] is on {hx[index].device}, must be on the input's device "
+                f"{input.device}"
             )
     return hx[0], hx[1]
 

@@ -112,6 +112,16 @@ def _accum(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
+def _check_devices(input: Tensor, hidden: Tensor, cell: Tensor, weights: list[Tensor]) -> None:
+    """A meta tensor among others would bring all of them here, where nothing is computed."""
+    for name, tensors in (("hidden", [hidden]), ("cell", [cell]), ("weights", weights)):
+        for tensor in tensors:
+            if tensor.device != input.device:
+                raise RuntimeError(
+                    f"{name} is on {tensor.device}, must be on the input's device {input.device}"
+                )
+
+
 @torch.library.register_fake("fused_lstm::layer")
 def _layer_fake(
     input: Tensor,
@@ -125,6 +135,7 @@ def _layer_fake(
     reset_to_initial: bool = False,
     keep_states: bool = False,
 ) -> Result:
+    _check_devices(input, hidden, cell, weights)
     directions, _, P = hidden.shape
     H = cell.size(2)
     rows = input.shape[:-1]  # [T, B] or [N]
@@ -188,6 +199,7 @@ def _cell_fake(
     *,
     keep_states: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    _check_devices(input, hidden, cell, weights)
     B, H = cell.shape
     kept = [(B, H), (B, 4 * H)] if keep_states else [(0,), (0,)]
     return (

@@ -106,7 +106,7 @@ def evaluate(
     if hx is not None:
         hx = tuple(state.detach().requires_grad_() for state in hx)
         leaves |= {"h_0": hx[0], "c_0": hx[1]}
-    named = flatten((call or module)(input, hx, **options))
+    named = flatten((module if call is None else call)(input, hx, **options))
     generator = torch.Generator().manual_seed(1)
     incoming = [
         (torch.randint(-8, 9, t.shape, generator=generator) / 8).to(t) for t in named.values()

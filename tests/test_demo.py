@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -19,6 +21,15 @@ from fused_lstm.demo.tasks import TASKS
 from fused_lstm.demo.train import compare, twin_of
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Models this small gain nothing from a second one, and wait for it on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 class Wrong(FusedLSTM):
@@ -112,23 +123,11 @@ def test_twin_is_one_rounding_error_away() -> None:
         assert (step < 2.0**-22).all()
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_parity(name: str) -> None:
-    task = TASKS[name](CPU, torch.float32)
-    said: list[str] = []
-    result = compare(task, FusedLSTM, nn.LSTM, 0, 8, said.append)
-    assert result.parity
-    assert not table.faults(result)
-    assert result.fused.losses[0] > 0
-    assert len(result.fused.losses) == 8
-    assert said[-1].startswith("step    8/8")
-
-
 @pytest.mark.parametrize("wrong", [Wrong, WrongGradient, WrongUnseen])
 @pytest.mark.parametrize("name", TASKS)
 def test_wrong_lstm_has_no_parity(name: str, wrong: type[FusedLSTM]) -> None:
     task = TASKS[name](CPU, torch.float32)
-    result = compare(task, wrong, nn.LSTM, 0, 8, lambda line: None)
+    result = compare(task, wrong, nn.LSTM, 0, 2, lambda line: None)
     assert not result.parity
     assert table.faults(result)[0].startswith(f"{name}: ")
 
@@ -142,7 +141,7 @@ def test_not_a_number_is_no_parity() -> None:
     task = TASKS["predictor"](CPU, torch.float32)
     result = compare(task, Broken, nn.LSTM, 0, 2, lambda line: None)
     assert not result.parity
-    assert len(table.faults(result)) == 2
+    assert len(table.faults(result)) == 3
 
 
 def test_exit_status_of_broken_parity(
@@ -152,8 +151,8 @@ def test_exit_status_of_broken_parity(
     assert run_demo(tmp_path, "--task", "predictor", "--steps", "4") == 1
     printed = capsys.readouterr().out
     assert "PARITY IS BROKEN" in printed
-    assert "predictor: the losses differ by" in printed
-    assert "losses differ" in (tmp_path / demo.REPORT).read_text(encoding="utf-8")
+    assert "predictor: the losses of step" in printed
+    assert "the losses of step" in (tmp_path / demo.REPORT).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -170,13 +169,19 @@ def test_exit_status_of_broken_parity(
     ],
 )
 def test_wrong_option_is_one_line(
-    options: list[str], says: str, capsys: pytest.CaptureFixture[str]
+    options: list[str],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     assert demo.main(options) == 2
     printed = capsys.readouterr()
     assert not printed.out
     assert says in printed.err
     assert printed.err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,7 +231,13 @@ def test_report_is_one_whole_file(tmp_path: Path) -> None:
     assert "http" not in written
     assert "url(" not in written
     assert "@import" not in written
-    assert "nan" not in written.lower().replace("naive", "")
+    assert not re.search('(nan|inf)[ ,"<]', re.sub('base64,[^"]*', "", written))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
+def test_other_dtypes(tmp_path: Path, dtype: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_demo(tmp_path, "--steps", "2", "--dtype", dtype) == 0
+    assert dtype in capsys.readouterr().out.splitlines()[0]
 
 
 def test_piped(tmp_path: Path) -> None:
@@ -236,7 +247,12 @@ def test_piped(tmp_path: Path) -> None:
         [sys.executable, *command, "--out", str(report)],
         capture_output=True,
         text=True,
-        env={"PYTHONIOENCODING": "ascii", "PYTHONPATH": str(Path(demo.__file__).parents[2])},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONIOENCODING": "ascii",
+            "PYTHONPATH": str(Path(demo.__file__).parents[2]),
+        },
         cwd=tmp_path,
         check=False,
     )

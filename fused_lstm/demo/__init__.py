@@ -60,15 +60,12 @@ def _seed(number: str) -> int:
 
 
 def _report(name: str) -> Path:
-    """The report's path, which must be one that can be written."""
+    """The report's path, made writable before any work goes into it."""
     path = Path(name)
     if path.is_dir():
         path /= REPORT
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    except OSError as error:
-        raise argparse.ArgumentTypeError(f"{name!r} cannot be written: {error.strerror}") from None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
     return path
 
 
@@ -109,7 +106,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--out",
-        type=_report,
         default=REPORT,
         metavar="PATH",
         help="the report, an HTML file or the folder to put it in (default: %(default)s)",
@@ -120,7 +116,12 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: list[str]) -> int:
     """Runs the demo with the options ``argv``; returns its exit status."""
     try:
-        options = _parser().parse_args(argv)
+        parser = _parser()
+        options = parser.parse_args(argv)
+        try:
+            options.out = _report(options.out)
+        except OSError as error:
+            parser.error(f"argument --out: {options.out!r} cannot be written: {error.strerror}")
     except SystemExit as end:  # argparse leaves this way for --help and for a wrong option
         return int(end.code or 0)
     try:
@@ -158,7 +159,7 @@ def _facts(options: argparse.Namespace) -> list[str]:
     hardware = (
         torch.cuda.get_device_name(device)
         if device.type == "cuda"
-        else f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
+        else f"CPU ({platform.machine()}, torch threads: {torch.get_num_threads()})"
     )
     return [hardware, options.dtype, f"seed {options.seed}", f"torch {torch.__version__}"]
 

@@ -13,7 +13,7 @@ FORECASTS = 4  # days shown
 
 def losses(comparison: Comparison) -> str:
     """Both loss curves over each other."""
-    steps = range(1, len(comparison.differences) + 1)
+    steps = range(1, len(comparison.losses) + 1)
     return line_chart(
         [
             Line("FusedLSTM", "fused", steps, comparison.fused.losses),
@@ -28,11 +28,11 @@ def losses(comparison: Comparison) -> str:
 
 def differences(comparison: Comparison) -> str:
     """The difference of the two losses at each step, under what parity allows."""
-    steps = range(1, len(comparison.differences) + 1)
+    steps = range(1, len(comparison.losses) + 1)
     return line_chart(
         [
-            Line("difference", "dots", steps, comparison.differences),
-            Line("allowed", "bound", steps, comparison.allowed),
+            Line("difference", "dots", steps, [loss.difference for loss in comparison.losses]),
+            Line("allowed", "bound", steps, [loss.allowed for loss in comparison.losses]),
         ],
         f"Difference of the losses of the {comparison.task.name}, and what is allowed",
         "training step",
@@ -91,7 +91,7 @@ def _samples(comparison: Comparison, task: Predictor) -> tuple[str, str]:
 def _forecasts(comparison: Comparison, task: Forecaster) -> tuple[str, str]:
     """Forecasts made at midnight, evenly spread over the days held out."""
     past = task.held_out[0]  # [M, 72, 5]: power, then sine and cosine of the hour of the day, ...
-    midnight = (past[:, 0, 2] > 0.999).nonzero().flatten().cpu()
+    midnight = (past[:, 0, 2] > 0.9).nonzero().flatten().cpu()
     chosen = midnight[torch.linspace(0, len(midnight) - 1, FORECASTS + 2).long()[1:-1]]
     hours = range(task.future * FORECASTS)
 

@@ -90,7 +90,8 @@ _METHOD = (
     "in turns. Two correct LSTMs differ by rounding alone, which training lets grow; how far is "
     "measured: a twin of the nn.LSTM model trains along, its weights one rounding error away at "
     f"the start. The losses may differ by {MARGIN:g} times what the twin has strayed so far, and "
-    "so may the held-out predictions of the two on the same trained weights."
+    "so, by what the twin does there, may the first gradients and the predictions on the same "
+    "trained weights."
 )
 
 

@@ -25,8 +25,8 @@ def cells(comparison: Comparison) -> list[str]:
         _score(fused.score),
         _score(reference.score),
         _score(task.naive),
-        f"{max(comparison.differences):.1e}",
-        _percent(comparison.loss_share),
+        f"{max(loss.difference for loss in comparison.losses):.1e}",
+        _percent(comparison.worst_loss.share),
         f"{fused.milliseconds:.2f}",
         f"{reference.milliseconds:.2f}",
         f"{reference.milliseconds / fused.milliseconds:.2f}x",
@@ -57,26 +57,11 @@ def text(comparisons: list[Comparison]) -> str:
 
 def faults(comparison: Comparison) -> list[str]:
     """A sentence for each way in which parity is broken."""
-    found = []
-    if comparison.loss_share > 1:
-        step, difference, allowed = next(
-            (step, difference, allowed)
-            for step, (difference, allowed) in enumerate(
-                zip(comparison.differences, comparison.allowed, strict=True), 1
-            )
-            if not difference <= allowed
-        )
-        found.append(
-            f"{comparison.task.name}: the losses differ by {difference:.1e} at step {step}, "
-            f"{allowed:.1e} is allowed"
-        )
-    if comparison.prediction_share > 1:
-        found.append(
-            f"{comparison.task.name}: on the same weights the predictions differ by "
-            f"{comparison.prediction_difference:.1e}, {comparison.prediction_allowed:.1e} is "
-            "allowed"
-        )
-    return found
+    return [
+        f"{comparison.task.name}: {deviation.what} differ by {deviation.difference:.1e}, "
+        f"{deviation.allowed:.1e} is allowed"
+        for deviation in comparison.broken
+    ]
 
 
 def _score(score: float) -> str:

@@ -1,0 +1,111 @@
+"""FusedLSTMCell: nn.LSTMCell, one step at a time."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from oracle import rand
+from torch import nn
+
+from fused_lstm import FusedLSTM, FusedLSTMCell, reference
+
+
+def pair(device="cpu", dtype=torch.float64, sizes=(3, 5), bias=True):
+    cells = []
+    for kind in (FusedLSTMCell, nn.LSTMCell):
+        torch.manual_seed(0)
+        cells.append(kind(*sizes, bias, device, dtype))
+    return cells
+
+
+def evaluate(cell, x, hx):
+    """The next states and all gradients."""
+    leaves = [x.clone().requires_grad_(), *(s.clone().requires_grad_() for s in hx)]
+    states = cell(leaves[0], tuple(leaves[1:]))
+    incoming = [torch.ones_like(states[0]), 2 * torch.ones_like(states[1])]
+    gradients = torch.autograd.grad(states, [*leaves, *cell.parameters()], incoming)
+    return [*states, *gradients]
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_construction(bias):
+    ours, theirs = pair(bias=bias)
+    assert repr(ours) == repr(theirs).replace("LSTM", "FusedLSTM")
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert all(
+        torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True)
+    )
+    nn.init.uniform_(ours.weight_ih)
+    theirs.load_state_dict(ours.state_dict())
+    ours.load_state_dict(theirs.state_dict())
+    assert torch.equal(ours.weight_ih, theirs.weight_ih)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("sizes", [(1, 1), (3, 17), (65, 129)], ids=str)
+@pytest.mark.parametrize("batch", [0, 1, 3, 65])
+def test_parity(device, sizes, batch, bias):
+    ours, theirs = pair(device, sizes=sizes, bias=bias)
+    x = rand(batch, sizes[0], device=device)
+    hx = (rand(batch, sizes[1], device=device), rand(batch, sizes[1], device=device))
+    torch.testing.assert_close(evaluate(ours, x, hx), evaluate(theirs, x, hx))
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_accuracy(device, dtype):
+    ours, _ = pair(device, dtype, (17, 33))
+    wide = copy.deepcopy(ours).double()
+    call = [rand(5, n, device=device, dtype=dtype) for n in (17, 33, 33)]
+    truth = evaluate(wide, call[0].double(), [s.double() for s in call[1:]])
+    eps = torch.finfo(dtype).eps
+    for found, true in zip(evaluate(ours, call[0], call[1:]), truth, strict=True):
+        size = max(1.0, true.abs().max().item())
+        assert (found.double() - true).abs().max().item() <= 8 * eps * size
+
+
+def test_without_a_batch(device):
+    ours, theirs = pair(device)
+    x, hx = rand(3, device=device), (rand(5, device=device), rand(5, device=device))
+    torch.testing.assert_close(evaluate(ours, x, hx), evaluate(theirs, x, hx))
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+def test_steps_are_the_layer(device):
+    ours, _ = pair(device)
+    layer = FusedLSTM(3, 5, device=device, dtype=torch.float64)
+    layer.load_state_dict({f"{name}_l0": p for name, p in ours.state_dict().items()})
+    x, state = rand(6, 2, 3, device=device), None
+    hidden = []
+    for step in x:
+        state = ours(step, state)
+        hidden.append(state[0])
+    output, (h_n, c_n) = layer(x)
+    torch.testing.assert_close(torch.stack(hidden), output)
+    torch.testing.assert_close(state, (h_n[0], c_n[0]))
+
+
+def test_the_definition(device):
+    ours, theirs = pair(device)
+    call = (rand(2, 3, device=device), rand(2, 5, device=device), rand(2, 5, device=device))
+    found = reference.cell(*call, list(ours.parameters()))
+    torch.testing.assert_close(found, theirs(call[0], call[1:]))
+
+
+def test_copies():
+    ours, _ = pair()
+    x = rand(2, 3)
+    for again in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert torch.equal(again(x)[0], ours(x)[0])
+
+
+def test_autocast(device):
+    ours, _ = pair(device, torch.float32)
+    x = rand(2, 3, device=device, dtype=torch.float32)
+    with torch.autocast(device, torch.bfloat16):
+        hidden, _ = ours(x)
+    torch.testing.assert_close(hidden.float(), ours(x)[0], rtol=0.05, atol=0.02)
+    hidden.sum().backward()
+    assert ours.weight_ih.grad.dtype == torch.float32

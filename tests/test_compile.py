@@ -1,0 +1,151 @@
+"""torch.compile, export and TorchScript."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from oracle import assert_close, evaluate, flatten, rand, rand_state
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from fused_lstm import FusedLSTM, FusedLSTMCell
+
+T, B, D, H = 4, 3, 5, 6
+LAYERS = {
+    "plain": {},
+    "deep": {"num_layers": 2, "bidirectional": True, "batch_first": True},
+    "projected": {"proj_size": 2, "bias": False},
+}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled_before():
+    torch.compiler.reset()
+
+
+def compiled(module, backend="aot_eager", **options):
+    return torch.compile(module, fullgraph=True, backend=backend, **options)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_forward_and_backward(device, layer):
+    module = FusedLSTM(D, H, device=device, dtype=torch.float64, **LAYERS[layer])
+    x = rand(*((B, T) if module.batch_first else (T, B)), D, device=device)
+    hx = rand_state(module, B)
+    for call in [(x,), (x, hx)]:
+        assert_close(evaluate(module, *call, call=compiled(module)), evaluate(module, *call))
+
+
+def test_options(device):
+    module = FusedLSTM(D, H, device=device, dtype=torch.float64)
+    given = {
+        "lengths": torch.tensor([1, 4, 0], device=device),
+        "reset": torch.arange(T * B, device=device).reshape(T, B) % 4 == 0,
+        "return_states": True,
+    }
+    call = (rand(T, B, D, device=device), rand_state(module, B))
+    found = evaluate(module, *call, call=compiled(module), **given)
+    assert_close(found, evaluate(module, *call, **given))
+
+
+def test_packed(device):
+    module = FusedLSTM(D, H, device=device, dtype=torch.float64)
+    x = pack_padded_sequence(rand(T, B, D, device=device), [4, 2, 1])
+    found = torch.compile(module, backend="aot_eager")(x)
+    assert_close(flatten(found), flatten(module(x)))
+
+
+def test_lengths_of_time_and_batch_may_vary(device):
+    module = FusedLSTM(D, H, device=device, dtype=torch.float64)
+    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    call = torch.compile(module, fullgraph=True, backend=counter, dynamic=True)
+    for steps, batch in [(4, 3), (7, 2), (5, 9)]:
+        x = rand(steps, batch, D, device=device)
+        assert_close(evaluate(module, x, call=call), evaluate(module, x))
+    assert counter.frame_count == 1
+
+
+def test_weights_are_not_frozen(device):
+    module = FusedLSTM(D, H, device=device)
+    call, x = compiled(module), rand(T, B, D, device=device, dtype=torch.float32)
+    before = call(x)[0]
+    with torch.no_grad():
+        module.weight_hh_l0.mul_(2)
+    assert not torch.equal(call(x)[0], before)
+    torch.testing.assert_close(call(x)[0], module(x)[0])
+
+
+def test_dropout(device):
+    module = FusedLSTM(D, H, 2, dropout=0.5, device=device)
+    call, x = compiled(module), rand(T, B, D, device=device, dtype=torch.float32)
+    assert not torch.equal(call(x)[0], call(x)[0])
+    module.eval()
+    torch.testing.assert_close(call(x)[0], module(x)[0])
+
+
+def test_the_cell(device):
+    cell = FusedLSTMCell(D, H, device=device)
+    x = rand(B, D, device=device, dtype=torch.float32)
+    torch.testing.assert_close(compiled(cell)(x), cell(x))
+
+
+def test_inductor():
+    """The default backend, for a training step inside a model; slow, so only once."""
+    model = nn.Sequential(FusedLSTM(D, H), Output(), nn.Linear(H, 2))
+    x = rand(T, B, D, dtype=torch.float32)
+    model(x).sum().backward()
+    expected = {name: p.grad for name, p in model.named_parameters()}
+    model.zero_grad(set_to_none=True)
+    compiled(model, "inductor")(x).sum().backward()
+    assert_close({name: p.grad for name, p in model.named_parameters()}, expected)
+
+
+class Output(nn.Module):
+    def forward(self, result: tuple[Tensor, tuple[Tensor, Tensor]]):
+        return result[0]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_export(device, layer):
+    module = FusedLSTM(D, H, device=device, **LAYERS[layer]).eval()
+    x = rand(3, 3, D, device=device, dtype=torch.float32)
+    sizes = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
+    program = torch.export.export(module, (x,), dynamic_shapes=(sizes,))
+    assert "fused_lstm.layer" in str(program.graph)
+    for shape in [(3, 3), (5, 2)]:
+        other = rand(*shape, D, device=device, dtype=torch.float32)
+        torch.testing.assert_close(program.module()(other), module(other))
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_trace(device, layer):
+    module = FusedLSTM(D, H, device=device, **LAYERS[layer]).eval()
+    x = rand(3, 3, D, device=device, dtype=torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        traced = torch.jit.trace(module, (x,))
+    assert "fused_lstm::layer" in str(traced.inlined_graph)
+    torch.testing.assert_close(traced(x), module(x))
+    traced(x)[0].sum().backward()
+    assert module.weight_ih_l0.grad is not None
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_script(device, layer):
+    """TorchScript gets nn.LSTM with the same parameters."""
+    module = FusedLSTM(D, H, device=device, **LAYERS[layer]).eval()
+    model = torch.jit.script(nn.Sequential(module, Output()))
+    x = rand(3, 3, D, device=device, dtype=torch.float32)
+    torch.testing.assert_close(model(x), module(x)[0])
+    assert (
+        dict(model.named_parameters())["0.weight_ih_l0"].data_ptr()
+        == module.weight_ih_l0.data_ptr()
+    )
+
+
+def test_script_of_the_cell(device):
+    cell = FusedLSTMCell(D, H, device=device)
+    x = rand(B, D, device=device, dtype=torch.float32)
+    torch.testing.assert_close(torch.jit.script(cell)(x), cell(x))
