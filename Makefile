@@ -17,7 +17,8 @@ PYTHON_CHECK := import sys; sys.version_info >= (3, 10) or sys.exit("Python is "
 	+ sys.version.split()[0] + ", must be 3.10 or later: make PYTHON=/path/to/python")
 
 # What the CUDA sources compute; the other tests are about the CPU's kernels or about Python
-EMULATED := $(addprefix tests/test_,accuracy.py gradients.py lengths.py reset.py states.py)
+EMULATED := $(addprefix tests/test_,accuracy.py cell.py gradients.py hypothesis.py lengths.py \
+	reset.py states.py)
 
 NATIVE := $(shell find csrc -type f)
 

@@ -89,30 +89,40 @@ T* pointer(const at::Tensor& tensor) {
   return tensor.defined() ? static_cast<T*>(tensor.data_ptr()) : nullptr;
 }
 
+// What the parameters of both walks have in common.
+template <class Types, class Params, class Direction>
+Params common_params(const Sequence& sequence, const Direction& d) {
+  using Storage = typename Types::Storage;
+  using Operand = typename Types::Operand;
+  const Sizes& sizes = sequence.sizes;
+  Params p = {};
+  p.steps = sequence.steps(d.reverse);
+  p.borders = sequence.borders();
+  p.hidden_size = sizes.H;
+  p.projection_size = sizes.P;
+  p.projected = sizes.projected;
+  p.weight_hh = pointer<Operand>(d.weight_hh);
+  p.weight_hr = pointer<Operand>(d.weight_hr);
+  p.hidden_0 = pointer<Storage>(d.hidden_0);
+  p.cell_0 = pointer<Storage>(d.cell_0);
+  p.gates = pointer<Storage>(d.gates);
+  p.cells = pointer<typename Types::Accum>(d.cells);
+  p.output = pointer<Storage>(d.output);
+  p.output_stride = sizes.directions * sizes.P;
+  return p;
+}
+
 template <class Types>
 ForwardParams<Types> forward_params(const Sequence& sequence, const DirectionForward& d) {
   using Storage = typename Types::Storage;
   using Accum = typename Types::Accum;
   using Operand = typename Types::Operand;
-  ForwardParams<Types> p = {};
-  p.steps = sequence.steps(d.reverse);
-  p.borders = sequence.borders();
+  auto p = common_params<Types, ForwardParams<Types>>(sequence, d);
   p.input_size = sequence.sizes.D;
-  p.hidden_size = sequence.sizes.H;
-  p.projection_size = sequence.sizes.P;
-  p.projected = sequence.sizes.projected;
   p.input = pointer<Operand>(d.input);
-  p.weight_hh = pointer<Operand>(d.weight_hh);
-  p.weight_hr = pointer<Operand>(d.weight_hr);
   p.bias_ih = pointer<Storage>(d.bias_ih);
   p.bias_hh = pointer<Storage>(d.bias_hh);
-  p.hidden_0 = pointer<Storage>(d.hidden_0);
-  p.cell_0 = pointer<Storage>(d.cell_0);
   p.preactivations = pointer<Accum>(d.preactivations);
-  p.gates = pointer<Storage>(d.gates);
-  p.cells = pointer<Accum>(d.cells);
-  p.output = pointer<Storage>(d.output);
-  p.output_stride = sequence.sizes.directions * sequence.sizes.P;
   p.hidden_state = pointer<Operand>(d.hidden_state);
   p.hidden_next = p.hidden_state;
   p.cell_state = pointer<Accum>(d.cell_state);
@@ -124,20 +134,7 @@ BackwardParams<Types> backward_params(const Sequence& sequence, const DirectionB
   using Storage = typename Types::Storage;
   using Accum = typename Types::Accum;
   using Operand = typename Types::Operand;
-  BackwardParams<Types> p = {};
-  p.steps = sequence.steps(d.reverse);
-  p.borders = sequence.borders();
-  p.hidden_size = sequence.sizes.H;
-  p.projection_size = sequence.sizes.P;
-  p.projected = sequence.sizes.projected;
-  p.weight_hh = pointer<Operand>(d.weight_hh);
-  p.weight_hr = pointer<Operand>(d.weight_hr);
-  p.hidden_0 = pointer<Storage>(d.hidden_0);
-  p.cell_0 = pointer<Storage>(d.cell_0);
-  p.gates = pointer<Storage>(d.gates);
-  p.cells = pointer<Accum>(d.cells);
-  p.output = pointer<Storage>(d.output);
-  p.output_stride = sequence.sizes.directions * sequence.sizes.P;
+  auto p = common_params<Types, BackwardParams<Types>>(sequence, d);
   p.grad_output = pointer<Storage>(d.grad_output);
   p.grad_cells = pointer<Accum>(d.grad_cells);
   p.grad_gates = pointer<Storage>(d.grad_gates);

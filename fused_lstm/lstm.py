@@ -101,9 +101,10 @@ class FusedLSTM(nn.RNNBase):
             hx: the initial hidden [n L, B, P] and cell state [n L, B, H] (without B for input
                 without a batch); zeros if None. Never batch first.
             lengths: [B] ([] without a batch) int64 on the input's device, in any order, 0 to T:
-                the steps that each sequence has. No packing, no synchronisation. Outputs past the end are zero, h_n
-                and c_n are each sequence's own last, the reverse direction starts at each
-                sequence's own last step.
+                the steps that each sequence has. No packing, no synchronisation. Outputs past the
+                end are zero, h_n and c_n are each sequence's own last, the reverse direction
+                starts at each sequence's own last step. On a CPU a length out of range raises; on
+                a GPU, where a look at it would wait for the device, it counts as 0 or T.
             reset: bool, [T, B] ([B, T] with batch_first, [T] without a batch): a new episode
                 starts before this step. The reverse direction, which crosses the border from the
                 other side, starts afresh before the step before it.

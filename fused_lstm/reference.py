@@ -13,11 +13,10 @@ operators cannot: under `torch.func` transforms, forward-mode derivatives and do
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 
 def layer(
@@ -104,10 +103,3 @@ def cell(
     """What `ops.cell` computes: input [B, D], hidden [B, H], cell [B, H] to the next two."""
     _, h_n, c_n, _, _ = layer(input[None], hidden[None], cell[None], weights)
     return h_n[0], c_n[0]
-
-
-def lstm(module: nn.RNNBase, input: Any, hx: Any = None, **options: Any) -> Any:
-    """A whole FusedLSTM or nn.LSTM, its forward's options included, through this definition."""
-    from fused_lstm.lstm import run
-
-    return run(module, layer, input, hx, **options)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from fused_lstm import _C
+from fused_lstm import _C, reference
+from fused_lstm.lstm import run
 
 NO_CUDA = (
     "needs a CUDA GPU"
@@ -41,6 +42,11 @@ def twin(
     )
     other.load_state_dict(module.state_dict())
     return other.train(module.training)
+
+
+def reference_lstm(module: nn.Module, input: Any, hx: Any = None, **options: Any) -> Any:
+    """A whole FusedLSTM or nn.LSTM, forward's options included, through the definition."""
+    return run(module, reference.layer, input, hx, **options)
 
 
 def rand(*shape: int, device: str = "cpu", dtype: torch.dtype = torch.float64) -> Tensor:

@@ -6,11 +6,20 @@ from functools import partial
 
 import pytest
 import torch
-from oracle import assert_as_accurate, assert_close, cast, evaluate, rand, rand_state, twin
+from oracle import (
+    assert_as_accurate,
+    assert_close,
+    cast,
+    evaluate,
+    rand,
+    rand_state,
+    reference_lstm,
+    twin,
+)
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from fused_lstm import FusedLSTM, reference
+from fused_lstm import FusedLSTM
 
 # T, B, D, H: every odd size somewhere, on each side of a vector and of a tile.
 SHAPES = [
@@ -81,7 +90,7 @@ def test_packed(device, dtype, layers):
 def test_the_definition_is_nn_lstm(device, layers):
     module = FusedLSTM(3, 5, device=device, dtype=torch.float64, **LAYERS[layers])
     call = (rand(4, 3, 3, device=device), rand_state(module, 3))
-    ours = evaluate(module, *call, call=partial(reference.lstm, module))
+    ours = evaluate(module, *call, call=partial(reference_lstm, module))
     assert_close(ours, evaluate(twin(module, nn.LSTM), *call))
 
 

@@ -13,6 +13,10 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from fused_lstm import FusedLSTM, FusedLSTMCell
 
 T, B, D, H = 4, 3, 5, 6
+# TorchScript is deprecated, and is to work all the same.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*torch.jit:DeprecationWarning", "ignore:LSTM with projections:UserWarning"
+)
 LAYERS = {
     "plain": {},
     "deep": {"num_layers": 2, "bidirectional": True, "batch_first": True},

@@ -210,7 +210,7 @@ def test_options(case):
 )
 def test_options_beside_a_packed_sequence(options):
     x = pack_padded_sequence(zeros(T, B, D), [5, 5, 2, 1])
-    with pytest.raises(ValueError, match="lengths and reset.*PackedSequence"):
+    with pytest.raises(ValueError, match=r"lengths and reset.*PackedSequence"):
         FusedLSTM(D, H)(x, **options)
 
 
@@ -225,14 +225,17 @@ CELL_CALLS = {
     "3-D input": ((zeros(1, 2, 5),), "input.*1D or 2D.*3D"),
     "0-D input": ((zeros(()),), "input.*1D or 2D.*0D"),
     "wrong number of features": ((zeros(2, 4),), "input.*4.*5"),
-    "wrong batch of hx": ((zeros(2, 5), (zeros(3, 3), zeros(3, 3))), "hidden|hx"),
-    "wrong batch of cx": ((zeros(2, 5), (zeros(2, 3), zeros(3, 3))), r"cell|hx\[1\]"),
-    "wrong size of hx": ((zeros(2, 5), (zeros(2, 4), zeros(2, 4))), "hidden|hx"),
-    "wrong size of cx": ((zeros(2, 5), (zeros(2, 3), zeros(2, 4))), r"cell|hx\[1\]"),
+    "wrong batch of hx": ((zeros(2, 5), (zeros(3, 3), zeros(3, 3))), "hidden0|hidden has|hx"),
+    "wrong batch of cx": ((zeros(2, 5), (zeros(2, 3), zeros(3, 3))), "hidden1"),
+    "wrong size of hx": ((zeros(2, 5), (zeros(2, 4), zeros(2, 4))), "hidden0|hidden has|hx"),
+    "wrong size of cx": ((zeros(2, 5), (zeros(2, 3), zeros(2, 4))), "hidden1"),
     "wrong dtype of the input": ((zeros(2, 5).double(),), "[Dd]ouble|float64"),
-    "wrong dtype of hx": ((zeros(2, 5), (zeros(2, 3).double(), zeros(2, 3))), "hidden|hx"),
+    "wrong dtype of hx": (
+        (zeros(2, 5), (zeros(2, 3).double(), zeros(2, 3))),
+        "hidden0|hidden has|hx",
+    ),
     "3-D hx": ((zeros(2, 5), (zeros(1, 2, 3), zeros(1, 2, 3))), r"hx\[0\].*1D or 2D.*3D"),
-    "hx without the batch": ((zeros(2, 5), (zeros(3), zeros(3))), "hidden|hx"),
+    "hx without the batch": ((zeros(2, 5), (zeros(3), zeros(3))), "hidden0|hidden has|hx"),
     "hx with one state": ((zeros(2, 5), (zeros(2, 3),)), "hx"),
     "hx with three states": ((zeros(2, 5), (zeros(2, 3),) * 3), "hx"),
     "hx that is a tensor": ((zeros(2, 5), zeros(2, 3)), "hx"),

@@ -7,10 +7,10 @@ from functools import partial
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from oracle import assert_close, cast, evaluate, flatten, rand, rand_state, twin
+from oracle import assert_close, cast, evaluate, flatten, rand, rand_state, reference_lstm, twin
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from fused_lstm import FusedLSTM, reference
+from fused_lstm import FusedLSTM
 
 
 @st.composite
@@ -80,7 +80,7 @@ def test_any_configuration(device, configuration, dtype):
     module, call, options = build(configuration, device, dtype)
     wide = twin(module, FusedLSTM, torch.float64)
     wide_call = (call[0].to(torch.float64), cast(call[1], torch.float64))
-    truth = evaluate(wide, *wide_call, call=partial(reference.lstm, wide), **options)
+    truth = evaluate(wide, *wide_call, call=partial(reference_lstm, wide), **options)
     assert_close(evaluate(module, *call, **options), truth)
     with torch.no_grad():
         results = flatten(module(*call, **options))

@@ -6,10 +6,10 @@ from functools import partial
 
 import pytest
 import torch
-from oracle import assert_close, evaluate, rand, rand_state, twin
+from oracle import assert_close, evaluate, rand, rand_state, reference_lstm, twin
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
-from fused_lstm import FusedLSTM, LSTMStates, reference
+from fused_lstm import FusedLSTM, LSTMStates
 
 T, B, D, H = 5, 3, 4, 6
 LAYERS = {
@@ -71,7 +71,7 @@ def test_values_and_gradients(device, layer, options):
         given["lengths"] = torch.tensor(LENGTHS, device=device)
     elif options == "reset":
         given["reset"] = torch.arange(T * B, device=device).reshape(T, B) % 4 == 0
-    expected = evaluate(module, x, hx, call=partial(reference.lstm, module), **given)
+    expected = evaluate(module, x, hx, call=partial(reference_lstm, module), **given)
     assert_close(evaluate(module, x, hx, **given), expected)
 
 
@@ -135,6 +135,6 @@ def test_nn_lstm_through_the_definition(device):
     """The definition gives the states of an nn.LSTM too."""
     module = make("deep", device)
     x = rand(T, B, D, device=device)
-    _, _, expected = reference.lstm(twin(module), x, return_states=True)
+    _, _, expected = reference_lstm(twin(module), x, return_states=True)
     _, _, states = module(x, return_states=True)
     torch.testing.assert_close(tuple(states), tuple(expected))

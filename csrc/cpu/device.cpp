@@ -67,45 +67,50 @@ std::vector<int64_t> slice_batch(const Sequence& sequence, int64_t slices) {
   return borders;
 }
 
-// One factor of every direction in panels; [directions, panels, panel size].
+// The kernels take the right factor B of a product A B; W is a weight matrix that lies row by row.
 template <class Scalar>
-at::Tensor pack_all(const cpu::Packing<Scalar>& packing,
-                    const std::vector<cpu::Factor<Scalar>>& factors,
-                    const at::TensorOptions& options, bool parallel) {
-  const int64_t directions = static_cast<int64_t>(factors.size());
+cpu::Factor<Scalar> plain(const at::Tensor& W) {
+  return {W.const_data_ptr<Scalar>(), W.size(0), W.size(1), W.size(1), 1, /*gates=*/false};
+}
+template <class Scalar>
+cpu::Factor<Scalar> transposed(const at::Tensor& W) {
+  return {W.const_data_ptr<Scalar>(), W.size(1), W.size(0), 1, W.size(1), /*gates=*/false};
+}
+template <class Scalar>
+cpu::Factor<Scalar> transposed_gates(const at::Tensor& W) {
+  return {W.const_data_ptr<Scalar>(), W.size(1), W.size(0), 1, W.size(1), /*gates=*/true};
+}
+
+// One weight of every direction in panels, [directions, panels, panel size].
+template <class Scalar, class Direction>
+at::Tensor pack(const cpu::Packing<Scalar>& packing, const std::vector<Direction>& directions,
+                at::Tensor Direction::* weight, cpu::Factor<Scalar> (*factor_of)(const at::Tensor&),
+                bool parallel) {
+  std::vector<cpu::Factor<Scalar>> factors;
+  for (const Direction& d : directions) factors.push_back(factor_of(d.*weight));
   const int64_t panels = packing.panels(factors[0]);
-  at::Tensor packed = at::empty({directions, panels, packing.panel_size(factors[0])}, options);
-  for_each(parallel, directions * panels, [&](int64_t i) {
+  const at::Tensor packed =
+      at::empty({static_cast<int64_t>(factors.size()), panels, packing.panel_size(factors[0])},
+                (directions[0].*weight).options());
+  for_each(parallel, packed.size(0) * panels, [&](int64_t i) {
     const int64_t d = i / panels;
     packing.pack(factors[d], i % panels, packed.data_ptr<Scalar>() + d * packed.stride(0));
   });
   return packed;
 }
 
-// The kernels take the right factor of a product [rows, depth] [depth, columns]; W is a weight
-// matrix that lies row by row.
-template <class Scalar>
-cpu::Factor<Scalar> transposed(const at::Tensor& W, bool gates) {
-  return {W.const_data_ptr<Scalar>(), W.size(1), W.size(0), 1, W.size(1), gates};
-}
-template <class Scalar>
-cpu::Factor<Scalar> plain(const at::Tensor& W) {
-  return {W.const_data_ptr<Scalar>(), W.size(0), W.size(1), W.size(1), 1, false};
-}
-
-template <class Scalar>
-std::vector<cpu::Factor<Scalar>> gate_factors(const std::vector<DirectionForward>& directions,
-                                              at::Tensor DirectionForward::* weight) {
-  std::vector<cpu::Factor<Scalar>> factors;
-  for (const DirectionForward& d : directions) {
-    factors.push_back(transposed<Scalar>(d.*weight, /*gates=*/true));
-  }
-  return factors;
-}
-
 template <class Scalar>
 Scalar* direction_of(const at::Tensor& packed, size_t d) {
   return packed.defined() ? packed.data_ptr<Scalar>() + d * packed.stride(0) : nullptr;
+}
+
+// Every direction's sequences, slice by slice.
+template <class Params>
+void walk(void (*kernel)(const Params&, int64_t, int64_t), const std::vector<Params>& params,
+          const std::vector<int64_t>& slices, bool parallel) {
+  const int64_t parts = static_cast<int64_t>(slices.size()) - 1;
+  for_each(parallel, parts * static_cast<int64_t>(params.size()),
+           [&](int64_t i) { kernel(params[i / parts], slices[i % parts], slices[i % parts + 1]); });
 }
 
 class CpuDevice final : public Device {
@@ -129,12 +134,10 @@ class CpuDevice final : public Device {
     with_types(directions[0].output.scalar_type(), [&](auto types, auto& packing, auto& kernel) {
       using Types = decltype(types);
       using Scalar = typename Types::Accum;
-      const at::TensorOptions options = directions[0].cell_state.options();
-
       at::Tensor input, recurrent, projection;
       if (plan.kernel == Kernel::merged) {
-        input = pack_all(packing, gate_factors<Scalar>(directions, &DirectionForward::weight_ih),
-                         options, plan.parallel);
+        input = pack(packing, directions, &DirectionForward::weight_ih, transposed_gates<Scalar>,
+                     plan.parallel);
       } else {
         for (DirectionForward& d : directions) {
           d.preactivations = preactivations_of(sizes, d);
@@ -146,21 +149,17 @@ class CpuDevice final : public Device {
           product(d.preactivations, d.hidden_state, d.weight_hh.t(), /*accumulate=*/true);
         }
       } else {
-        recurrent =
-            pack_all(packing, gate_factors<Scalar>(directions, &DirectionForward::weight_hh),
-                     options, plan.parallel);
+        recurrent = pack(packing, directions, &DirectionForward::weight_hh,
+                         transposed_gates<Scalar>, plan.parallel);
       }
       if (sizes.projected) {
-        std::vector<cpu::Factor<Scalar>> factors;
-        for (const DirectionForward& d : directions) {
-          factors.push_back(transposed<Scalar>(d.weight_hr, /*gates=*/false));
-        }
-        projection = pack_all(packing, factors, options, plan.parallel);
+        projection = pack(packing, directions, &DirectionForward::weight_hr, transposed<Scalar>,
+                          plan.parallel);
       }
 
       const int64_t width = sizes.P + (sizes.projected ? sizes.H + sizes.P : 0);
       const at::Tensor scratch =
-          at::empty({static_cast<int64_t>(directions.size()), sizes.B * width}, options);
+          at::empty({sizes.directions, sizes.B * width}, directions[0].cell_state.options());
       std::vector<ForwardParams<Types>> params;
       for (size_t d = 0; d < directions.size(); ++d) {
         ForwardParams<Types> p = forward_params<Types>(sequence, directions[d]);
@@ -174,11 +173,7 @@ class CpuDevice final : public Device {
         }
         params.push_back(p);
       }
-      const int64_t parts = static_cast<int64_t>(slices.size()) - 1;
-      for_each(plan.parallel, parts * sizes.directions, [&](int64_t i) {
-        const int64_t part = i % parts;
-        kernel.forward(params[i / parts], slices[part], slices[part + 1]);
-      });
+      walk(kernel.forward, params, slices, plan.parallel);
     });
   }
 
@@ -190,19 +185,16 @@ class CpuDevice final : public Device {
     with_types(directions[0].gates.scalar_type(), [&](auto types, auto& packing, auto& kernel) {
       using Types = decltype(types);
       using Scalar = typename Types::Accum;
-      const at::TensorOptions options = directions[0].grad_hidden.options();
-
       at::Tensor recurrent, projection, scratch;
       if (plan.kernel != Kernel::single_step) {
-        std::vector<cpu::Factor<Scalar>> factors;
-        for (const DirectionBackward& d : directions) factors.push_back(plain<Scalar>(d.weight_hh));
-        recurrent = pack_all(packing, factors, options, plan.parallel);
+        recurrent =
+            pack(packing, directions, &DirectionBackward::weight_hh, plain<Scalar>, plan.parallel);
       }
       if (sizes.projected) {
-        std::vector<cpu::Factor<Scalar>> factors;
-        for (const DirectionBackward& d : directions) factors.push_back(plain<Scalar>(d.weight_hr));
-        projection = pack_all(packing, factors, options, plan.parallel);
-        scratch = at::empty({sizes.directions, sizes.B * sizes.H}, options);
+        projection =
+            pack(packing, directions, &DirectionBackward::weight_hr, plain<Scalar>, plan.parallel);
+        scratch =
+            at::empty({sizes.directions, sizes.B * sizes.H}, directions[0].grad_hidden.options());
       }
 
       std::vector<BackwardParams<Types>> params;
@@ -213,11 +205,7 @@ class CpuDevice final : public Device {
         p.grad_unprojected = direction_of<Scalar>(scratch, d);
         params.push_back(p);
       }
-      const int64_t parts = static_cast<int64_t>(slices.size()) - 1;
-      for_each(plan.parallel, parts * sizes.directions, [&](int64_t i) {
-        const int64_t part = i % parts;
-        kernel.backward(params[i / parts], slices[part], slices[part + 1]);
-      });
+      walk(kernel.backward, params, slices, plan.parallel);
       if (plan.kernel == Kernel::single_step) {
         for (DirectionBackward& d : directions) {
           product(d.grad_hidden, d.grad_preactivations, d.weight_hh, /*accumulate=*/true);
