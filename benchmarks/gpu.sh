@@ -62,7 +62,7 @@ run_tests() {
 
 sanitize() {
     local sanitizer tool status worst=0
-    local few_tests='FusedLSTM and (lengths_give_what or reaches_the_gradients)'
+    local few_tests='test_layers or test_gradients_as_of_a_packed_sequence or test_layouts'
     sanitizer=$(PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin command -v compute-sanitizer) || {
         echo 'compute-sanitizer is not on this machine'
         return "$SKIPPED"
