@@ -154,6 +154,17 @@ def test_slices_of_the_batch():
     assert plan(threads=1)["slices"] == 1
 
 
+def test_both_products_in_one_pass():
+    """Where a core's cache keeps the weights, or enough sequences share them."""
+
+    def kernel(batch, size):
+        shape = {"batch": batch, "input": size, "hidden": size, "projection": size}
+        return plan(threads=1, **shape)["kernel"]
+
+    assert [kernel(batch, 128) for batch in (1, 7, 8, 128)] == ["panels"] * 2 + ["merged"] * 2
+    assert [kernel(batch, 256) for batch in (8, 95, 96)] == ["panels"] * 2 + ["merged"]
+
+
 def test_cuda_has_one_walk():
     assert plan(cuda=True) == {"kernel": "streamed", "slices": 1, "parallel": False}
 
