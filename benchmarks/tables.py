@@ -28,12 +28,12 @@ def table(records: list[Record]) -> str:
     return "\n".join(lines)
 
 
-def smallest_gains(records: list[Record]) -> str:
+def smallest_gains(records: list[Record], at_most: int | None = None) -> str:
     """The cases that FusedLSTM loses, or gains least in, one a line; and how many were noisy."""
     losing = sum(r["ratio"] < 1 for r in records)
     lines = [f"Slower than nn.LSTM in {losing} of {len(records)} cases; the smallest ratios:"]
     by_ratio = sorted(records, key=lambda r: float(r["ratio"]))
-    lines += [_line(r) for r in by_ratio[: max(losing, SMALLEST)]]
+    lines += [_line(r) for r in by_ratio[: at_most or max(losing, SMALLEST)]]
     wide = sum(bool(r["wide"]) for r in records)
     if wide:
         lines.append(f"{wide} of {len(records)} cases have a wide spread (~): read them as rough.")
@@ -79,7 +79,7 @@ def readme_block(machines: list[list[Run]]) -> str:
                 parts += [f"{dtype}:", "", table(of_dtype), ""]
             else:
                 parts += [_folded(dtype, table(of_dtype)), ""]
-        parts += [_folded("Where it gains least", f"```\n{smallest_gains(records)}\n```"), ""]
+        parts += [_folded("Where it gains least", f"```\n{smallest_gains(records, SMALLEST)}\n```"), ""]
     if not machines:
         parts += [NOTHING, ""]
     return "\n".join([*parts, END])
