@@ -79,7 +79,8 @@ def readme_block(machines: list[list[Run]]) -> str:
                 parts += [f"{dtype}:", "", table(of_dtype), ""]
             else:
                 parts += [_folded(dtype, table(of_dtype)), ""]
-        parts += [_folded("Where it gains least", f"```\n{smallest_gains(records, SMALLEST)}\n```"), ""]
+        gains = smallest_gains(records, SMALLEST)
+        parts += [_folded("Where it gains least", f"```\n{gains}\n```"), ""]
     if not machines:
         parts += [NOTHING, ""]
     return "\n".join([*parts, END])
