@@ -13,7 +13,7 @@ constexpr int64_t min_merged_batch = 8;
 constexpr int64_t max_cached_weights = 262'144;
 constexpr int64_t min_shared_batch = 96;
 
-// Below this many floating-point operations (about 20 us of one core) waking a second thread
+// Below this many floating-point operations (about 10 us of one core) waking a second thread
 // costs more than it gives.
 constexpr int64_t min_parallel_work = 1'000'000;
 
