@@ -8,13 +8,13 @@ namespace {
 // Taking both products in one pass saves writing and reading that of the input, but reads the
 // input's weights anew at each step. It pays where a core's own cache keeps the panels of both
 // weights (1 MB of float32), or where enough sequences share what is read; measured on B 16 to 128,
-// H 64 to 1024 (benchmarks/NOTES.md).
+// H 64 to 1024 (benchmarks/NOTES.md); that 8 sequences suffice is not measured.
 constexpr int64_t min_merged_batch = 8;
 constexpr int64_t max_cached_weights = 262'144;
 constexpr int64_t min_shared_batch = 96;
 
-// Below this many floating-point operations (about 10 us of one core) waking a second thread
-// costs more than it gives.
+// Below this many floating-point operations (an estimated 10 us of one core) waking a second
+// thread is taken to cost more than it gives; not measured.
 constexpr int64_t min_parallel_work = 1'000'000;
 
 }  // namespace
