@@ -136,24 +136,25 @@ class Judged:
 
 
 def judge(records: list[Record]) -> list[Judged]:
-    """Each bar in each mode at each thread count that was measured on a CPU."""
-    on_cpu = [(case_of(r), r) for r in records if r["device"] == "cpu"]
+    """Each bar in each mode at each thread count that was measured on a CPU.
+
+    Records of cases that are no longer planned do not count.
+    """
+    on_cpu = {case_of(r): r for r in records if r["device"] == "cpu"}
     found = []
     for bar in BARS:
-        for column in columns(r for _, r in on_cpu):
-            of_bar = [
-                r
-                for c, r in on_cpu
-                if (c.mode, c.threads) == column and bar.about(c) and bar.measure.in_record(r)
-            ]
-            if of_bar and column[0] in bar.must_be:
-                found.append(_judged(bar, column, of_bar))
+        for column in columns(on_cpu.values()):
+            mode, threads = column
+            if mode in bar.must_be:
+                planned = [c for c in cases("cpu", (threads,)) if c.mode == mode and bar.about(c)]
+                measured = [on_cpu[c] for c in planned if c in on_cpu]
+                measured = [r for r in measured if bar.measure.in_record(r)]
+                if measured:
+                    found.append(_judged(bar, column, measured, len(planned)))
     return found
 
 
-def _judged(bar: Bar, column: Column, records: list[Record]) -> Judged:
-    mode, threads = column
-    planned = [c for c in cases("cpu", (threads,)) if c.mode == mode and bar.about(c)]
+def _judged(bar: Bar, column: Column, records: list[Record], planned: int) -> Judged:
     worst = (min if bar.measure.more_is_better else max)(records, key=bar.measure.of)
     return Judged(
         bar,
@@ -162,5 +163,5 @@ def _judged(bar: Bar, column: Column, records: list[Record]) -> Judged:
         worst=bar.measure.of(worst),
         worst_name=f"{worst['group']}-{case_of(worst).shape}",
         measured=len(records),
-        planned=len(planned),
+        planned=planned,
     )

@@ -377,7 +377,8 @@ class TestBars:
         assert found["B1 T<=20 H<=128", ("inference", 1)].verdict == "**not met**"
 
     def test_missing_cases_leave_it_open(self):
-        found = self.verdicts([record(3.0)])
+        no_longer_planned = record(0.5, replace(layer(), steps=500))
+        found = self.verdicts([record(3.0, layer()), no_longer_planned])
         one = found["grid", ("inference", 1)]
         assert (one.verdict, one.measured, one.planned) == ("met so far", 1, 60)
         assert ("packed", ("inference", 1)) not in found
