@@ -73,18 +73,21 @@ def layer(
 
     Equivalent to: `reference.layer`.
     """
+    options: dict[
+        str, Tensor | bool
+    ] = {}  # only those given: the dispatcher takes its time for each
+    if batch_sizes is not None:
+        options["batch_sizes"] = batch_sizes
+    if lengths is not None:
+        options["lengths"] = lengths
+    if reset is not None:
+        options["reset"] = reset
+    if reset_to_initial:
+        options["reset_to_initial"] = True
+    if keep_states:
+        options["keep_states"] = True
     compute = reference.layer if _use_definition() else torch.ops.fused_lstm.layer.default
-    result: Result = compute(
-        input,
-        hidden,
-        cell,
-        weights,
-        batch_sizes=batch_sizes,
-        lengths=lengths,
-        reset=reset,
-        reset_to_initial=reset_to_initial,
-        keep_states=keep_states,
-    )
+    result: Result = compute(input, hidden, cell, weights, **options)
     return result
 
 
