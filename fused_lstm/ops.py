@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,9 +74,7 @@ def layer(
 
     Equivalent to: `reference.layer`.
     """
-    options: dict[
-        str, Tensor | bool
-    ] = {}  # only those given: the dispatcher takes its time for each
+    options: dict[str, Any] = {}  # those given only: the dispatcher takes its time for each
     if batch_sizes is not None:
         options["batch_sizes"] = batch_sizes
     if lengths is not None:

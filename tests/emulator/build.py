@@ -34,7 +34,7 @@ def build(folder: Path) -> None:
         kernels.write_text('#include "cuda/kernels.cu"\n')
     sources = [
         *sorted(CSRC.glob("*.cpp")),
-        *sorted((CSRC / "cpu").glob("kernels*.cpp")),
+        *sorted(set((CSRC / "cpu").glob("*.cpp")) - {CSRC / "cpu" / "device.cpp"}),
         CSRC / "cuda" / "device.cpp",
         HERE / "route.cpp",
     ]
