@@ -35,6 +35,7 @@ struct ForwardParams {
   int64_t hidden_size;      // H
   int64_t projection_size;  // P
   bool projected;           // P < H
+  int64_t hidden_stride;    // of the running hidden state, [B, hidden_stride]; P or more
   const Storage* hidden_0;  // [B, P]
   const Storage* cell_0;    // [B, H]
 
@@ -151,13 +152,14 @@ FUSED_LSTM_INLINE V first_hidden(const ForwardParams<Types>& p, const Step& step
 }
 
 // The hidden state h of units j .. j + count of sequence b, after step `step`: into the output,
-// and from `hidden` on into `next` (both [B, P], or one and the same) for the step after, which
-// may begin a new episode.
+// and from `hidden` on into `next` (both [B, hidden_stride], or one and the same) for the step
+// after, which may begin a new episode.
 template <class V, class Types>
 FUSED_LSTM_INLINE void emit_hidden(const ForwardParams<Types>& p, const Step& step, int64_t b,
                                    int64_t j, V h, const typename Types::Operand* hidden,
                                    typename Types::Operand* next, int count) {
   const int64_t state = b * p.projection_size + j;
+  const int64_t running = b * p.hidden_stride + j;
   typename Types::Storage* output = p.output + (step.offset + b) * p.output_stride + j;
   V seen;
   if (is_live(p.borders, step.t, b)) {
@@ -169,9 +171,9 @@ FUSED_LSTM_INLINE void emit_hidden(const ForwardParams<Types>& p, const Step& st
     }
   } else {
     store<V>(output, V{}, count);
-    seen = load<V>(hidden + state, count);
+    seen = load<V>(hidden + running, count);
   }
-  store<V>(next + state, seen, count);
+  store<V>(next + running, seen, count);
   if (b >= step.next_rows) store<V>(p.hidden_n + state, seen, count);
 }
 

@@ -18,7 +18,7 @@ from oracle import assert_close, assert_same_bits, cast, evaluate, rand, rand_st
 from fused_lstm import _C, FusedLSTM
 
 TESTS = Path(__file__).parent
-SETS = ["portable", "avx2", "avx512"]
+SETS = ["portable", "avx2", "avx512", "amx"]
 
 
 def python(*arguments, **environment):

@@ -26,6 +26,7 @@ void with_types(at::ScalarType storage, const Body& body) {
     case at::kHalf:
       return body(cpu::HalfFloat{}, table.of_half);
     case at::kBFloat16:
+      if (table.narrow) return body(cpu::BFloat16Narrow{}, *table.narrow);
       return body(cpu::BFloat16Float{}, table.of_bfloat16);
     default:
       TORCH_CHECK(false, "fused_lstm: no CPU kernel for dtype ", storage);
@@ -98,7 +99,13 @@ int64_t widest(const std::vector<int64_t>& borders) {
   return width;
 }
 
-// One weight of every direction in panels; undefined unless `wanted`.
+// Direction d's panels, or null.
+template <class Operand>
+Operand* panels_of(const at::Tensor& packed, int64_t d) {
+  return reinterpret_cast<Operand*>(pointer<uint8_t>(packed, d));
+}
+
+// One weight of every direction in panels, as bytes; undefined unless `wanted`.
 template <class Types>
 at::Tensor pack(const cpu::Functions<Types>& functions, const std::vector<Weights>& weights,
                 at::Tensor Weights::* name, cpu::Layout layout, bool wanted, bool parallel) {
@@ -111,14 +118,14 @@ at::Tensor pack(const cpu::Functions<Types>& functions, const std::vector<Weight
   }
   const int64_t panels = functions.panels(packings[0]);
   const int64_t each = panels * functions.panel_size(packings[0]);
-  const at::ScalarType accum = accum_type((weights[0].*name).scalar_type());
-  const at::Tensor packed =
-      allocate({static_cast<int64_t>(packings.size()), each}, at::TensorOptions(accum));
   using Operand = typename Types::Operand;
+  const int64_t bytes = each * static_cast<int64_t>(sizeof(Operand));
+  const at::Tensor packed =
+      allocate({static_cast<int64_t>(packings.size()), bytes}, at::TensorOptions(at::kByte));
   spread(parallel, packed.size(0) * panels, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t d = i / panels;
-      functions.pack(packings[d], i % panels, pointer<Operand>(packed, d));
+      functions.pack(packings[d], i % panels, panels_of<Operand>(packed, d));
     }
   });
   return packed;
@@ -151,8 +158,11 @@ void walk(void (*kernel)(const Params&, const cpu::Part&), const std::vector<Par
 
 class CpuDevice final : public Device {
  public:
-  // The kernels multiply in float32, so that 16-bit weights are widened once, when packed.
-  at::ScalarType operand_type(at::ScalarType storage) const override { return accum_type(storage); }
+  // Most kernels multiply in float32: 16-bit weights are widened when packed.
+  at::ScalarType operand_type(at::ScalarType storage) const override {
+    const bool narrow = storage == at::kBFloat16 && cpu::kernels().narrow;
+    return narrow ? storage : accum_type(storage);
+  }
 
   void product(at::Tensor& out, const at::Tensor& a, const at::Tensor& b,
                bool accumulate) const override {
@@ -173,6 +183,7 @@ class CpuDevice final : public Device {
       using Types = decltype(types);
       using Scalar = typename Types::Accum;
       using Storage = typename Types::Storage;
+      using Operand = typename Types::Operand;
       const auto packed = [&](at::Tensor Weights::* name, cpu::Layout layout, bool wanted) {
         return pack(functions, layer.weights, name, layout, wanted, plan.parallel);
       };
@@ -181,22 +192,27 @@ class CpuDevice final : public Device {
       const at::Tensor projection =
           packed(&Weights::hr, cpu::Layout::plain_transposed, sizes.projected);
 
-      // [B, ...] of the states, for each direction: two of h, c, and with a projection o tanh(c)
-      // and its product; then what each part needs for itself.
-      const int64_t P = sizes.P, H = sizes.H;
-      const int64_t width = 2 * P + H + (sizes.projected ? H + P : 0);
       std::vector<cpu::Forward<Types>> params(sizes.directions);
-      params[0].layer.projection_size = P;
+      params[0].layer.hidden_size = sizes.H;
+      params[0].layer.projection_size = sizes.P;
+      params[0].layer.projected = sizes.projected;
       params[0].input_size = sizes.D;
       params[0].chunk = plan.chunk;
       const int64_t each =
           functions.forward_scratch(params[0], widest(slices.batch), widest(slices.units));
-      const int64_t parts = slices.parts_of_batch() * slices.parts_of_units();
+      const int64_t parts = sizes.directions * slices.parts_of_batch() * slices.parts_of_units();
+
+      // One piece of memory: what each part needs for itself, then the states of each direction.
+      // Tiles read whole lines of the hidden state, and rows past the last.
+      const int64_t P = sizes.P, H = sizes.H;
+      const int64_t stride = (P + cpu::tile_depth - 1) / cpu::tile_depth * cpu::tile_depth;
+      const int64_t rows = sizes.B + cpu::tile_rows - 1;
+      const int64_t states = 2 * rows * stride + sizes.B * (H + (sizes.projected ? H + P : 0));
       const at::Tensor scratch =
-          allocate({sizes.directions * (sizes.B * width + parts * each)},
+          allocate({parts * each + sizes.directions * states},
                    at::TensorOptions(accum_type(layer.output.scalar_type())));
       Scalar* const own = pointer<Scalar>(scratch);
-      Scalar* states = own + sizes.directions * parts * each;
+      Scalar* next = own + parts * each;
       for (int64_t d = 0; d < sizes.directions; ++d) {
         const Weights& w = layer.weights[d];
         cpu::Forward<Types>& f = params[d];
@@ -205,25 +221,25 @@ class CpuDevice final : public Device {
         f.direct_recurrent = plan.direct_recurrent;
         f.input_size = sizes.D;
         f.input = pointer<Storage>(layer.input);
-        f.weight_ih = {pointer<Storage>(w.ih), pointer<Scalar>(input, d)};
-        f.weight_hh = {pointer<Storage>(w.hh), pointer<Scalar>(recurrent, d)};
-        f.weight_hr = {pointer<Storage>(w.hr), pointer<Scalar>(projection, d)};
+        f.weight_ih = {pointer<Storage>(w.ih), panels_of<Operand>(input, d)};
+        f.weight_hh = {pointer<Storage>(w.hh), panels_of<Operand>(recurrent, d)};
+        f.weight_hr = {pointer<Storage>(w.hr), panels_of<Operand>(projection, d)};
         f.bias_ih = pointer<Storage>(w.bias_ih);
         f.bias_hh = pointer<Storage>(w.bias_hh);
         f.chunk = plan.chunk;
         f.scratch = own;
         f.scratch_size = each;
         const auto take = [&](int64_t numbers) {
-          Scalar* const taken = states;
-          states += sizes.B * numbers;
+          Scalar* const taken = next;
+          next += numbers;
           return taken;
         };
-        f.hidden[0] = take(P);
-        f.hidden[1] = take(P);
-        f.layer.cell_state = take(H);
+        f.layer.hidden_stride = stride;
+        for (Operand*& hidden : f.hidden) hidden = reinterpret_cast<Operand*>(take(rows * stride));
+        f.layer.cell_state = take(sizes.B * H);
         if (sizes.projected) {
-          f.layer.unprojected = take(H);
-          f.layer.projection = take(P);
+          f.layer.unprojected = reinterpret_cast<Operand*>(take(sizes.B * H));
+          f.layer.projection = take(sizes.B * P);
         }
       }
       walk(functions.forward, params, slices);
@@ -240,10 +256,15 @@ class CpuDevice final : public Device {
       using Types = decltype(types);
       using Scalar = typename Types::Accum;
       using Storage = typename Types::Storage;
+      using Operand = typename Types::Operand;
       const auto packed = [&](at::Tensor Weights::* name, bool wanted) {
         return pack(functions, layer.weights, name, cpu::Layout::plain, wanted, plan.parallel);
       };
-      const at::Tensor recurrent = packed(&Weights::hh, plan.pack_recurrent);
+      // A single step's product is the library's, if that has one of these types.
+      const bool by_library =
+          sizes.T == 1 && !plan.direct_recurrent && std::is_same_v<Operand, Scalar>;
+      const bool packs = !plan.direct_recurrent && !by_library;
+      const at::Tensor recurrent = packed(&Weights::hh, packs);
       const at::Tensor projection = packed(&Weights::hr, sizes.projected);
       at::Tensor scratch;
       if (sizes.projected) {
@@ -256,12 +277,20 @@ class CpuDevice final : public Device {
         f.layer = backward_params<Types>(sequence, layer, d);
         f.layer.grad_unprojected = pointer<Scalar>(scratch, d);
         f.direct_recurrent = plan.direct_recurrent;
-        f.last_product = plan.direct_recurrent || plan.pack_recurrent;
-        f.weight_hh = {pointer<Storage>(w.hh), pointer<Scalar>(recurrent, d)};
-        f.weight_hr = {pointer<Storage>(w.hr), pointer<Scalar>(projection, d)};
+        f.last_product = !by_library;
+        f.weight_hh = {pointer<Storage>(w.hh), panels_of<Operand>(recurrent, d)};
+        f.weight_hr = {pointer<Storage>(w.hr), panels_of<Operand>(projection, d)};
+      }
+      const int64_t each = functions.backward_stage(params[0]);
+      const int64_t parts = sizes.directions * slices.parts_of_batch() * slices.parts_of_units();
+      const int64_t bytes = parts * each * static_cast<int64_t>(sizeof(Operand));
+      const at::Tensor stage = allocate({bytes}, at::TensorOptions(at::kByte));
+      for (cpu::Backward<Types>& f : params) {
+        f.stage = panels_of<Operand>(stage, 0);
+        f.stage_size = each;
       }
       walk(functions.backward, params, slices);
-      if (!params[0].last_product) {
+      if (by_library) {
         for (int64_t d = 0; d < sizes.directions; ++d) {
           at::Tensor grad_hidden = layer.grad_hidden.select(0, d);
           const at::Tensor& weight = layer.weights[d].hh;

@@ -1,6 +1,12 @@
 // The choice of the instruction set, once, at the first call.
 #include "kernels.h"
 
+#ifdef FUSED_LSTM_HAS_AMX
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -9,22 +15,47 @@ namespace fused_lstm {
 namespace cpu {
 namespace {
 
+// Whether this process may use AMX tiles: Linux wants to be asked, for they make a thread's state
+// larger.
+bool ask_for_tiles() {
+#ifdef FUSED_LSTM_HAS_AMX
+  unsigned a = 0, b = 0, c = 0, d = 0, features = 0;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  const bool tiles = (d >> 24 & 1) && (d >> 22 & 1);  // AMX-TILE, AMX-BF16
+  if (!__get_cpuid_count(7, 1, &features, &b, &c, &d)) return false;
+  const bool dot_products = features >> 5 & 1;  // AVX512-BF16
+  constexpr int request_permission = 0x1023, tile_data = 18;
+  return tiles && dot_products && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+  return false;
+#endif
+}
+
 const Kernels& choose() {
-  bool avx2 = false, avx512 = false;
+  bool avx2 = false, avx512 = false, amx = false;
 #ifdef __x86_64__
   avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  amx = avx512 && ask_for_tiles();
 #endif
   const char* forced = std::getenv("FUSED_LSTM_CPU_ISA");
-  const std::string name = forced ? forced : avx512 ? "avx512" : avx2 ? "avx2" : "portable";
+  const std::string name = forced   ? forced
+                           : amx    ? "amx"
+                           : avx512 ? "avx512"
+                           : avx2   ? "avx2"
+                                    : "portable";
   if (name == "portable") return kernels_portable();
 #ifdef __x86_64__
   if (name == "avx2" && avx2) return kernels_avx2();
   if (name == "avx512" && avx512) return kernels_avx512();
 #endif
+#ifdef FUSED_LSTM_HAS_AMX
+  if (name == "amx" && amx) return kernels_amx();
+#endif
   throw std::runtime_error("FUSED_LSTM_CPU_ISA is '" + name + "'; on this processor it can be " +
-                           (avx512 ? "avx512, " : "") + (avx2 ? "avx2, " : "") + "portable");
+                           (amx ? "amx, " : "") + (avx512 ? "avx512, " : "") +
+                           (avx2 ? "avx2, " : "") + "portable");
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 
 #include "../sequence.h"
 #include "barrier.h"
+#include "compiler.h"
 
 namespace fused_lstm {
 namespace cpu {
@@ -11,6 +12,11 @@ using Float = Types<float, float, float>;
 using Double = Types<double, double, double>;
 using HalfFloat = Types<Half, float, float>;
 using BFloat16Float = Types<BFloat16, float, float>;
+using BFloat16Narrow = Types<BFloat16, float, BFloat16>;
+
+// What a product of BFloat16Narrow reads at once of its left factor (tiles.inl).
+constexpr int tile_rows = 16;
+constexpr int tile_depth = 32;
 
 // A weight matrix as nn.LSTM has it, row by row, and, where it is packed ahead, its panels.
 //   Gate panels: of the transposed W [4H, depth]. A panel belongs to one vector of hidden units
@@ -61,10 +67,12 @@ struct Forward {
 template <class Types>
 struct Backward {
   BackwardParams<Types> layer;
-  bool direct_recurrent;    // read weight_hh where it lies: for few sequences
-  bool last_product;        // take that of the first step too; else the caller does
-  Weight<Types> weight_hh;  // [4H, P]
-  Weight<Types> weight_hr;  // [P, H], packed
+  bool direct_recurrent;           // read weight_hh where it lies: for few sequences
+  bool last_product;               // take that of the first step too; else the caller does
+  Weight<Types> weight_hh;         // [4H, P]
+  Weight<Types> weight_hr;         // [P, H], packed
+  typename Types::Operand* stage;  // stage_size numbers for each part, or null
+  int64_t stage_size;
 };
 
 template <class Types>
@@ -74,6 +82,7 @@ struct Functions {
   // panel: one of them; to: where the first panel of all begins
   void (*pack)(const Packing<Types>&, int64_t panel, typename Types::Operand* to);
   int64_t (*forward_scratch)(const Forward<Types>&, int64_t sequences, int64_t units);
+  int64_t (*backward_stage)(const Backward<Types>&);
   // A part's sequences through all steps.
   void (*forward)(const Forward<Types>&, const Part&);
   void (*backward)(const Backward<Types>&, const Part&);
@@ -86,6 +95,7 @@ struct Kernels {
   Functions<Double> of_double;
   Functions<HalfFloat> of_half;
   Functions<BFloat16Float> of_bfloat16;
+  const Functions<BFloat16Narrow>* narrow;  // to be preferred to of_bfloat16, or null
 };
 
 // The best table for this processor, or a lower one that FUSED_LSTM_CPU_ISA names. Throws
@@ -96,6 +106,9 @@ const Kernels& kernels_portable();
 #ifdef __x86_64__
 const Kernels& kernels_avx2();
 const Kernels& kernels_avx512();
+#endif
+#ifdef FUSED_LSTM_HAS_AMX
+const Kernels& kernels_amx();
 #endif
 
 }  // namespace cpu

@@ -16,6 +16,12 @@ constexpr int direct_rows = 3;  // whose sums fit the registers in dot_products
 template <class Types>
 using VectorOfTypes = typename VectorFor<typename Types::Accum>::Type;
 
+// Products read bfloat16 itself, in tiles (tiles.inl), rather than widened to float32.
+template <class Types>
+constexpr bool is_narrow = false;
+template <>
+constexpr bool is_narrow<BFloat16Narrow> = true;
+
 // sums [rows, 4 vectors] += rows of a [rows][depth] times one panel [depth, 4 vectors]. The sums
 // stay in registers; with rows = FUSED_LSTM_TILE_ROWS they fill the register file.
 template <int rows, class V, class Scalar = typename Lanes<V>::Scalar>
@@ -141,25 +147,47 @@ void pack(const Packing<Types>& w, int64_t panel, typename Types::Operand* to) {
   }
 }
 
+// Depth as panels have it, and how many rows a product may read where it needs `rows`.
+template <class Types>
+int64_t panel_depth(int64_t depth) {
+  return is_narrow<Types> ? (depth + tile_depth - 1) / tile_depth * tile_depth : depth;
+}
+template <class Types>
+int64_t readable_rows(int64_t rows) {
+  return is_narrow<Types> ? (rows + tile_rows - 1) / tile_rows * tile_rows : rows;
+}
+
+// How dot products go through the numbers X of one factor and T of the other: `width` at a time.
+template <class V, class X, class T>
+struct Dot {
+  static constexpr int width = Lanes<V>::count;
+  static FUSED_LSTM_INLINE V of_x(const X* from, int count) { return load<V>(from, count); }
+  static FUSED_LSTM_INLINE V of_w(const T* from, int count) { return load<V>(from, count); }
+  static FUSED_LSTM_INLINE V add(V sum, V x, V w) { return sum + x * w; }
+};
+
 // sums[r], lane n: row n of w [count, depth] times x[r] [depth]. Lanes from `count` on are zero.
-template <int rows, class V, class T>
+template <int rows, class V, class X, class T>
 FUSED_LSTM_INLINE void dot_products(const T* w, int64_t depth, int64_t count,
-                                    const typename Lanes<V>::Scalar* const (&x)[rows],
-                                    V (&sums)[rows]) {
+                                    const X* const (&x)[rows], V (&sums)[rows]) {
+  using D = Dot<V, X, T>;
   constexpr int lanes = Lanes<V>::count;
   constexpr int block = rows == 1 ? lanes : lanes / 2;  // rows of w whose sums fit the registers
   V parts[rows][lanes];  // of row n of w, each lane's part of the sum
   const auto take = [&](int first, auto taken) {
     constexpr int n_rows = decltype(taken)::value;
     V part[rows][n_rows] = {};
-    for_vectors<V>(0, depth, [&](int64_t k, int width) {
+    const auto step = [&](int64_t k, int count_of_k) {
       V factors[rows];
-      for (int r = 0; r < rows; ++r) factors[r] = load<V>(x[r] + k, width);
+      for (int r = 0; r < rows; ++r) factors[r] = D::of_x(x[r] + k, count_of_k);
       for (int n = 0; n < n_rows; ++n) {
-        const V weights = load<V>(w + (first + n) * depth + k, width);
-        for (int r = 0; r < rows; ++r) part[r][n] += factors[r] * weights;
+        const V weights = D::of_w(w + (first + n) * depth + k, count_of_k);
+        for (int r = 0; r < rows; ++r) part[r][n] = D::add(part[r][n], factors[r], weights);
       }
-    });
+    };
+    int64_t k = 0;
+    for (; k + D::width <= depth; k += D::width) step(k, D::width);
+    if (k < depth) step(k, static_cast<int>(depth - k));
     for (int r = 0; r < rows; ++r) {
       for (int n = 0; n < n_rows; ++n) parts[r][first + n] = part[r][n];
     }
@@ -179,7 +207,8 @@ FUSED_LSTM_INLINE void dot_products(const T* w, int64_t depth, int64_t count,
 // begin .. end; begin is where a panel begins.
 template <class V, class Scalar = typename Lanes<V>::Scalar>
 void product(const Scalar* a, int64_t depth, const Scalar* panels, Scalar* c, int64_t columns,
-             int64_t begin, int64_t end, int64_t rows, bool accumulate, bool downwards) {
+             int64_t begin, int64_t end, int64_t rows, bool accumulate, bool downwards,
+             Scalar* /*stage*/) {
   constexpr int lanes = Lanes<V>::count;
   constexpr int64_t width = tile_vectors * lanes;
   const int64_t blocks = (end - begin + width - 1) / width;
@@ -187,12 +216,12 @@ void product(const Scalar* a, int64_t depth, const Scalar* panels, Scalar* c, in
     const int64_t first = begin + (downwards ? blocks - 1 - i : i) * width;
     const int64_t last = first + width < end ? first + width : end;
     for_row_blocks<FUSED_LSTM_TILE_ROWS>(rows, [&](int64_t row, auto height) {
-      constexpr int tile_rows = decltype(height)::value;
-      V sums[tile_rows][tile_vectors] = {};
-      const Scalar* pointers[tile_rows];
-      for (int r = 0; r < tile_rows; ++r) pointers[r] = a + (row + r) * depth;
+      constexpr int height_of_tile = decltype(height)::value;
+      V sums[height_of_tile][tile_vectors] = {};
+      const Scalar* pointers[height_of_tile];
+      for (int r = 0; r < height_of_tile; ++r) pointers[r] = a + (row + r) * depth;
       multiply(pointers, depth, panels + first * depth, sums);
-      for (int r = 0; r < tile_rows; ++r) {
+      for (int r = 0; r < height_of_tile; ++r) {
         Scalar* to = c + (row + r) * columns;
         for_vectors<V>(first, last, [&](int64_t j, int count) {
           const V sum = sums[r][(j - first) / lanes];
@@ -203,14 +232,29 @@ void product(const Scalar* a, int64_t depth, const Scalar* panels, Scalar* c, in
   }
 }
 
+}  // namespace
+}  // namespace cpu
+}  // namespace fused_lstm
+
+#ifdef FUSED_LSTM_NARROW
+#include "tiles.inl"
+#endif
+
+namespace fused_lstm {
+namespace cpu {
+namespace {
+
 // c [rows, columns] += a [rows, depth] w [depth, columns], of the columns begin .. end, for few
 // rows: w is read once, in order. depth is a multiple of 4.
-template <class V, class T, class Scalar = typename Lanes<V>::Scalar>
-void add_direct_product(const Scalar* a, int64_t depth, const T* w, Scalar* c, int64_t columns,
+template <class V, class X, class T, class Scalar = typename Lanes<V>::Scalar>
+void add_direct_product(const X* a, int64_t depth, const T* w, Scalar* c, int64_t columns,
                         int64_t begin, int64_t end, int64_t rows) {
   const auto take = [&](int64_t k, auto taken) {
     for (int64_t r = 0; r < rows; ++r) {
-      const Scalar* factors = a + r * depth + k;
+      Scalar factors[decltype(taken)::value];
+      for (int i = 0; i < decltype(taken)::value; ++i) {
+        factors[i] = load<Scalar>(a + r * depth + k + i, 1);
+      }
       for_vectors<V>(begin, end, [&](int64_t j, int count) {
         V sum = load<V>(c + r * columns + j, count);
         for (int i = 0; i < decltype(taken)::value; ++i) {
@@ -261,33 +305,37 @@ template <class Types>
 struct Scratch {
   using Scalar = typename Types::Accum;
   using Storage = typename Types::Storage;
+  using Operand = typename Types::Operand;
   static constexpr int64_t width = tile_vectors * lanes_of<Types>();
-  static constexpr bool widens = sizeof(Storage) != sizeof(Scalar);
+  static constexpr bool copies_input = is_narrow<Types> || sizeof(Storage) != sizeof(Operand);
 
   // For a part with so many sequences and hidden units.
   Scratch(const Forward<Types>& f, int64_t sequences, int64_t units, Scalar* memory)
-      : rows(f.chunk * sequences) {
+      : rows(readable_rows<Types>(f.chunk * sequences)) {
+    const ForwardParams<Types>& p = f.layer;
     const int64_t blocks = (units + lanes_of<Types>() - 1) / lanes_of<Types>();
-    const int64_t depth =
-        f.input_size > f.layer.projection_size ? f.input_size : f.layer.projection_size;
-    Scalar* next = memory;
-    const auto take = [&](int64_t numbers) {
-      Scalar* const taken = next;
-      next += (numbers + width - 1) / width * width;
-      return taken;
+    const int64_t D = panel_depth<Types>(f.input_size), P = panel_depth<Types>(p.projection_size);
+    const int64_t H = panel_depth<Types>(p.hidden_size);
+    char* next = reinterpret_cast<char*>(memory);
+    const auto take = [&](auto*& to, int64_t numbers) {
+      constexpr int64_t block = width * sizeof(Scalar);
+      to = reinterpret_cast<std::remove_reference_t<decltype(to)>>(next);
+      next += (numbers * static_cast<int64_t>(sizeof(*to)) + block - 1) / block * block;
     };
-    bias = take(blocks * width);
-    panel = take(depth * width);
-    products = take(blocks * rows * width);
-    input = take(widens ? rows * f.input_size : 0);
-    size = next - memory;
+    take(bias, blocks * width);
+    take(panel, (D > P ? D : P) * width);
+    take(products, blocks * rows * width);
+    take(input, copies_input ? rows * D : 0);
+    take(stage, is_narrow<Types> && p.projected ? readable_rows<Types>(1) * H : 0);
+    size = (next - reinterpret_cast<char*>(memory)) / static_cast<int64_t>(sizeof(Scalar));
   }
 
   int64_t rows;      // at most, of one chunk of steps
   Scalar* bias;      // [blocks, 4, lanes], both biases
-  Scalar* panel;     // [depth, 4, lanes], of a weight that is not packed ahead
+  Operand* panel;    // of a weight that is not packed ahead
   Scalar* products;  // [blocks, rows, 4, lanes], with the input, biases added
-  Scalar* input;     // [rows, D] of 16-bit input
+  Operand* input;    // [rows, panel_depth(D)] of input that is not read where it lies
+  Operand* stage;    // for the product with weight_hr
   int64_t size;      // numbers
 };
 
@@ -300,18 +348,17 @@ int64_t forward_scratch(const Forward<Types>& f, int64_t sequences, int64_t unit
 template <class Types>
 const typename Types::Operand* gate_panel(const Forward<Types>& f, const Weight<Types>& weight,
                                           int64_t depth, int64_t j, const Scratch<Types>& scratch) {
-  if (weight.panels) return weight.panels + j * tile_vectors * depth;
   const Packing<Types> packing = {weight.data, 4 * f.layer.hidden_size, depth, Layout::gates};
-  const int64_t panel = j / lanes_of<Types>();
-  pack(packing, panel, scratch.panel - panel * panel_size(packing));
+  const int64_t panel = j / lanes_of<Types>(), before = panel * panel_size(packing);
+  if (weight.panels) return weight.panels + before;
+  pack(packing, panel, scratch.panel - before);
   return scratch.panel;
 }
 
 // sums += the four gates of units j .. : rows of a weight [4H, depth] where it lies, times x.
-template <int rows, class V, class T>
-FUSED_LSTM_INLINE void multiply_direct(const typename Lanes<V>::Scalar* const (&x)[rows],
-                                       int64_t depth, const T* weight, int64_t H, int64_t j,
-                                       V (&sums)[rows][tile_vectors]) {
+template <int rows, class V, class X, class T>
+FUSED_LSTM_INLINE void multiply_direct(const X* const (&x)[rows], int64_t depth, const T* weight,
+                                       int64_t H, int64_t j, V (&sums)[rows][tile_vectors]) {
   for (int gate = 0; gate < tile_vectors; ++gate) {
     V products[rows];
     dot_products(weight + (gate * H + j) * depth, depth, H - j, x, products);
@@ -335,7 +382,7 @@ FUSED_LSTM_INLINE void for_tiles(const Forward<Types>& f, const Weight<Types>& w
     tile(std::integral_constant<int, direct_rows>{}, [&](const auto& pointers, auto& sums) {
       multiply_direct(pointers, depth, weight.data, f.layer.hidden_size, j, sums);
     });
-  } else {
+  } else if constexpr (!is_narrow<Types>) {
     const typename Types::Operand* const panel = gate_panel(f, weight, depth, j, scratch);
     tile(std::integral_constant<int, FUSED_LSTM_TILE_ROWS>{},
          [&](const auto& pointers, auto& sums) { multiply(pointers, depth, panel, sums); });
@@ -356,8 +403,15 @@ void start(const Forward<Types>& f, const Part& part, const Scratch<Types>& scra
     const int64_t first = p.projected ? 0 : part.first_unit;
     for_vectors<V>(first, p.projected ? P : part.last_unit, [&](int64_t j, int count) {
       const V hidden = first_hidden<V>(p, step, b, j, count);
-      for (typename Types::Operand* state : f.hidden) store<V>(state + b * P + j, hidden, count);
+      for (typename Types::Operand* state : f.hidden) {
+        store<V>(state + b * p.hidden_stride + j, hidden, count);
+      }
     });
+    if (p.projected || part.last_unit == H) {
+      for (typename Types::Operand* state : f.hidden) {
+        for (int64_t j = P; j < p.hidden_stride; ++j) state[b * p.hidden_stride + j] = {};
+      }
+    }
   }
   typename Types::Accum* to = scratch.bias;
   for_vectors<V>(part.first_unit, part.last_unit, [&](int64_t j, int count) {
@@ -376,42 +430,58 @@ template <class Types>
 void multiply_input(const Forward<Types>& f, const Part& part, const Scratch<Types>& scratch,
                     int64_t first, int64_t rows) {
   using Scalar = typename Types::Accum;
+  using Operand = typename Types::Operand;
   using V = VectorOfTypes<Types>;
   constexpr int lanes = Lanes<V>::count, width = tile_vectors * lanes;
   const int64_t D = f.input_size;
   const Steps& steps = f.layer.steps;
 
-  if constexpr (Scratch<Types>::widens) {
+  const bool copies = Scratch<Types>::copies_input && !(is_narrow<Types> && f.direct_input);
+  const int64_t depth = panel_depth<Types>(D);
+  if (copies) {
     Rows all(steps, part, first);
     for (int64_t row = 0; row < rows; ++row) {
       const typename Types::Storage* from = f.input + all.next() * D;
-      for_vectors<V>(0, D, [&](int64_t k, int count) {
-        store<V>(scratch.input + row * D + k, load<V>(from + k, count), count);
-      });
+      Operand* to = scratch.input + row * depth;
+      for_vectors<V>(
+          0, D, [&](int64_t k, int count) { store<V>(to + k, load<V>(from + k, count), count); });
+      for (int64_t k = D; k < depth; ++k) to[k] = {};
     }
   }
   const Scalar* bias = scratch.bias;
   Scalar* products = scratch.products;
   for (int64_t j = part.first_unit; j < part.last_unit; j += lanes) {
+    if constexpr (is_narrow<Types>) {
+      if (!f.direct_input) {
+        const Operand* const panel = gate_panel(f, f.weight_ih, D, j, scratch);
+        for (int64_t row = 0; row < rows; row += tile_rows) {
+          multiply_tile(scratch.input + row * depth, depth, depth, panel, bias, 0,
+                        products + row * width);
+        }
+        bias += width;
+        products += scratch.rows * width;
+        continue;
+      }
+    }
     Rows all(steps, part, first);
-    const auto input_of = [&](int64_t row) -> const Scalar* {
-      if constexpr (Scratch<Types>::widens) {
-        return scratch.input + row * D;
-      } else {
+    const auto input_of = [&](int64_t row) -> const Operand* {
+      if constexpr (is_narrow<Types> || !Scratch<Types>::copies_input) {
         return f.input + all.next() * D;
+      } else {
+        return scratch.input + row * D;
       }
     };
     const auto tile = [&](auto highest, const auto& accumulate) {
       for_row_blocks<decltype(highest)::value>(rows, [&](int64_t row, auto height) {
-        constexpr int tile_rows = decltype(height)::value;
-        V sums[tile_rows][tile_vectors];
-        const Scalar* pointers[tile_rows];
-        for (int r = 0; r < tile_rows; ++r) {
+        constexpr int height_of_tile = decltype(height)::value;
+        V sums[height_of_tile][tile_vectors];
+        const Operand* pointers[height_of_tile];
+        for (int r = 0; r < height_of_tile; ++r) {
           pointers[r] = input_of(row + r);
           load_tile_row(bias, sums[r]);
         }
         accumulate(pointers, sums);
-        for (int r = 0; r < tile_rows; ++r) {
+        for (int r = 0; r < height_of_tile; ++r) {
           for (int v = 0; v < tile_vectors; ++v) {
             store<V>(products + (row + r) * width + v * lanes, sums[r][v], lanes);
           }
@@ -446,12 +516,13 @@ void take_step(const Forward<Types>& f, const Part& part, const Scratch<Types>& 
                const Step& step, int64_t index, int64_t rows,
                const typename Types::Accum* products) {
   using Scalar = typename Types::Accum;
+  using Operand = typename Types::Operand;
   using V = VectorOfTypes<Types>;
   constexpr int lanes = Lanes<V>::count, width = tile_vectors * lanes;
   const ForwardParams<Types>& p = f.layer;
   const int64_t P = p.projection_size;
-  const Scalar* const hidden = f.hidden[index % 2];
-  Scalar* const next = f.hidden[(index + 1) % 2];
+  const Operand* const hidden = f.hidden[index % 2];
+  Operand* const next = f.hidden[(index + 1) % 2];
 
   // Every other step goes downwards: the weights read last are still in the cache.
   const int64_t blocks = (part.last_unit - part.first_unit + lanes - 1) / lanes;
@@ -459,17 +530,33 @@ void take_step(const Forward<Types>& f, const Part& part, const Scratch<Types>& 
     const int64_t block = index % 2 ? blocks - 1 - i : i;
     const int64_t j = part.first_unit + block * lanes;
     const Scalar* const of_input = products + block * scratch.rows * width;
+    if constexpr (is_narrow<Types>) {
+      if (!f.direct_recurrent) {
+        const Operand* const panel = gate_panel(f, f.weight_hh, P, j, scratch);
+        for (int64_t row = 0; row < rows; row += tile_rows) {
+          alignas(64) Scalar tile[tile_rows * width];
+          multiply_tile(hidden + (part.begin + row) * p.hidden_stride, p.hidden_stride,
+                        panel_depth<Types>(P), panel, of_input + row * width, width, tile);
+          for (int64_t r = row; r < row + tile_rows && r < rows; ++r) {
+            V sums[tile_vectors];
+            load_tile_row(tile + (r - row) * width, sums);
+            finish_units<V>(f, step, part.begin + r, j, sums, hidden, next);
+          }
+        }
+        continue;
+      }
+    }
     const auto tile = [&](auto highest, const auto& accumulate) {
       for_row_blocks<decltype(highest)::value>(rows, [&](int64_t row, auto height) {
-        constexpr int tile_rows = decltype(height)::value;
-        V sums[tile_rows][tile_vectors];
-        const Scalar* pointers[tile_rows];
-        for (int r = 0; r < tile_rows; ++r) {
-          pointers[r] = hidden + (part.begin + row + r) * P;
+        constexpr int height_of_tile = decltype(height)::value;
+        V sums[height_of_tile][tile_vectors];
+        const Operand* pointers[height_of_tile];
+        for (int r = 0; r < height_of_tile; ++r) {
+          pointers[r] = hidden + (part.begin + row + r) * p.hidden_stride;
           load_tile_row(of_input + (row + r) * width, sums[r]);
         }
         accumulate(pointers, sums);
-        for (int r = 0; r < tile_rows; ++r) {
+        for (int r = 0; r < height_of_tile; ++r) {
           finish_units<V>(f, step, part.begin + row + r, j, sums[r], hidden, next);
         }
       });
@@ -480,7 +567,7 @@ void take_step(const Forward<Types>& f, const Part& part, const Scratch<Types>& 
   if (p.projected) {
     product<V>(p.unprojected + part.begin * p.hidden_size, p.hidden_size, f.weight_hr.panels,
                p.projection + part.begin * P, P, 0, P, rows, /*accumulate=*/false,
-               /*downwards=*/false);
+               /*downwards=*/false, scratch.stage);
     for (int64_t b = part.begin; b < part.begin + rows; ++b) {
       for_vectors<V>(0, P, [&](int64_t j, int count) {
         const V h = load<V>(p.projection + b * P + j, count);
@@ -490,8 +577,17 @@ void take_step(const Forward<Types>& f, const Part& part, const Scratch<Types>& 
   }
 }
 
+// What a thread needs for the products of these types while it takes them.
+template <class Types>
+struct WithTiles {};
+#ifdef FUSED_LSTM_NARROW
+template <>
+struct WithTiles<BFloat16Narrow> : TileConfiguration {};
+#endif
+
 template <class Types>
 void forward(const Forward<Types>& f, const Part& part) {
+  [[maybe_unused]] const WithTiles<Types> tiles;
   const Steps& steps = f.layer.steps;
   const Scratch<Types> scratch(f, part.end - part.begin, part.last_unit - part.first_unit,
                                f.scratch + part.number * f.scratch_size);
@@ -518,8 +614,16 @@ void forward(const Forward<Types>& f, const Part& part) {
 }
 
 template <class Types>
+int64_t backward_stage(const Backward<Types>& f) {
+  const int64_t depth = panel_depth<Types>(4 * f.layer.hidden_size);  // P is no more
+  return is_narrow<Types> ? readable_rows<Types>(1) * depth : 0;
+}
+
+template <class Types>
 void backward(const Backward<Types>& f, const Part& part) {
   using V = VectorOfTypes<Types>;
+  [[maybe_unused]] const WithTiles<Types> tiles;
+  typename Types::Operand* const stage = f.stage ? f.stage + part.number * f.stage_size : nullptr;
   const BackwardParams<Types>& p = f.layer;
   const int64_t H = p.hidden_size, P = p.projection_size;
 
@@ -538,7 +642,7 @@ void backward(const Backward<Types>& f, const Part& part) {
       }
       product<V>(p.grad_projection + row * P, P, f.weight_hr.panels,
                  p.grad_unprojected + part.begin * H, H, 0, H, rows, /*accumulate=*/false,
-                 /*downwards=*/false);
+                 /*downwards=*/false, stage);
     }
     for (int64_t b = part.begin; b < end; ++b) {
       for_vectors<V>(part.first_unit, part.last_unit, [&](int64_t j, int count) {
@@ -557,21 +661,32 @@ void backward(const Backward<Types>& f, const Part& part) {
       add_direct_product<V>(grads, 4 * H, f.weight_hh.data, grad_hidden, P, first, last, rows);
     } else {
       product<V>(grads, 4 * H, f.weight_hh.panels, grad_hidden, P, first, last, rows,
-                 /*accumulate=*/true, /*downwards=*/index % 2 == 1);
+                 /*accumulate=*/true, /*downwards=*/index % 2 == 1, stage);
     }
   }
 }
 
 template <class Types>
-constexpr Functions<Types> functions = {panels<Types>,          panel_size<Types>, pack<Types>,
-                                        forward_scratch<Types>, forward<Types>,    backward<Types>};
+constexpr Functions<Types> functions = {
+    panels<Types>,         panel_size<Types>, pack<Types>,    forward_scratch<Types>,
+    backward_stage<Types>, forward<Types>,    backward<Types>};
+
+#ifdef FUSED_LSTM_NARROW
+constexpr const Functions<BFloat16Narrow>* narrow = &functions<BFloat16Narrow>;
+#else
+constexpr const Functions<BFloat16Narrow>* narrow = nullptr;
+#endif
 
 }  // namespace
 
 const Kernels& FUSED_LSTM_TABLE() {
-  static constexpr Kernels table = {FUSED_LSTM_NAME,      tile_vectors * lanes_of<Float>(),
-                                    functions<Float>,     functions<Double>,
-                                    functions<HalfFloat>, functions<BFloat16Float>};
+  static constexpr Kernels table = {FUSED_LSTM_NAME,
+                                    tile_vectors * lanes_of<Float>(),
+                                    functions<Float>,
+                                    functions<Double>,
+                                    functions<HalfFloat>,
+                                    functions<BFloat16Float>,
+                                    narrow};
   return table;
 }
 

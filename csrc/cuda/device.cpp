@@ -158,6 +158,7 @@ class CudaDevice final : public Device {
         product(preactivations, input, w.ih.t(), /*accumulate=*/false);
         cuda::StreamedForward<Types> p = {};
         p.layer = forward_params<Types>(sequence, layer, d);
+        p.layer.hidden_stride = s.P;
         p.layer.cell_state = pointer<Accum>(cell_state, d);
         p.layer.unprojected = pointer<Operand>(unprojected);
         p.layer.projection = pointer<Accum>(projection);

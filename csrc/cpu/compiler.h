@@ -1,0 +1,8 @@
+// What this compiler can compile for. Macros alone, so that it may be read before a target is set.
+#pragma once
+
+#if defined(__x86_64__) && defined(__linux__) && defined(__has_include)
+#if __has_include(<amxbf16intrin.h>)
+#define FUSED_LSTM_HAS_AMX 1
+#endif
+#endif
