@@ -114,8 +114,8 @@ FUSED_LSTM_INLINE V next_cell(const Gates<V>& gate, V cell) {
 }
 
 template <class V>
-FUSED_LSTM_INLINE V next_hidden(const Gates<V>& gate, V next_cell) {
-  return gate.o * tanh(next_cell);
+FUSED_LSTM_INLINE V next_hidden(V output_gate, V next_cell) {
+  return output_gate * tanh(next_cell);
 }
 
 template <class V>

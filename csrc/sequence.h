@@ -177,33 +177,46 @@ FUSED_LSTM_INLINE void emit_hidden(const ForwardParams<Types>& p, const Step& st
   if (b >= step.next_rows) store<V>(p.hidden_n + state, seen, count);
 }
 
-// Units j .. j + count of sequence b through step `step`, from their preactivations `sum`.
+// What a step makes of units before their hidden state.
+template <class V>
+struct Updated {
+  V cell, output_gate;
+};
+
+// The gates and the cell state of units j .. j + count of sequence b at step `step`, from their
+// preactivations `sum`.
 template <class V, class Types>
-FUSED_LSTM_INLINE void forward_units(const ForwardParams<Types>& p, const Step& step, int64_t b,
-                                     int64_t j, const Gates<V>& sum,
-                                     const typename Types::Operand* hidden,
-                                     typename Types::Operand* next, int count) {
+FUSED_LSTM_INLINE Updated<V> update_cell(const ForwardParams<Types>& p, const Step& step, int64_t b,
+                                         int64_t j, const Gates<V>& sum, int count) {
   const int64_t H = p.hidden_size;
   const int64_t row = step.offset + b;
   const int64_t state = b * H + j;
 
   V cell = load<V>(p.cell_state + state, count);
   Gates<V> gate = {V{}, V{}, V{}, V{}};
-  V h = {};
   if (is_live(p.borders, step.t, b)) {
     if (is_fresh(p.borders, p.steps, step.t, b)) {
       cell = p.borders.reset_to_initial ? load<V>(p.cell_0 + state, count) : V{};
     }
     gate = activate(sum);
     cell = next_cell(gate, cell);
-    h = next_hidden(gate, cell);
     store<V>(p.cell_state + state, cell, count);
   }
   if (p.gates) store_gates<V>(p.gates + row * 4 * H, H, j, gate, count);
   if (p.cells) store<V>(p.cells + row * H + j, cell, count);
   if (b >= step.next_rows) store<V>(p.cell_n + state, cell, count);
+  return {cell, gate.o};
+}
+
+// The hidden state after update_cell.
+template <class V, class Types>
+FUSED_LSTM_INLINE void update_hidden(const ForwardParams<Types>& p, const Step& step, int64_t b,
+                                     int64_t j, const Updated<V>& updated,
+                                     const typename Types::Operand* hidden,
+                                     typename Types::Operand* next, int count) {
+  const V h = next_hidden(updated.output_gate, updated.cell);
   if (p.projected) {
-    store<V>(p.unprojected + state, h, count);
+    store<V>(p.unprojected + b * p.hidden_size + j, h, count);
   } else {
     emit_hidden<V>(p, step, b, j, h, hidden, next, count);
   }
@@ -279,7 +292,7 @@ FUSED_LSTM_INLINE void backward_units(const BackwardParams<Types>& p, const Step
 
   const CellGradient<V> grad = cell_backward(gate, cell, after, grad_hidden, grad_cell, grad_gate);
   store_gates<V>(grad_preactivations, H, j, grad.preactivations, count);
-  if (p.projected) store<V>(p.unprojected + row * H + j, next_hidden(gate, after), count);
+  if (p.projected) store<V>(p.unprojected + row * H + j, next_hidden(gate.o, after), count);
   if (fresh && p.grad_cell_0) {
     store<V>(p.grad_cell_0 + state, load<V>(p.grad_cell_0 + state, count) + grad.cell, count);
   }

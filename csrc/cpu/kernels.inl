@@ -22,14 +22,20 @@ constexpr bool is_narrow = false;
 template <>
 constexpr bool is_narrow<BFloat16Narrow> = true;
 
-// sums [rows, 4 vectors] += rows of a [rows][depth] times one panel [depth, 4 vectors]. The sums
-// stay in registers; with rows = FUSED_LSTM_TILE_ROWS they fill the register file.
+// sums [rows, 4 vectors] += rows of a [rows][depth] times one panel [depth, 4 vectors]. With
+// rows = FUSED_LSTM_TILE_ROWS the sums fill the register file; they are copied, for the compiler
+// keeps only what has no address in registers.
 template <int rows, class V, class Scalar = typename Lanes<V>::Scalar>
 FUSED_LSTM_INLINE void multiply(const Scalar* const (&a)[rows], int64_t depth, const Scalar* panel,
                                 V (&sums)[rows][tile_vectors]) {
   constexpr int lanes = Lanes<V>::count;
   constexpr int64_t ahead = 16;  // rows of the panel; panels come from the second-level cache
   constexpr int line = 64 / sizeof(Scalar);
+  constexpr int copies = rows == 1 ? 2 : 1;  // four sums are too few to hide an addition's latency
+  V own[copies][rows][tile_vectors] = {};
+  for (int r = 0; r < rows; ++r) {
+    for (int v = 0; v < tile_vectors; ++v) own[0][r][v] = sums[r][v];
+  }
   const auto take = [&](int64_t k, V(&to)[rows][tile_vectors]) {
     const Scalar* from = panel + k * tile_vectors * lanes;
     V weights[tile_vectors];
@@ -43,16 +49,15 @@ FUSED_LSTM_INLINE void multiply(const Scalar* const (&a)[rows], int64_t depth, c
     }
   };
   int64_t k = 0;
-  if constexpr (rows == 1) {
-    // Four sums in flight are too few to hide an addition's latency.
-    V odd[rows][tile_vectors] = {};
-    for (; k + 2 <= depth; k += 2) {
-      take(k, sums);
-      take(k + 1, odd);
-    }
-    for (int v = 0; v < tile_vectors; ++v) sums[0][v] += odd[0][v];
+  for (; k + copies <= depth; k += copies) {
+    for (int copy = 0; copy < copies; ++copy) take(k + copy, own[copy]);
   }
-  for (; k < depth; ++k) take(k, sums);
+  for (; k < depth; ++k) take(k, own[0]);
+  for (int r = 0; r < rows; ++r) {
+    for (int v = 0; v < tile_vectors; ++v) {
+      sums[r][v] = copies == 2 ? own[0][r][v] + own[copies - 1][r][v] : own[0][r][v];
+    }
+  }
 }
 
 // Calls body(first row, std::integral_constant rows) over blocks of nearly equal height, at most
@@ -372,6 +377,12 @@ FUSED_LSTM_INLINE void load_tile_row(const Scalar* from, V (&sums)[tile_vectors]
   for (int v = 0; v < tile_vectors; ++v) sums[v] = load<V>(from + v * lanes, lanes);
 }
 
+template <class V, class Scalar>
+FUSED_LSTM_INLINE void store_tile_row(Scalar* to, const V (&sums)[tile_vectors]) {
+  constexpr int lanes = Lanes<V>::count;
+  for (int v = 0; v < tile_vectors; ++v) store<V>(to + v * lanes, sums[v], lanes);
+}
+
 // tile(std::integral_constant highest, accumulate) with the way to add the products of a weight
 // [4H, depth] and units j .. to a tile's sums: from a panel, or from where the weight lies.
 template <class Types, class Tile>
@@ -482,9 +493,7 @@ void multiply_input(const Forward<Types>& f, const Part& part, const Scratch<Typ
         }
         accumulate(pointers, sums);
         for (int r = 0; r < height_of_tile; ++r) {
-          for (int v = 0; v < tile_vectors; ++v) {
-            store<V>(products + (row + r) * width + v * lanes, sums[r][v], lanes);
-          }
+          store_tile_row(products + (row + r) * width, sums[r]);
         }
       });
     };
@@ -494,19 +503,35 @@ void multiply_input(const Forward<Types>& f, const Part& part, const Scratch<Typ
   }
 }
 
-// Kept out of line: the tiles of every height share one copy.
+// Units j .. of a tile of sequences b .. through a step, from their preactivations sums [rows, 4,
+// lanes], which are overwritten. First all cell states, then all hidden states: in one go a row's
+// long chain of dependent operations would leave the processor waiting. Kept out of line: the tiles
+// of every height share one copy.
 template <class V, class Types>
-__attribute__((noinline)) void finish_units(const Forward<Types>& f, const Step& step, int64_t b,
-                                            int64_t j, const V (&sums)[tile_vectors],
-                                            const typename Types::Operand* hidden,
-                                            typename Types::Operand* next) {
+__attribute__((noinline)) void finish_tile(const Forward<Types>& f, const Step& step, int64_t b,
+                                           int64_t rows, int64_t j, typename Types::Accum* sums,
+                                           const typename Types::Operand* hidden,
+                                           typename Types::Operand* next) {
   constexpr int lanes = Lanes<V>::count;
-  const Gates<V> sum = {sums[0], sums[1], sums[2], sums[3]};
+  const auto finish = [&](int count) {
+    for (int64_t r = 0; r < rows; ++r) {
+      typename Types::Accum* const row = sums + r * tile_vectors * lanes;
+      const Updated<V> updated =
+          update_cell<V>(f.layer, step, b + r, j, load_gates<V>(row, lanes, 0, lanes), count);
+      store<V>(row, updated.cell, lanes);
+      store<V>(row + lanes, updated.output_gate, lanes);
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      const typename Types::Accum* const row = sums + r * tile_vectors * lanes;
+      update_hidden<V>(f.layer, step, b + r, j, {load<V>(row, lanes), load<V>(row + lanes, lanes)},
+                       hidden, next, count);
+    }
+  };
   const int64_t left = f.layer.hidden_size - j;
   if (left >= lanes) {
-    forward_units<V>(f.layer, step, b, j, sum, hidden, next, lanes);
+    finish(lanes);
   } else {
-    forward_units<V>(f.layer, step, b, j, sum, hidden, next, static_cast<int>(left));
+    finish(static_cast<int>(left));
   }
 }
 
@@ -537,11 +562,8 @@ void take_step(const Forward<Types>& f, const Part& part, const Scratch<Types>& 
           alignas(64) Scalar tile[tile_rows * width];
           multiply_tile(hidden + (part.begin + row) * p.hidden_stride, p.hidden_stride,
                         panel_depth<Types>(P), panel, of_input + row * width, width, tile);
-          for (int64_t r = row; r < row + tile_rows && r < rows; ++r) {
-            V sums[tile_vectors];
-            load_tile_row(tile + (r - row) * width, sums);
-            finish_units<V>(f, step, part.begin + r, j, sums, hidden, next);
-          }
+          const int64_t height = rows - row < tile_rows ? rows - row : tile_rows;
+          finish_tile<V>(f, step, part.begin + row, height, j, tile, hidden, next);
         }
         continue;
       }
@@ -556,9 +578,9 @@ void take_step(const Forward<Types>& f, const Part& part, const Scratch<Types>& 
           load_tile_row(of_input + (row + r) * width, sums[r]);
         }
         accumulate(pointers, sums);
-        for (int r = 0; r < height_of_tile; ++r) {
-          finish_units<V>(f, step, part.begin + row + r, j, sums[r], hidden, next);
-        }
+        alignas(64) Scalar to_finish[height_of_tile * width];
+        for (int r = 0; r < height_of_tile; ++r) store_tile_row(to_finish + r * width, sums[r]);
+        finish_tile<V>(f, step, part.begin + row, height_of_tile, j, to_finish, hidden, next);
       });
     };
     for_tiles(f, f.weight_hh, f.direct_recurrent, P, j, scratch, tile);

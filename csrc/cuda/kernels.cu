@@ -28,7 +28,8 @@ __global__ void __launch_bounds__(block_size)
     Gates<V> sum = load_gates<V>(p.preactivations + (step.offset + b) * 4 * H, H, j, 1);
     if (p.bias_ih) sum = add(sum, load_gates<V>(p.bias_ih, H, j, 1));
     if (p.bias_hh) sum = add(sum, load_gates<V>(p.bias_hh, H, j, 1));
-    forward_units<V>(p.layer, step, b, j, sum, p.hidden, p.hidden, 1);
+    const Updated<V> updated = update_cell<V>(p.layer, step, b, j, sum, 1);
+    update_hidden<V>(p.layer, step, b, j, updated, p.hidden, p.hidden, 1);
   });
 }
 
