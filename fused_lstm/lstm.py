@@ -165,6 +165,11 @@ def run(
     if isinstance(input, PackedSequence):
         if lengths is not None or reset is not None:
             raise ValueError("lengths and reset go with a padded input, not a PackedSequence")
+        if torch.compiler.is_exporting():
+            raise ValueError(
+                "input is a PackedSequence, must be a padded tensor to be exported, with lengths= "
+                "beside it: torch.nn.utils.rnn.pad_packed_sequence gives both"
+            )
         packed, batch_sizes = input, input.batch_sizes
         x, hx = _checked_packed(module, packed, hx)
     else:

@@ -3,13 +3,19 @@ call by name, and how far they may be from the truth."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+import fused_lstm
 from fused_lstm import _C, reference
 from fused_lstm.lstm import run
 
@@ -120,6 +126,26 @@ def evaluate(
     gradients = torch.autograd.grad(list(named.values()), list(leaves.values()), incoming)
     named |= {f"grad of {name}": g for name, g in zip(leaves, gradients, strict=True)}
     return {name: tensor.detach() for name, tensor in named.items()}
+
+
+def in_fresh_process(code: str, folder: Path, *options: str, seconds: int = 300) -> str:
+    """What `code` prints in a new Python that imports the same fused_lstm; it must exit with 0.
+
+    `options` go before the file that holds the code, such as ("-m", "torch.distributed.run").
+    """
+    script = folder / "script.py"
+    script.write_text(textwrap.dedent(code))
+    source = str(Path(fused_lstm.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, *options, script],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": source},
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def error(value: Tensor, truth: Tensor) -> float:

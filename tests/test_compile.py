@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from oracle import assert_close, evaluate, flatten, rand, rand_state
+from oracle import assert_close, evaluate, flatten, in_fresh_process, rand, rand_state
 from torch import Tensor, nn
 from torch._inductor.utils import fresh_inductor_cache
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -195,6 +195,44 @@ def test_export(device, layer):
     for shape in [(3, 3), (5, 2)]:
         other = rand(*shape, D, device=device, dtype=torch.float32)
         torch.testing.assert_close(program.module()(other), module(other))
+
+
+def test_export_into_a_fresh_process(tmp_path):
+    """Saved with dynamic sizes and loaded where only torch and fused_lstm are imported: as a
+    program, and as the code that AOTInductor made of it (slow, so only once)."""
+    module = FusedLSTM(D, H, 2, bidirectional=True).eval()
+    calls = [(rand(t, b, D, dtype=torch.float32), torch.arange(b) % t) for t, b in [(7, 3), (2, 9)]]
+    x, lengths = calls[0]
+    time, batch = torch.export.Dim("time", min=1), torch.export.Dim("batch", min=1)
+    program = torch.export.export(
+        module,
+        (x,),
+        {"lengths": lengths},
+        dynamic_shapes={"input": {0: time, 1: batch}, "lengths": {0: batch}},
+    )
+    torch.export.save(program, tmp_path / "program.pt2")
+    torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "package.pt2"))
+    expected = [(call, tuple(flatten(module(call[0], lengths=call[1])).values())) for call in calls]
+    torch.save(expected, tmp_path / "expected.pt")
+    in_fresh_process(
+        """
+        import torch, fused_lstm
+        program = torch.export.load("program.pt2").module()
+        package = torch._inductor.aoti_load_package("package.pt2")
+        for (x, lengths), expected in torch.load("expected.pt"):
+            for call in (program, package):
+                output, state = call(x, lengths=lengths)
+                torch.testing.assert_close((output, *state), expected)
+        """,
+        tmp_path,
+    )
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_of_packed_input_says_what_to_do(strict):
+    x = pack_padded_sequence(rand(T, B, D, dtype=torch.float32), [4, 2, 1])
+    with pytest.raises(Exception, match="must be a padded tensor to be exported, with lengths="):
+        torch.export.export(FusedLSTM(D, H).eval(), (x,), strict=strict)
 
 
 @pytest.mark.parametrize("layer", LAYERS)
