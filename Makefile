@@ -18,7 +18,7 @@ PYTHON_CHECK := import sys; sys.version_info >= (3, 10) or sys.exit("Python is "
 
 # What the CUDA sources compute; the other tests are about the CPU's kernels or about Python
 EMULATED := $(addprefix tests/test_,accuracy.py cell.py gradients.py hypothesis.py lengths.py \
-	reset.py states.py)
+	recompute.py reset.py states.py)
 
 NATIVE := $(shell find csrc -type f)
 

@@ -32,6 +32,7 @@ def _layer(
     reset: Value | None = None,
     reset_to_initial: bool = False,
     keep_states: bool = False,
+    recompute: bool = False,
 ) -> tuple[Value, ...]:
     """`ops.layer`: ONNX has neither its resets nor its inner states."""
     directions = hidden.shape[0]

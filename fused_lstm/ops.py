@@ -42,6 +42,7 @@ def layer(
     reset: Tensor | None = None,
     reset_to_initial: bool = False,
     keep_states: bool = False,
+    recompute: bool = False,
 ) -> Result:
     """One LSTM layer, one or two directions, over all time steps. Differentiable.
 
@@ -61,6 +62,8 @@ def layer(
             crosses the border from the other side, starts afresh before the step before it.
         reset_to_initial: an episode starts from `hidden` and `cell`, rather than from zero.
         keep_states: fill `cells` and `gates` even where no gradient needs them.
+        recompute: keep the output and `cells` for the backward, but not `gates`, which it rebuilds
+            by one product over all steps.
 
     Returns:
         output [T, B, directions * P] or [N, directions * P]; the final hidden state
@@ -84,6 +87,7 @@ def layer(
         reset=reset,
         reset_to_initial=reset_to_initial,
         keep_states=keep_states,
+        recompute=recompute,
     )
     return result
 
@@ -134,6 +138,7 @@ def _layer_fake(
     reset: Tensor | None = None,
     reset_to_initial: bool = False,
     keep_states: bool = False,
+    recompute: bool = False,
 ) -> Result:
     _check_devices(input, hidden, cell, weights)
     directions, _, P = hidden.shape
@@ -178,7 +183,7 @@ def _layer_backward_fake(
     weights: list[Tensor],
     output: Tensor,
     cells: Tensor,
-    gates: Tensor,
+    gates: Tensor | None,
     *,
     batch_sizes: Tensor | None = None,
     lengths: Tensor | None = None,

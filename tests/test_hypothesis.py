@@ -25,6 +25,7 @@ def configurations(draw):
         "batch_first": draw(st.booleans()),
         "bidirectional": draw(st.booleans()),
         "proj_size": draw(st.integers(0, H - 1)),
+        "recompute": draw(st.booleans()),
     }
     shape = {"steps": draw(st.integers(1, 9)), "batch": draw(st.integers(0, 20))}
     layout = draw(st.sampled_from(["padded", "unbatched", "packed", "packed unsorted"]))
