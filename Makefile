@@ -22,13 +22,16 @@ EMULATED := $(addprefix tests/test_,accuracy.py cell.py gradients.py hypothesis.
 
 NATIVE := $(shell find csrc -type f)
 
-.PHONY: demo test emulate build bench lint format clean
+.PHONY: demo test fuzz emulate build bench lint format clean
 
 demo: build  # ARGS="--device cpu --task classifier" and so on
 	$(BIN)/python -m fused_lstm demo $(ARGS)
 
 test: build  # ARGS="-k packed" and so on
 	$(BIN)/python -m pytest tests $(ARGS)
+
+fuzz: build  # 10,000 whole configurations against the definition
+	FUSED_LSTM_FUZZ=10000 $(BIN)/python -m pytest tests/test_hypothesis.py $(ARGS)
 
 emulate: build  # the CUDA sources, compiled for the host, through the tests of their results
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/emulator/build.py build/emulated
