@@ -6,17 +6,25 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
 
-GRID_BATCH = (1, 32, 128)
-GRID_STEPS = (1, 20, 100, 500)
-GRID_HIDDEN = (64, 128, 256, 512, 1024)
-
+GRIDS = {
+    "cpu": {"batch": (1, 8, 32, 128), "steps": (1, 20, 100), "hidden": (64, 128, 256, 512, 1024)},
+    "cuda": {
+        "batch": (1, 32, 128),
+        "steps": (1, 20, 100, 500),
+        "hidden": (64, 128, 256, 512, 1024),
+    },
+}
 # On CUDA the whole grid runs in every dtype; on a CPU, where it takes many minutes, the 16-bit
 # types run these shapes of it only.
-CPU_LOW_PRECISION_GRID = {"batch": (1, 32, 128), "steps": (20, 100), "hidden": (64, 256, 1024)}
+CPU_LOW_PRECISION_GRID = {"batch": (1, 8, 32, 128), "steps": (1, 100), "hidden": (64, 256, 1024)}
 
 DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16", "float16")}
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 QUICK_FLOPS = 2e8  # the quick subset holds the cases whose arithmetic stays below this
+
+# Where arithmetic is what limits a CPU case; where one sequence is read, the weights are.
+GEMM_BATCH, GEMM_HIDDEN = 32, 256
 
 
 @dataclass(frozen=True)
@@ -70,15 +78,17 @@ class Case:
         return [self.steps - (self.steps - shortest) * b // last for b in range(self.batch)]
 
     @property
+    def rows(self) -> int:
+        """Steps of all sequences together: rows of the input's product."""
+        return sum(self.lengths)
+
+    @property
     def flops(self) -> int:
         """Floating-point operations of the LSTM's matrix products; nothing else is counted."""
-        rows = sum(self.lengths)
-        directions = 1 + self.bidirectional
         total = 0
-        for layer in range(self.num_layers):
-            features = self.input_size if layer == 0 else self.hidden_size * directions
-            from_input = 2 * rows * 4 * self.hidden_size * features * directions
-            recurrent = 2 * rows * 4 * self.hidden_size * self.hidden_size * directions
+        for layer, (weight_ih, weight_hh) in enumerate(self._weights):
+            from_input = 2 * self.rows * weight_ih
+            recurrent = 2 * self.rows * weight_hh
             total += from_input + recurrent
             if self.training:  # backward: the gradients of both operands of each product
                 # A task model's input is data, which needs no gradient.
@@ -86,6 +96,61 @@ class Case:
                 total += (1 if is_data else 2) * from_input + 2 * recurrent
         # The decoder is a second LSTM of the encoder's size.
         return total * (2 if self.model == "seq2seq" else 1)
+
+    @property
+    def limit(self) -> str | None:
+        """What the machine lets such a case do at most: "GEMM", "reading", or None, nothing told.
+
+        Many sequences through a wide layer are arithmetic, one sequence reads the weights.
+        """
+        if self.device != "cpu":
+            return None
+        if self.batch >= GEMM_BATCH and self.hidden_size >= GEMM_HIDDEN:
+            return "GEMM"
+        return "reading" if self.batch == 1 else None
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights that one sequence cannot do without reading, for ``limit`` "reading".
+
+        ``weight_hh`` at every step and ``weight_ih`` once for all of them; in backward both again.
+        What is written (gradients) or copied (panels) is not counted, so it costs share.
+        """
+        read = sum(self.steps * weight_hh + weight_ih for weight_ih, weight_hh in self._weights)
+        return read * (2 if self.training else 1) * ITEM_BYTES[self.dtype]
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the weights that are read over and over, which some level of cache holds.
+
+        One layer's and direction's ``weight_hh`` over the steps; where there is one step, all the
+        weights, from call to call.
+        """
+        if self.steps > 1:
+            numbers = 4 * self.hidden_size * self.hidden_size
+        else:
+            numbers = sum(map(sum, self._weights))
+        return numbers * ITEM_BYTES[self.dtype]
+
+    @property
+    def in_onnx(self) -> bool:
+        """Whether onnxruntime is asked as well: layers on a CPU, forward, in float32."""
+        return (self.device, self.dtype, self.model) == ("cpu", "float32", "layer") and not (
+            self.packed or self.training
+        )
+
+    @property
+    def _weights(self) -> list[tuple[int, int]]:
+        """Numbers in weight_ih and weight_hh of each layer, its directions together."""
+        directions = 1 + self.bidirectional
+        gates = 4 * self.hidden_size * directions
+        return [
+            (
+                gates * (self.hidden_size * directions if layer else self.input_size),
+                gates * self.hidden_size,
+            )
+            for layer in range(self.num_layers)
+        ]
 
 
 def _task_models() -> Iterator[Case]:
@@ -111,9 +176,7 @@ def _variants() -> Iterator[Case]:
 
 
 def _grid(
-    batch: tuple[int, ...] = GRID_BATCH,
-    steps: tuple[int, ...] = GRID_STEPS,
-    hidden: tuple[int, ...] = GRID_HIDDEN,
+    batch: tuple[int, ...], steps: tuple[int, ...], hidden: tuple[int, ...]
 ) -> Iterator[Case]:
     for b, t, h in product(batch, steps, hidden):
         yield Case("grid", "layer", b, t, h, h)
@@ -123,10 +186,8 @@ def _shapes(device: str, dtype: str) -> Iterator[Case]:
     yield from _task_models()
     yield from _cells()
     yield from _variants()
-    if device == "cpu" and dtype != "float32":
-        yield from _grid(**CPU_LOW_PRECISION_GRID)
-    else:
-        yield from _grid()
+    few = device == "cpu" and dtype != "float32"
+    yield from _grid(**(CPU_LOW_PRECISION_GRID if few else GRIDS[device]))
 
 
 def cases(device: str, threads: tuple[int, ...] = (1, 2), quick: bool = False) -> list[Case]:

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from benchmarks import onnx_lstm
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -28,6 +30,7 @@ def collect(device: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "instruction_set": instruction_set(),
+        "onnxruntime": onnx_lstm.version(),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         **commit(),
     }

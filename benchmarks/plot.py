@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from html import escape
 
-from benchmarks.results import Record, Run
+from benchmarks.results import Record, Run, ratio
 from benchmarks.summary import Column, Summary, all_rows, columns, heading, rows
 
 PANEL = 250  # width of a panel's axis, pixels
@@ -34,7 +34,7 @@ def svg(runs: list[Run]) -> str:
     if not panels:
         raise ValueError("no case to plot")
     drawn = [r for of_panel in panels.values() for r in of_panel]
-    scale = _Scale([float(r["ratio"]) for r in drawn])
+    scale = _Scale([ratio(r) for r in drawn])
     # The panels of a device and dtype stand side by side.
     across = max(sum(other[:2] == key[:2] for other in panels) for key in panels)
     parts: list[str] = []
@@ -115,11 +115,11 @@ def _panel(
             continue
         middle = top + LINE * number + LINE / 2
         for record in of_row:
-            ratio = float(record["ratio"])
-            kind = "gain" if ratio >= 1 else "loss"
+            times = ratio(record)
+            kind = "gain" if times >= 1 else "loss"
             parts.append(
-                f'<circle class="{kind}" cx="{x + scale(ratio):.1f}" cy="{middle:g}" r="3.5">'
-                f"<title>{escape(record['name'])}: {ratio:g}x</title></circle>"
+                f'<circle class="{kind}" cx="{x + scale(times):.1f}" cy="{middle:g}" r="3.5">'
+                f"<title>{escape(record['name'])}: {times:.4g}x</title></circle>"
             )
         mean = x + scale(Summary.of(of_row).geometric_mean)
         parts.append(

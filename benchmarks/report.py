@@ -1,4 +1,4 @@
-"""Ratio tables, a plot and the README's table from results files.
+"""Ratio tables, bars, a plot and the README's table from results files.
 
 ``python -m benchmarks.report [FILE ...]``; with no file, those of benchmarks/results/.
 """
@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmarks import plot, results, tables
+from benchmarks import bars, plot, results, tables
 
 README = results.FOLDER.parent.parent / "README.md"
 
@@ -19,6 +19,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="results files")
     parser.add_argument("--full", action="store_true", help="print every case as well")
+    parser.add_argument(
+        "--bars", action="store_true", help="print the bars instead of the ratios, met or not"
+    )
     parser.add_argument("--plot", type=Path, metavar="SVG", help="write the plot to this file")
     parser.add_argument(
         "--readme",
@@ -42,9 +45,15 @@ def main(argv: list[str] | None = None) -> int:
         print(f"report: {error}", file=sys.stderr)
         return 2
     for runs in machines:
-        print(tables.text(runs))
+        records = tables.records_of(runs)
+        if options.bars:
+            print(
+                *map(tables.facts_line, runs), "", tables.bars_table(bars.judge(records)), sep="\n"
+            )
+        else:
+            print(tables.text(runs))
         if options.full:
-            print(tables.full(tables.records_of(runs)))
+            print(tables.full(records))
         print()
     if not machines:
         print(tables.NOTHING)

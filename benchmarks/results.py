@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,65 @@ Run = dict[str, Any]  # {"facts": {...}, "cases": [Record, ...]}
 FOLDER = Path(__file__).resolve().parent / "results"
 
 
-def record(case: Case, reference: Spread, fused: Spread, rounds: int) -> Record:
-    """What one case's comparison is kept as. Times are microseconds a call."""
-    sides = {"nn": reference, "fused": fused}
-    return {
+def record(
+    case: Case, spreads: Mapping[str, Spread], rounds: int, limit: float | None = None
+) -> Record:
+    """What one case's comparison is kept as. Times are microseconds a call.
+
+    ``spreads`` holds "nn" and "fused", and "onnxruntime" where it took part. ``limit`` is what
+    the machine does at most, in the unit of ``case.limit``: GFLOP/s or GB/s.
+    """
+    kept = {
         "name": case.name,
         **asdict(case),
         "mode": case.mode,
         "rounds": rounds,
-        "ratio": _short(reference.median / fused.median),
         "us": {
             side: [_short(v) for v in (spread.low, spread.median, spread.high)]
-            for side, spread in sides.items()
+            for side, spread in spreads.items()
         },
-        "us_per_step": {side: _short(s.median / case.steps) for side, s in sides.items()},
-        "gflops": {side: _short(case.flops / s.median / 1e3) for side, s in sides.items()},
-        "wide": reference.wide or fused.wide,
+        "us_per_step": {side: _short(s.median / case.steps) for side, s in spreads.items()},
+        "gflops": {side: _short(case.flops / s.median / 1e3) for side, s in spreads.items()},
+        "wide": any(spread.wide for spread in spreads.values()),
     }
+    for side, spread in spreads.items():
+        if side != "fused":
+            kept[_ratio_key(side)] = _short(spread.median / spreads["fused"].median)
+    if limit is not None:
+        work = case.flops if case.limit == "GEMM" else case.weight_bytes
+        reached = work / spreads["fused"].median / 1e3
+        kept["limit"] = {
+            "kind": case.limit,
+            "unit": "GFLOP/s" if case.limit == "GEMM" else "GB/s",
+            "at_most": _short(limit),
+            "reached": _short(reached),
+            "share": _short(reached / limit),
+        }
+    return kept
+
+
+def case_of(record: Record) -> Case:
+    """The case that a record is of."""
+    return Case(**{field.name: record[field.name] for field in fields(Case)})
+
+
+def microseconds(record: Record, side: str = "fused") -> float:
+    """The median of a contestant's call."""
+    return float(record["us"][side][1])
+
+
+def ratio(record: Record, over: str = "nn") -> float:
+    """How many times longer than FusedLSTM another contestant took."""
+    return float(record[_ratio_key(over)])
+
+
+def has_ratio(record: Record, over: str) -> bool:
+    """Whether another contestant took part."""
+    return _ratio_key(over) in record
+
+
+def _ratio_key(over: str) -> str:
+    return "ratio" if over == "nn" else f"ratio_{over}"
 
 
 def load(path: Path) -> list[Run]:

@@ -5,40 +5,59 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from statistics import median
 
-from benchmarks.results import Record
+from benchmarks.results import Record, ratio
 
 Column = tuple[str, int | None]  # mode, threads
 
 
+def geometric_mean(values: Iterable[float]) -> float:
+    """Of at least one value, so that a gain and an equal loss come to 1."""
+    logs = [math.log(value) for value in values]
+    return math.exp(math.fsum(logs) / len(logs))
+
+
 @dataclass(frozen=True)
 class Summary:
-    """The ratios nn.LSTM / FusedLSTM of several cases; over 1 is a gain, ~ marks rough ones."""
+    """The ratios of several cases, another's time / FusedLSTM's; ~ marks rough ones."""
 
     geometric_mean: float
     minimum: float
     losing: int  # cases under 1
     rough: int  # cases whose timings spread widely
     count: int
+    limit: str  # ", 85 % of GEMM", the median of the cases that have a limit; "" without one kind
 
     @staticmethod
-    def of(records: list[Record]) -> Summary:
-        """Summarise at least one record."""
-        ratios = [float(r["ratio"]) for r in records]
+    def of(records: list[Record], over: str = "nn") -> Summary:
+        """Summarise at least one record, each of which holds the contestant ``over``."""
+        ratios = [ratio(r, over) for r in records]
         return Summary(
-            geometric_mean=math.exp(math.fsum(map(math.log, ratios)) / len(ratios)),
+            geometric_mean=geometric_mean(ratios),
             minimum=min(ratios),
-            losing=sum(ratio < 1 for ratio in ratios),
+            losing=sum(r < 1 for r in ratios),
             rough=sum(bool(r["wide"]) for r in records),
             count=len(ratios),
+            limit=_limit(records) if over == "nn" else "",
         )
 
     def __str__(self) -> str:
-        mark = " ~" if self.rough else ""
-        if self.count == 1:
-            return f"**{self.geometric_mean:.2f}x**{mark}"
         lost = f", {self.losing} of {self.count} under 1" if self.losing else ""
-        return f"**{self.geometric_mean:.2f}x** (min {self.minimum:.2f}x{lost}){mark}"
+        least = f" (min {self.minimum:.2f}x{lost})" if self.count > 1 else ""
+        return f"**{self.geometric_mean:.2f}x**{least}{self.limit}" + " ~" * bool(self.rough)
+
+
+def percent(share: float) -> str:
+    """A share as the tables write it."""
+    return f"{100 * share:.0f} %"
+
+
+def _limit(records: list[Record]) -> str:
+    limits = [r["limit"] for r in records if "limit" in r]
+    if len({limit["kind"] for limit in limits}) != 1:
+        return ""
+    return f", {percent(median(limit['share'] for limit in limits))} of {limits[0]['kind']}"
 
 
 def rows(record: Record) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from benchmarks.results import Record, Run
-from benchmarks.summary import Summary, all_rows, columns, heading, rows
+from benchmarks.bars import Judged
+from benchmarks.results import Record, Run, has_ratio, microseconds, ratio
+from benchmarks.summary import Column, Summary, all_rows, columns, heading, percent, rows
 
 BEGIN = "<!-- benchmarks: written by python -m benchmarks.report --readme -->"
 END = "<!-- end of benchmarks -->"
@@ -13,30 +14,57 @@ SMALLEST = 10  # cases listed even where none is slower
 
 
 def table(records: list[Record]) -> str:
-    """A markdown table of one dtype's records: a row a group, a column a mode and thread count."""
-    shown = columns(records)
+    """A markdown table of one dtype's records: a row a group, a column a mode and thread count.
+
+    Where onnxruntime took part, its columns follow those of nn.LSTM, which also show the median
+    share of the limit, where a row's cases have the same kind of limit.
+    """
+    with_onnx = [r for r in records if has_ratio(r, "onnxruntime")]
+    shown = [("nn", c, heading(c)) for c in columns(records)] + [
+        ("onnxruntime", c, f"onnxruntime's / FusedLSTM's, {heading(c)}") for c in columns(with_onnx)
+    ]
     lines = [
-        "| nn.LSTM's time / FusedLSTM's | " + " | ".join(heading(c) for c in shown) + " |",
-        "|---" * (len(shown) + 1) + "|",
+        _row("nn.LSTM's time / FusedLSTM's", [title for *_, title in shown]),
+        _rule(len(shown)),
     ]
     for row in all_rows(records):
         cells = []
-        for column in shown:
-            of_cell = [r for r in records if row in rows(r) and (r["mode"], r["threads"]) == column]
-            cells.append(str(Summary.of(of_cell)) if of_cell else "")
-        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+        for over, column, _ in shown:
+            of_cell = [r for r in _of(records, column) if row in rows(r) and has_ratio(r, over)]
+            cells.append(str(Summary.of(of_cell, over)) if of_cell else "")
+        lines.append(_row(row, cells))
+    return "\n".join(lines)
+
+
+def bars_table(judged: list[Judged]) -> str:
+    """A markdown table of the bars, a row a bar, mode and thread count."""
+    titles = ["calls", "must be", "geometric mean", "worst", "of cases", "verdict"]
+    lines = [_row("bar", titles), _rule(len(titles))]
+    for one in judged:
+        cells = [
+            heading(one.column),
+            one.must_be,
+            one.shown(one.mean),
+            f"{one.shown(one.worst)} {one.worst_name}",
+            f"{one.measured} of {one.planned}",
+            one.verdict,
+        ]
+        lines.append(_row(one.bar.title, cells))
     return "\n".join(lines)
 
 
 def smallest_gains(records: list[Record], at_most: int | None = None) -> str:
     """The cases that FusedLSTM loses, or gains least in, one a line; and how many were noisy."""
-    losing = sum(r["ratio"] < 1 for r in records)
+    losing = sum(ratio(r) < 1 for r in records)
     lines = [f"Slower than nn.LSTM in {losing} of {len(records)} cases; the smallest ratios:"]
-    by_ratio = sorted(records, key=lambda r: float(r["ratio"]))
-    lines += [_line(r) for r in by_ratio[: at_most or max(losing, SMALLEST)]]
-    wide = sum(bool(r["wide"]) for r in records)
-    if wide:
-        lines.append(f"{wide} of {len(records)} cases have a wide spread (~): read them as rough.")
+    lines += [_line(r) for r in sorted(records, key=ratio)[: at_most or max(losing, SMALLEST)]]
+    with_onnx = [ratio(r, "onnxruntime") for r in records if has_ratio(r, "onnxruntime")]
+    if with_onnx:
+        losing = sum(times < 1 for times in with_onnx)
+        lines.append(f"Slower than onnxruntime in {losing} of {len(with_onnx)} cases.")
+    rough = sum(bool(r["wide"]) for r in records)
+    if rough:
+        lines.append(f"{rough} of {len(records)} cases have a wide spread (~): read them as rough.")
     return "\n".join(lines)
 
 
@@ -54,6 +82,8 @@ def facts_line(run: Run) -> str:
         parts += [f"CUDA {facts['cuda']}", f"cuDNN {facts['cudnn']}", switches]
     else:
         parts += [f"{facts['cores']} cores", f"{facts['instruction_set']} kernels"]
+        onnxruntime = facts.get("onnxruntime")
+        parts.append(f"onnxruntime {onnxruntime}" if onnxruntime else "no onnxruntime")
     commit = (facts["commit"] or "unknown")[:10] + " with changes" * bool(facts["dirty"])
     parts += [f"commit {commit}", facts["date"], f"{len(run['cases'])} cases"]
     return ", ".join(parts)
@@ -75,10 +105,8 @@ def readme_block(machines: list[list[Run]]) -> str:
         records = records_of(runs)
         parts += [*(f"{facts_line(run)}  " for run in runs), ""]
         for number, (dtype, of_dtype) in enumerate(_by_dtype(records).items()):
-            if number == 0:
-                parts += [f"{dtype}:", "", table(of_dtype), ""]
-            else:
-                parts += [_folded(dtype, table(of_dtype)), ""]
+            body = table(of_dtype)
+            parts += [f"{dtype}:", "", body, ""] if number == 0 else [_folded(dtype, body), ""]
         gains = smallest_gains(records, SMALLEST)
         parts += [_folded("Where it gains least", f"```\n{gains}\n```"), ""]
     if not machines:
@@ -104,6 +132,18 @@ def records_of(runs: list[Run]) -> list[Record]:
     return [record for run in runs for record in run["cases"]]
 
 
+def _of(records: list[Record], column: Column) -> list[Record]:
+    return [r for r in records if (r["mode"], r["threads"]) == column]
+
+
+def _row(first: str, others: list[str]) -> str:
+    return f"| {first} | " + " | ".join(others) + " |"
+
+
+def _rule(others: int) -> str:
+    return "|---" * (1 + others) + "|"
+
+
 def _by_dtype(records: list[Record]) -> dict[str, list[Record]]:
     return {
         d: [r for r in records if r["dtype"] == d]
@@ -116,14 +156,17 @@ def _folded(title: str, body: str) -> str:
 
 
 def _line(record: Record) -> str:
-    nn, fused = (record["us"][side][1] for side in ("nn", "fused"))
-    steps = record["us_per_step"]["fused"]
-    rate = record["gflops"]["fused"]
-    mark = " ~" if record["wide"] else ""
+    nn, fused = microseconds(record, "nn"), microseconds(record)
+    steps, rate = record["us_per_step"]["fused"], record["gflops"]["fused"]
+    parts = [record["name"] + " ~" * bool(record["wide"])]
+    if "limit" in record:
+        parts.append(f"{percent(record['limit']['share'])} of {record['limit']['kind']}")
+    if has_ratio(record, "onnxruntime"):
+        parts.append(f"{ratio(record, 'onnxruntime'):.2f}x onnxruntime")
     if "peak_bytes" in record:
         before, after = (record["peak_bytes"][side] / 2**20 for side in ("nn", "fused"))
-        mark += f" (peak {before:.1f} -> {after:.1f} MiB)"
+        parts.append(f"peak {before:.1f} -> {after:.1f} MiB")
     return (
-        f"{record['ratio']:8.2f}x  {nn:>10g} -> {fused:>10g} us  {steps:>8g} us a step "
-        f"{rate:>8g} GFLOP/s  {record['name']}{mark}"
+        f"{ratio(record):8.2f}x  {nn:>10g} -> {fused:>10g} us  {steps:>8g} us a step "
+        f"{rate:>8g} GFLOP/s  {', '.join(parts)}"
     )

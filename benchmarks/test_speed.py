@@ -1,4 +1,4 @@
-"""The pytest-benchmark cases: one test a case, FusedLSTM and nn.LSTM alternating inside it."""
+"""The pytest-benchmark cases: one test a case, FusedLSTM and the others alternating inside it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import workloads
 from benchmarks.cases import Case, cases
+from benchmarks.limits import Limits
 from benchmarks.results import Record, record
 from benchmarks.timing import Contest, clock
 
@@ -31,25 +32,28 @@ def _threads(case: Case) -> Iterator[None]:
     gc.collect()  # the next case starts with this one's memory returned
 
 
+@pytest.fixture(scope="session")
+def limits() -> Limits:
+    return Limits()
+
+
 @pytest.mark.benchmark(timer=clock.read)
 def test_speed(
     case: Case,
     benchmark: Any,
     keep: Callable[[Record], None],
+    limits: Limits,
     pytestconfig: pytest.Config,
 ) -> None:
-    reference, fused = workloads.contestants(case)
-    workloads.check_agreement(case, reference, fused)
-    contest = Contest(reference, fused, case.device, pytestconfig.getoption("--budget"))
+    calls = workloads.contestants(case)
+    workloads.check_agreement(case, calls)
+    contest = Contest(calls, case.device, pytestconfig.getoption("--budget"))
     benchmark.group = case.group
     contest.run_under(benchmark)
     if not benchmark.enabled:
         return
-    figures = record(case, contest.reference, contest.fused, contest.rounds)
+    figures = record(case, contest.spreads, contest.rounds, limits.of(case))
     if case.device == "cuda":
-        figures["peak_bytes"] = {
-            "nn": workloads.peak_bytes(reference),
-            "fused": workloads.peak_bytes(fused),
-        }
+        figures["peak_bytes"] = {name: workloads.peak_bytes(run) for name, run in calls.items()}
     benchmark.extra_info.update(figures)
     keep(figures)

@@ -1,17 +1,19 @@
-"""The alternating timer: two functions, one process, A B A B until the budget is spent."""
+"""The alternating timer: some functions, one process, A B C A B C until the budget is spent."""
 
 from __future__ import annotations
 
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 MIN_ROUNDS = 3  # also for a case that is over its budget
 MAX_ROUNDS = 100
 SAMPLE_SECONDS = 0.002  # one sample is as many calls in a row as fill this
+REST_SECONDS = 0.001  # before a sample, the process must have been idle for so long
+REST_AT_MOST = 100  # such spells; a process that never rests is timed as it is
 WIDE_SPREAD = 0.10  # quartiles further apart than this part of the median mark a run as wide
 
 
@@ -48,11 +50,12 @@ class Sampler:
     def __init__(self, run: Callable[[], object], device: str) -> None:
         self._run = run
         self._measure = self._measure_cuda if device == "cuda" else self._measure_host
+        self._rested = 0.0  # seconds before the last sample
         self.calls = 1
         self.samples: list[float] = []  # seconds a call
 
     def calibrate(self, budget: float) -> float:
-        """Warm up, choose ``calls``, and return the seconds that one sample takes.
+        """Warm up, choose ``calls``, and return the seconds that a sample and its rest take.
 
         A function whose one call exceeds the budget (seconds) is warmed up by that call alone.
         """
@@ -62,7 +65,7 @@ class Sampler:
         while seconds * self.calls < SAMPLE_SECONDS:
             self.calls *= 2
             seconds = self._measure()
-        return seconds * self.calls
+        return seconds * self.calls + self._rested
 
     def take(self) -> float:
         """Take one sample: seconds a call."""
@@ -75,6 +78,9 @@ class Sampler:
         return self.samples[-1]
 
     def _measure_host(self) -> float:
+        self._rested = _rest()
+        if self.calls > 1:
+            self._run()  # wakes the threads that went to sleep meanwhile
         start = time.perf_counter()
         for _ in range(self.calls):
             self._run()
@@ -94,47 +100,61 @@ class Sampler:
         return float(start.elapsed_time(end)) / 1e3 / self.calls
 
 
+def _rest() -> float:
+    """Wait until no thread of this process runs any more; the seconds that took.
+
+    Threads spin for some time after their work: onnxruntime's for tens of milliseconds, in which
+    the next contestant would have a core less.
+    """
+    spells, busy = 0, True
+    while busy and spells < REST_AT_MOST:
+        before = time.process_time()
+        time.sleep(REST_SECONDS)
+        spells += 1
+        busy = time.process_time() - before > REST_SECONDS / 4
+    return spells * REST_SECONDS
+
+
 class Contest:
-    """Two functions timed in turn. After ``run_under`` each has one sample a round."""
+    """Several functions timed in turn: afterwards each has one sample a round.
+
+    pytest-benchmark times one function, here the last. The others' samples are each round's
+    setup, which it does not time, so all alternate. Its timer must be ``clock``.
+    """
 
     def __init__(
-        self,
-        reference: Callable[[], object],
-        fused: Callable[[], object],
-        device: str,
-        budget: float,
+        self, competitors: Mapping[str, Callable[[], object]], device: str, budget: float
     ) -> None:
-        """Warm both up and choose how many rounds fit in ``budget`` seconds."""
-        self._reference = Sampler(reference, device)
-        self._fused = Sampler(fused, device)
-        a_round = self._reference.calibrate(budget) + self._fused.calibrate(budget)
+        """Warm all up and choose how many rounds fit in ``budget`` seconds."""
+        samplers = {name: Sampler(run, device) for name, run in competitors.items()}
+        a_round = sum(sampler.calibrate(budget) for sampler in samplers.values())
         self.rounds = max(MIN_ROUNDS, min(MAX_ROUNDS, int(budget / a_round)))
+        self._samplers = samplers
+        *self._others, self._last = samplers.values()
 
     def run_under(self, benchmark: Any) -> None:
-        """Alternate inside pytest-benchmark's fixture.
-
-        pytest-benchmark times one function: the fused one. The reference's sample is each
-        round's setup, which it does not time, so the two alternate. Its timer must be ``clock``.
-        """
+        """Alternate inside pytest-benchmark's fixture."""
         benchmark.pedantic(
-            self._time_fused, setup=self._time_reference, rounds=self.rounds, iterations=1
+            self._time_last, setup=self._time_others, rounds=self.rounds, iterations=1
         )
 
-    def _time_reference(self) -> None:
-        self._reference.take()
-
-    def _time_fused(self) -> None:
-        clock.advance(self._fused.take())
-
-    @property
-    def reference(self) -> Spread:
-        """What was measured of the reference."""
-        return Spread.of(self._reference.samples)
+    def run(self) -> None:
+        """Alternate without pytest-benchmark."""
+        for _ in range(self.rounds):
+            self._time_others()
+            self._time_last()
 
     @property
-    def fused(self) -> Spread:
-        """What was measured of the fused function."""
-        return Spread.of(self._fused.samples)
+    def spreads(self) -> dict[str, Spread]:
+        """What was measured of each, by name."""
+        return {name: Spread.of(sampler.samples) for name, sampler in self._samplers.items()}
+
+    def _time_others(self) -> None:
+        for sampler in self._others:
+            sampler.take()
+
+    def _time_last(self) -> None:
+        clock.advance(self._last.take())
 
 
 class _Clock:

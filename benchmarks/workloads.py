@@ -1,15 +1,16 @@
-"""Turns a case into two functions to time: the same model on nn.LSTM and on FusedLSTM."""
+"""Turns a case into functions to time: the same model on nn.LSTM, FusedLSTM, onnxruntime."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
+from benchmarks import onnx_lstm
 from benchmarks.cases import Case
 from fused_lstm import FusedLSTM, FusedLSTMCell
 from fused_lstm.models import LSTMClassifier, LSTMSequencePredictor, Seq2Seq
@@ -18,7 +19,7 @@ from fused_lstm.models import LSTMClassifier, LSTMSequencePredictor, Seq2Seq
 # Gradients of hundreds of 16-bit steps lie near 1e-2 apart, TF32 near 1e-3; a wrong one near 1.
 TOLERANCE = {"float32": 5e-3, "bfloat16": 5e-2, "float16": 2e-2}
 
-Call = Callable[[], tuple[Tensor, ...]]
+Call = Callable[[], tuple[Any, ...]]  # of tensors, or of onnxruntime's arrays
 Inputs = tuple[Tensor | PackedSequence, ...]
 
 
@@ -33,10 +34,11 @@ REFERENCE = Implementation(nn.LSTM, nn.LSTMCell)
 FUSED = Implementation(FusedLSTM, FusedLSTMCell)
 
 
-def contestants(case: Case) -> tuple[Call, Call]:
-    """The reference's and the fused function of a case, on equal weights and the same inputs.
+def contestants(case: Case) -> dict[str, Call]:
+    """The functions of a case by name, on equal weights and the same inputs.
 
-    Each call returns what it computed: outputs in inference, gradients in training.
+    "nn" is first and "fused" last; "onnxruntime" stands between where it can do the case and is
+    installed. Each call returns what it computed: outputs in inference, gradients in training.
     """
     torch.manual_seed(0)
     inputs = _inputs(case)
@@ -46,22 +48,29 @@ def contestants(case: Case) -> tuple[Call, Call]:
     if case.training:
         incoming = torch.randn_like(_outputs(reference, inputs))
         backward = partial(_forward_backward, case, inputs, incoming)
-        return backward(reference), backward(fused)
+        return {"nn": backward(reference), "fused": backward(fused)}
     run = _streaming_cell if case.model == "cell" else _forward
-    return run(inputs, reference), run(inputs, fused)
+    found = {"nn": run(inputs, reference)}
+    if case.in_onnx and onnx_lstm.version() is not None:
+        found["onnxruntime"] = onnx_lstm.runner(reference, inputs[0], case.threads)
+    return {**found, "fused": run(inputs, fused)}
 
 
-def check_agreement(case: Case, reference: Call, fused: Call) -> None:
-    """Raise AssertionError unless both functions give the same result: speed alone is nothing."""
+def check_agreement(case: Case, calls: Mapping[str, Call]) -> None:
+    """Raise AssertionError unless all give the same result: speed alone is nothing."""
     limit = TOLERANCE[case.dtype]
-    for index, (expected, actual) in enumerate(zip(reference(), fused(), strict=True)):
-        expected, actual = expected.float(), actual.float()
-        scale = expected.norm().clamp_min(torch.finfo(torch.float32).tiny)
-        error = float((actual - expected).norm() / scale)
-        if not error <= limit:  # not "error > limit", which lets NaN pass
-            raise AssertionError(
-                f"{case.name}: result {index} is {error:.2e} away from nn.LSTM's, over {limit:.0e}"
-            )
+    reference, *others = calls
+    right = calls[reference]()
+    for name in others:
+        for index, (expected, actual) in enumerate(zip(right, calls[name](), strict=True)):
+            expected, actual = expected.float(), torch.as_tensor(actual).float()
+            scale = expected.norm().clamp_min(torch.finfo(torch.float32).tiny)
+            error = float((actual - expected).norm() / scale)
+            if not error <= limit:  # not "error > limit", which lets NaN pass
+                raise AssertionError(
+                    f"{case.name}: result {index} of {name} is {error:.2e} away from "
+                    f"nn.LSTM's, over {limit:.0e}"
+                )
 
 
 def peak_bytes(run: Call) -> int:

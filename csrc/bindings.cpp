@@ -39,11 +39,15 @@ py::dict build_info() {
 py::dict plan(bool cuda, int threads, int64_t length, int64_t batch, int64_t input, int64_t hidden,
               int64_t projection, int64_t directions) {
   const Plan plan = make_plan(
-      {cuda, threads, length, batch, length * batch, hidden, projection, input, directions});
+      {cuda, threads, true, length, batch, length * batch, hidden, projection, input, directions});
   py::dict result;
   result["kernel"] = kernel_name(plan.kernel);
-  result["slices"] = plan.slices;
+  result["batch_slices"] = plan.batch_slices;
+  result["unit_slices"] = plan.unit_slices;
   result["parallel"] = plan.parallel;
+  result["chunk"] = plan.chunk;
+  result["pack_input"] = plan.pack_input;
+  result["pack_recurrent"] = plan.pack_recurrent;
   return result;
 }
 

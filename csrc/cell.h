@@ -23,8 +23,8 @@ struct Exponential<float> {
   static constexpr float rounder = 12582912 + 127;  // 1.5 * 2^23 + exponent bias
   static constexpr float ln2_high = 0.693359375f;
   static constexpr float ln2_low = -2.12194440e-4f;
-  static constexpr float largest = 88.0f;    // e^x and 2^n stay normal between -largest and
-  static constexpr float saturated = 20.0f;  // largest; tanh(saturated / 2) rounds to 1
+  static constexpr float largest = 87.0f;    // e^x, 2^n and their inverses stay normal
+  static constexpr float saturated = 20.0f;  // tanh(saturated / 2) rounds to 1
 };
 template <>
 struct Exponential<double> {
@@ -52,10 +52,15 @@ FUSED_LSTM_INLINE V taylor(V r) {
   }
 }
 
-// e^x - 1 to about 1 ulp for |x| <= Exponential::largest, relative also near zero.
-// x = n ln 2 + r, then e^x - 1 = 2^n (e^r - 1) + (2^n - 1).
+// e^x = power + rest power, for |x| <= Exponential::largest: x = n ln 2 + r, power = 2^n,
+// rest = e^r - 1. Kept apart, so that e^x - 1 and e^x + 1 are rounded once.
 template <class V>
-FUSED_LSTM_INLINE V expm1(V x) {
+struct Split {
+  V power, rest;
+};
+
+template <class V>
+FUSED_LSTM_INLINE Split<V> exponential(V x) {
   using Scalar = typename Lanes<V>::Scalar;
   using Integer = typename Lanes<V>::Integer;
   using E = Exponential<Scalar>;
@@ -64,15 +69,16 @@ FUSED_LSTM_INLINE V expm1(V x) {
   const V n = shifted - E::rounder;
   const V power = bits_as<V>(static_cast<Integer>(bits_as<Integer>(shifted) << E::mantissa_bits));
   const V r = x - n * E::ln2_high - n * E::ln2_low;
-  const V small = taylor<2, E::terms>(r) * r * r + r;
-  return small * power + (power - Scalar(1));
+  return {power, taylor<2, E::terms>(r) * r * r + r};
 }
 
 template <class V>
 FUSED_LSTM_INLINE V sigmoid(V x) {
   using Scalar = typename Lanes<V>::Scalar;
   constexpr Scalar largest = Exponential<Scalar>::largest;
-  return Scalar(1) / (expm1(at_least(at_most(-x, largest), 1 - largest)) + Scalar(2));
+  const V bounded = Arithmetic<V>::at_least(Arithmetic<V>::at_most(-x, largest), -largest);
+  const Split<V> e = exponential(bounded);
+  return Arithmetic<V>::quotient(fill<V>(1), e.rest * e.power + (e.power + Scalar(1)));
 }
 
 template <class V>
@@ -83,8 +89,10 @@ FUSED_LSTM_INLINE V tanh(V x) {
   const Integer bits = bits_as<Integer>(x);
   const Integer sign = bits & E::sign_bit;
   const V magnitude = bits_as<V>(static_cast<Integer>(bits ^ sign));
-  const V e = expm1(at_most(magnitude * Scalar(2), E::saturated));
-  return bits_as<V>(static_cast<Integer>(bits_as<Integer>(e / (e + Scalar(2))) | sign));
+  const Split<V> e = exponential(Arithmetic<V>::at_most(magnitude * Scalar(2), E::saturated));
+  const V positive = Arithmetic<V>::quotient(e.rest * e.power + (e.power - Scalar(1)),
+                                             e.rest * e.power + (e.power + Scalar(1)));
+  return bits_as<V>(static_cast<Integer>(bits_as<Integer>(positive) | sign));
 }
 
 // One value for each gate, in the order of nn.LSTM's weight rows.

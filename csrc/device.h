@@ -35,23 +35,41 @@ struct Sequence {
     return {lengths ? lengths->const_data_ptr<int64_t>() : nullptr,
             reset ? reset->const_data_ptr<bool>() : nullptr, reset_to_initial};
   }
+  // [B]: sequences whose first step, in the forward direction, starts from zero whatever the
+  // initial state says. Absent: none can.
+  std::optional<at::Tensor> starts_from_zero() const;
 };
 
-// One direction; shapes as in ForwardParams and BackwardParams. Undefined where those say null.
-// Every tensor is contiguous but output and grad_output, which are columns of a wider one.
-struct DirectionForward {
-  bool reverse;
-  at::Tensor input, weight_ih, weight_hh, weight_hr, bias_ih, bias_hh, hidden_0, cell_0;
-  at::Tensor gates, cells, output, hidden_state, cell_state;
-  at::Tensor preactivations;  // the device's own
+// One direction's weights, as nn.LSTM has them; those that the layer lacks are undefined.
+struct Weights {
+  at::Tensor ih, hh, bias_ih, bias_hh, hr;
 };
 
-struct DirectionBackward {
-  bool reverse;
-  at::Tensor weight_hh, weight_hr, hidden_0, cell_0, gates, cells, output;
+// All directions of one call; what they have each is stacked in the first dimension. All tensors
+// are contiguous; those that nobody wants are undefined. N is T * B, or the rows of a packed
+// sequence.
+struct LayerForward {
+  std::vector<Weights> weights;
+  at::Tensor input;             // [N, D]
+  at::Tensor hidden_0, cell_0;  // [directions, B, P], [directions, B, H]
+  // To be filled:
+  at::Tensor output;            // [N, directions * P]
+  at::Tensor hidden_n, cell_n;  // as hidden_0 and cell_0
+  at::Tensor gates, cells;      // [directions, N, 4H], and [directions, N, H] of accum_type
+};
+
+struct LayerBackward {
+  std::vector<Weights> weights;  // without biases
+  at::Tensor hidden_0, cell_0, gates, cells, output;
   at::Tensor grad_output, grad_cells, grad_gates;
-  at::Tensor grad_hidden, grad_cell, grad_hidden_0, grad_cell_0;
-  at::Tensor grad_preactivations, hidden_before, grad_projection, unprojected;
+  // In: the gradients of the last states, out: of the first. accum_type.
+  at::Tensor grad_hidden, grad_cell;
+  at::Tensor grad_hidden_0, grad_cell_0;  // added to at resets to the initial state
+  // To be filled, operand_type:
+  at::Tensor grad_preactivations;  // [directions, N, 4H]
+  at::Tensor hidden_before;        // [directions, N, P] the hidden state that entered each step
+  at::Tensor grad_projection;      // [directions, N, P] with a projection
+  at::Tensor unprojected;          // [directions, N, H] with a projection
 };
 
 class Device {
@@ -63,10 +81,8 @@ class Device {
   // transposed views; their type is operand_type(storage), out's is that or the accumulation type.
   virtual void product(at::Tensor& out, const at::Tensor& a, const at::Tensor& b,
                        bool accumulate) const = 0;
-  virtual void forward(const Sequence& sequence,
-                       std::vector<DirectionForward>& directions) const = 0;
-  virtual void backward(const Sequence& sequence,
-                        std::vector<DirectionBackward>& directions) const = 0;
+  virtual void forward(const Sequence& sequence, const LayerForward& layer) const = 0;
+  virtual void backward(const Sequence& sequence, const LayerBackward& layer) const = 0;
 };
 
 const Device& cpu_device();
@@ -77,75 +93,65 @@ inline at::ScalarType accum_type(at::ScalarType storage) {
   return storage == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-// Room for [N, 4H] preactivations. Where the types agree, the activations overwrite them.
-inline at::Tensor preactivations_of(const Sizes& s, const DirectionForward& d) {
-  const at::TensorOptions options = d.cell_state.options();
-  const bool in_place = d.gates.defined() && d.gates.scalar_type() == d.cell_state.scalar_type();
-  return in_place ? d.gates : at::empty({s.N, 4 * s.H}, options);
-}
-
+// Where a tensor begins, or its part of direction d; null if it is undefined.
 template <class T>
-T* pointer(const at::Tensor& tensor) {
-  return tensor.defined() ? static_cast<T*>(tensor.data_ptr()) : nullptr;
+T* pointer(const at::Tensor& tensor, int64_t d = 0) {
+  return tensor.defined() ? static_cast<T*>(tensor.data_ptr()) + d * tensor.stride(0) : nullptr;
+}
+// [directions, ...] -> [...]
+inline at::Tensor direction_of(const at::Tensor& tensor, int64_t d) {
+  return tensor.defined() ? tensor.select(0, d) : tensor;
 }
 
-// What the parameters of both walks have in common.
-template <class Types, class Params, class Direction>
-Params common_params(const Sequence& sequence, const Direction& d) {
-  using Storage = typename Types::Storage;
-  using Operand = typename Types::Operand;
+// What the parameters of both walks have in common, for direction d.
+template <class Params, class Storage, class Accum, class Layer>
+Params common_params(const Sequence& sequence, const Layer& layer, int64_t d) {
   const Sizes& sizes = sequence.sizes;
   Params p = {};
-  p.steps = sequence.steps(d.reverse);
+  p.steps = sequence.steps(/*reverse=*/d == 1);
   p.borders = sequence.borders();
   p.hidden_size = sizes.H;
   p.projection_size = sizes.P;
   p.projected = sizes.projected;
-  p.weight_hh = pointer<Operand>(d.weight_hh);
-  p.weight_hr = pointer<Operand>(d.weight_hr);
-  p.hidden_0 = pointer<Storage>(d.hidden_0);
-  p.cell_0 = pointer<Storage>(d.cell_0);
-  p.gates = pointer<Storage>(d.gates);
-  p.cells = pointer<typename Types::Accum>(d.cells);
-  p.output = pointer<Storage>(d.output);
+  p.hidden_0 = pointer<Storage>(layer.hidden_0, d);
+  p.cell_0 = pointer<Storage>(layer.cell_0, d);
+  p.gates = pointer<Storage>(layer.gates, d);
+  p.cells = pointer<Accum>(layer.cells, d);
+  p.output = pointer<Storage>(layer.output) + d * sizes.P;
   p.output_stride = sizes.directions * sizes.P;
   return p;
 }
 
 template <class Types>
-ForwardParams<Types> forward_params(const Sequence& sequence, const DirectionForward& d) {
+ForwardParams<Types> forward_params(const Sequence& sequence, const LayerForward& layer,
+                                    int64_t d) {
   using Storage = typename Types::Storage;
   using Accum = typename Types::Accum;
-  using Operand = typename Types::Operand;
-  auto p = common_params<Types, ForwardParams<Types>>(sequence, d);
-  p.input_size = sequence.sizes.D;
-  p.input = pointer<Operand>(d.input);
-  p.bias_ih = pointer<Storage>(d.bias_ih);
-  p.bias_hh = pointer<Storage>(d.bias_hh);
-  p.preactivations = pointer<Accum>(d.preactivations);
-  p.hidden_state = pointer<Operand>(d.hidden_state);
-  p.hidden_next = p.hidden_state;
-  p.cell_state = pointer<Accum>(d.cell_state);
+  auto p = common_params<ForwardParams<Types>, Storage, Accum>(sequence, layer, d);
+  p.hidden_n = pointer<Storage>(layer.hidden_n, d);
+  p.cell_n = pointer<Storage>(layer.cell_n, d);
   return p;
 }
 
 template <class Types>
-BackwardParams<Types> backward_params(const Sequence& sequence, const DirectionBackward& d) {
+BackwardParams<Types> backward_params(const Sequence& sequence, const LayerBackward& layer,
+                                      int64_t d) {
   using Storage = typename Types::Storage;
   using Accum = typename Types::Accum;
   using Operand = typename Types::Operand;
-  auto p = common_params<Types, BackwardParams<Types>>(sequence, d);
-  p.grad_output = pointer<Storage>(d.grad_output);
-  p.grad_cells = pointer<Accum>(d.grad_cells);
-  p.grad_gates = pointer<Storage>(d.grad_gates);
-  p.grad_hidden = pointer<Accum>(d.grad_hidden);
-  p.grad_cell = pointer<Accum>(d.grad_cell);
-  p.grad_hidden_0 = pointer<Accum>(d.grad_hidden_0);
-  p.grad_cell_0 = pointer<Accum>(d.grad_cell_0);
-  p.grad_preactivations = pointer<Operand>(d.grad_preactivations);
-  p.hidden_before = pointer<Operand>(d.hidden_before);
-  p.grad_projection = pointer<Operand>(d.grad_projection);
-  p.unprojected = pointer<Operand>(d.unprojected);
+  auto p = common_params<BackwardParams<Types>, Storage, Accum>(sequence, layer, d);
+  p.grad_output = pointer<Storage>(layer.grad_output);
+  if (p.grad_output) p.grad_output += d * sequence.sizes.P;
+  p.grad_cells = pointer<Accum>(layer.grad_cells, d);
+  p.grad_gates = pointer<Storage>(layer.grad_gates, d);
+  p.grad_hidden = pointer<Accum>(layer.grad_hidden, d);
+  p.grad_cell = pointer<Accum>(layer.grad_cell, d);
+  p.grad_hidden_0 = pointer<Accum>(layer.grad_hidden_0, d);
+  p.grad_cell_0 = pointer<Accum>(layer.grad_cell_0, d);
+  p.grad_preactivations = pointer<Operand>(layer.grad_preactivations, d);
+  p.hidden_before = pointer<Operand>(layer.hidden_before, d);
+  p.grad_projection = pointer<Operand>(layer.grad_projection, d);
+  p.unprojected = pointer<Operand>(layer.unprojected, d);
   return p;
 }
 

@@ -11,10 +11,6 @@ namespace fused_lstm {
 namespace {
 
 // One direction's part of the weight list.
-struct Weights {
-  at::Tensor ih, hh, bias_ih, bias_hh, hr;
-};
-
 Weights weights_of(const at::TensorList& list, const Sizes& sizes, int64_t direction) {
   const size_t each = list.size() / sizes.directions;
   const at::Tensor* first = list.data() + direction * each;
@@ -150,19 +146,12 @@ at::Tensor operand(const Device& device, const at::Tensor& tensor) {
                           : tensor;
 }
 
-at::Tensor contiguous(const at::Tensor& tensor) {
-  return tensor.defined() ? tensor.contiguous() : tensor;
-}
-
-at::Tensor direction_of(const at::Tensor& tensor, int64_t direction) {
-  return tensor.defined() ? tensor.select(0, direction) : tensor;
-}
-
-// Sequences whose first step, in the forward direction, starts from zero whatever hidden says.
-std::optional<at::Tensor> starts_from_zero(const Sequence& sequence) {
-  if (!sequence.reset || sequence.reset_to_initial) return std::nullopt;
-  const at::Tensor first = sequence.reset->select(0, 0);
-  return sequence.lengths ? first.logical_and(sequence.lengths->gt(0)) : first;
+Weights contiguous(Weights weights) {
+  for (at::Tensor* w :
+       {&weights.ih, &weights.hh, &weights.bias_ih, &weights.bias_hh, &weights.hr}) {
+    if (w->defined()) *w = w->contiguous();
+  }
+  return weights;
 }
 
 // [..., width] of the layer's rows: [T, B, width], or [N, width] of a packed sequence.
@@ -180,56 +169,39 @@ std::vector<int64_t> rows_shape(const Sizes& s, int64_t width, int64_t direction
 
 }  // namespace
 
+std::optional<at::Tensor> Sequence::starts_from_zero() const {
+  if (!reset || reset_to_initial) return std::nullopt;
+  const at::Tensor first = reset->select(0, 0);
+  return lengths ? first.logical_and(lengths->gt(0)) : first;
+}
+
 LayerResult layer_forward(const LayerArguments& arguments, bool keep_states) {
   const Sequence sequence = check(arguments);
   const Sizes& s = sequence.sizes;
-  const Device& device = device_for(arguments.input);
-  const at::ScalarType storage = arguments.input.scalar_type();
-  const at::ScalarType accum = accum_type(storage);
   const at::TensorOptions options = arguments.input.options();
-  const auto shape = [&](int64_t width) { return rows_shape(s, width, s.directions); };
+  const at::TensorOptions accums = options.dtype(accum_type(arguments.input.scalar_type()));
 
-  const at::Tensor hidden_0 = arguments.hidden.contiguous();
-  const at::Tensor cell_0 = arguments.cell.contiguous();
-  const at::Tensor output = at::empty(rows_shape(s, s.directions * s.P), options);
-  const at::Tensor cells =
-      at::empty(keep_states ? shape(s.H) : std::vector<int64_t>{0}, options.dtype(accum));
-  const at::Tensor gates =
-      at::empty(keep_states ? shape(4 * s.H) : std::vector<int64_t>{0}, options);
-
-  const at::Tensor hidden_state =
-      hidden_0.to(device.operand_type(storage), /*non_blocking=*/false, /*copy=*/true);
-  const at::Tensor cell_state = cell_0.to(accum, /*non_blocking=*/false, /*copy=*/true);
-  if (const auto from_zero = starts_from_zero(sequence)) {
-    hidden_state.select(0, 0).masked_fill_(from_zero->unsqueeze(1), 0);
-  }
-
-  const at::Tensor x = operand(device, arguments.input).view({s.N, s.D});
-  std::vector<DirectionForward> directions;
+  LayerForward layer;
   for (int64_t d = 0; d < s.directions; ++d) {
-    const Weights w = weights_of(arguments.weights, s, d);
-    DirectionForward forward = {};
-    forward.reverse = d == 1;
-    forward.input = x;
-    forward.weight_ih = operand(device, w.ih);
-    forward.weight_hh = operand(device, w.hh);
-    forward.weight_hr = operand(device, w.hr);
-    forward.bias_ih = contiguous(w.bias_ih);
-    forward.bias_hh = contiguous(w.bias_hh);
-    forward.hidden_0 = hidden_0.select(0, d);
-    forward.cell_0 = cell_0.select(0, d);
-    if (keep_states) {
-      forward.gates = gates.select(0, d).view({s.N, 4 * s.H});
-      forward.cells = cells.select(0, d);
-    }
-    forward.output = output.narrow(-1, d * s.P, s.P);
-    forward.hidden_state = hidden_state.select(0, d);
-    forward.cell_state = cell_state.select(0, d);
-    directions.push_back(std::move(forward));
+    layer.weights.push_back(contiguous(weights_of(arguments.weights, s, d)));
   }
-  if (s.N > 0) device.forward(sequence, directions);
+  layer.input = arguments.input.contiguous();
+  layer.hidden_0 = arguments.hidden.contiguous();
+  layer.cell_0 = arguments.cell.contiguous();
+  layer.output = at::empty(rows_shape(s, s.directions * s.P), options);
+  layer.hidden_n = at::empty(layer.hidden_0.sizes(), options);
+  layer.cell_n = at::empty(layer.cell_0.sizes(), options);
+  if (keep_states) {
+    layer.gates = at::empty(rows_shape(s, 4 * s.H, s.directions), options);
+    layer.cells = at::empty(rows_shape(s, s.H, s.directions), accums);
+  }
+  if (s.N > 0) device_for(layer.input).forward(sequence, layer);
 
-  return {output, hidden_state.to(storage), cell_state.to(storage), cells, gates};
+  const auto or_empty = [](const at::Tensor& tensor, const at::TensorOptions& its_options) {
+    return tensor.defined() ? tensor : at::empty({0}, its_options);
+  };
+  return {layer.output, layer.hidden_n, layer.cell_n, or_empty(layer.cells, accums),
+          or_empty(layer.gates, options)};
 }
 
 LayerInputGradients layer_backward(const LayerGradients& gradients, const LayerArguments& arguments,
@@ -252,68 +224,46 @@ LayerInputGradients layer_backward(const LayerGradients& gradients, const LayerA
                     : at::zeros(like.sizes(), options.dtype(accum));
   };
 
-  const at::Tensor hidden_0 = arguments.hidden.contiguous();
-  const at::Tensor cell_0 = arguments.cell.contiguous();
-  const at::Tensor output_rows = output.contiguous();
-  const at::Tensor grad_output = given(gradients.output, storage);
-  const at::Tensor grad_cells = given(gradients.cells, accum);
-  const at::Tensor grad_gates = given(gradients.gates, storage);
-  at::Tensor grad_hidden = carried(gradients.hidden_n, hidden_0);
-  at::Tensor grad_cell = carried(gradients.cell_n, cell_0);
-  at::Tensor grad_hidden_0, grad_cell_0;
-  if (sequence.reset && sequence.reset_to_initial) {
-    grad_hidden_0 = at::zeros_like(grad_hidden);
-    grad_cell_0 = at::zeros_like(grad_cell);
-  }
-  const at::Tensor grad_preactivations = at::empty({s.directions, s.N, 4 * s.H}, operands);
-  const at::Tensor hidden_before = at::empty({s.directions, s.N, s.P}, operands);
-  at::Tensor grad_projection, unprojected;
-  if (s.projected) {
-    grad_projection = at::empty({s.directions, s.N, s.P}, operands);
-    unprojected = at::empty({s.directions, s.N, s.H}, operands);
-  }
-
-  std::vector<DirectionBackward> directions;
+  LayerBackward layer;
   for (int64_t d = 0; d < s.directions; ++d) {
-    const Weights w = weights_of(arguments.weights, s, d);
-    DirectionBackward backward = {};
-    backward.reverse = d == 1;
-    backward.weight_hh = operand(device, w.hh);
-    backward.weight_hr = operand(device, w.hr);
-    backward.hidden_0 = hidden_0.select(0, d);
-    backward.cell_0 = cell_0.select(0, d);
-    backward.gates = gates.select(0, d).contiguous();
-    backward.cells = cells.select(0, d).contiguous();
-    backward.output = output_rows.narrow(-1, d * s.P, s.P);
-    if (grad_output.defined()) backward.grad_output = grad_output.narrow(-1, d * s.P, s.P);
-    backward.grad_cells = direction_of(grad_cells, d);
-    backward.grad_gates = direction_of(grad_gates, d);
-    backward.grad_hidden = grad_hidden.select(0, d);
-    backward.grad_cell = grad_cell.select(0, d);
-    backward.grad_hidden_0 = direction_of(grad_hidden_0, d);
-    backward.grad_cell_0 = direction_of(grad_cell_0, d);
-    backward.grad_preactivations = grad_preactivations.select(0, d);
-    backward.hidden_before = hidden_before.select(0, d);
-    backward.grad_projection = direction_of(grad_projection, d);
-    backward.unprojected = direction_of(unprojected, d);
-    directions.push_back(std::move(backward));
+    layer.weights.push_back(contiguous(weights_of(arguments.weights, s, d)));
   }
-  if (s.N > 0) device.backward(sequence, directions);
+  layer.hidden_0 = arguments.hidden.contiguous();
+  layer.cell_0 = arguments.cell.contiguous();
+  layer.gates = gates.contiguous();
+  layer.cells = cells.contiguous();
+  layer.output = output.contiguous();
+  layer.grad_output = given(gradients.output, storage);
+  layer.grad_cells = given(gradients.cells, accum);
+  layer.grad_gates = given(gradients.gates, storage);
+  layer.grad_hidden = carried(gradients.hidden_n, layer.hidden_0);
+  layer.grad_cell = carried(gradients.cell_n, layer.cell_0);
+  if (sequence.reset && sequence.reset_to_initial) {
+    layer.grad_hidden_0 = at::zeros_like(layer.grad_hidden);
+    layer.grad_cell_0 = at::zeros_like(layer.grad_cell);
+  }
+  layer.grad_preactivations = at::empty({s.directions, s.N, 4 * s.H}, operands);
+  layer.hidden_before = at::empty({s.directions, s.N, s.P}, operands);
+  if (s.projected) {
+    layer.grad_projection = at::empty({s.directions, s.N, s.P}, operands);
+    layer.unprojected = at::empty({s.directions, s.N, s.H}, operands);
+  }
+  if (s.N > 0) device.backward(sequence, layer);
 
-  if (const auto from_zero = starts_from_zero(sequence)) {
-    grad_hidden.select(0, 0).masked_fill_(from_zero->unsqueeze(1), 0);
+  if (const auto from_zero = sequence.starts_from_zero()) {
+    layer.grad_hidden.select(0, 0).masked_fill_(from_zero->unsqueeze(1), 0);
   }
-  if (grad_hidden_0.defined()) {
-    grad_hidden.add_(grad_hidden_0);
-    grad_cell.add_(grad_cell_0);
+  if (layer.grad_hidden_0.defined()) {
+    layer.grad_hidden.add_(layer.grad_hidden_0);
+    layer.grad_cell.add_(layer.grad_cell_0);
   }
 
   at::Tensor grad_input = at::empty({0}, options);
   if (input_needed) {
     at::Tensor sum = at::empty({s.N, s.D}, operands);
     for (int64_t d = 0; d < s.directions; ++d) {
-      const Weights w = weights_of(arguments.weights, s, d);
-      device.product(sum, directions[d].grad_preactivations, operand(device, w.ih), d > 0);
+      device.product(sum, layer.grad_preactivations.select(0, d),
+                     operand(device, layer.weights[d].ih), d > 0);
     }
     grad_input = sum.to(storage).view(arguments.input.sizes());
   }
@@ -332,17 +282,21 @@ LayerInputGradients layer_backward(const LayerGradients& gradients, const LayerA
       device.product(grad, rows.t(), columns, /*accumulate=*/false);
       return grad.to(storage);
     };
-    for (const DirectionBackward& d : directions) {
-      grad_weights.push_back(grad_weight(d.grad_preactivations, x));
-      grad_weights.push_back(grad_weight(d.grad_preactivations, d.hidden_before));
+    for (int64_t d = 0; d < s.directions; ++d) {
+      const at::Tensor grad = layer.grad_preactivations.select(0, d);
+      grad_weights.push_back(grad_weight(grad, x));
+      grad_weights.push_back(grad_weight(grad, layer.hidden_before.select(0, d)));
       if (s.biases) {
-        grad_weights.push_back(d.grad_preactivations.sum(0).to(storage));
+        grad_weights.push_back(grad.sum(0).to(storage));
         grad_weights.push_back(grad_weights.back().clone());
       }
-      if (s.projected) grad_weights.push_back(grad_weight(d.grad_projection, d.unprojected));
+      if (s.projected) {
+        grad_weights.push_back(
+            grad_weight(layer.grad_projection.select(0, d), layer.unprojected.select(0, d)));
+      }
     }
   }
-  return {grad_input, grad_hidden.to(storage), grad_cell.to(storage), grad_weights};
+  return {grad_input, layer.grad_hidden.to(storage), layer.grad_cell.to(storage), grad_weights};
 }
 
 }  // namespace fused_lstm

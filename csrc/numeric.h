@@ -69,17 +69,23 @@ FUSED_LSTM_INLINE V fill(typename Lanes<V>::Scalar value) {
   return value - V{};
 }
 
-// Written so that NaN passes through: a comparison with NaN is false and keeps x.
+// What some vectors do better than their compiler would: cpu/vector.h has its own for those.
 template <class V>
-FUSED_LSTM_INLINE V at_most(V x, typename Lanes<V>::Scalar limit) {
-  const V bound = fill<V>(limit);
-  return x > bound ? bound : x;
-}
-template <class V>
-FUSED_LSTM_INLINE V at_least(V x, typename Lanes<V>::Scalar limit) {
-  const V bound = fill<V>(limit);
-  return x < bound ? bound : x;
-}
+struct Arithmetic {
+  using Scalar = typename Lanes<V>::Scalar;
+
+  // NaN passes through: a comparison with NaN is false and keeps x.
+  static FUSED_LSTM_INLINE V at_most(V x, Scalar limit) {
+    const V bound = fill<V>(limit);
+    return x > bound ? bound : x;
+  }
+  static FUSED_LSTM_INLINE V at_least(V x, Scalar limit) {
+    const V bound = fill<V>(limit);
+    return x < bound ? bound : x;
+  }
+  // x / y to about 1 ulp, for y between 0.5 and 2^126.
+  static FUSED_LSTM_INLINE V quotient(V x, V y) { return x / y; }
+};
 
 // Bit patterns of 16-bit numbers, held in the 32-bit lanes I, to float lanes F and back.
 // F and I are float and int32_t, or vectors of them. Rounding is to nearest even.
@@ -122,23 +128,38 @@ FUSED_LSTM_INLINE I to_half(F x) {
   return value | ((bits >> 16) & 0x8000);
 }
 
-// The first `count` neighbours from memory into a block of lanes, and back.
+// The first `count` neighbours from memory into a block of lanes, and back. A part of a block is
+// moved in powers of two, which takes no call and no loop.
+template <int size, class T>
+FUSED_LSTM_INLINE void copy_part(T* to, const T* from, int count) {
+  if constexpr (size > 0) {
+    const int done = count & ~(2 * size - 1);
+    if (count & size) __builtin_memcpy(to + done, from + done, size * sizeof(T));
+    copy_part<size / 2>(to, from, count);
+  }
+}
 template <class Block, class T>
 FUSED_LSTM_INLINE Block copy_in(const T* from, int count) {
-  Block block{};
-  if (count * sizeof(T) == sizeof(Block)) {
+  constexpr int lanes = sizeof(Block) / sizeof(T);
+  Block block;
+  if (count == lanes) {
     __builtin_memcpy(&block, from, sizeof(Block));
   } else {
-    __builtin_memcpy(&block, from, count * sizeof(T));
+    T part[lanes] = {};
+    copy_part<lanes / 2>(part, from, count);
+    __builtin_memcpy(&block, part, sizeof(Block));
   }
   return block;
 }
 template <class Block, class T>
 FUSED_LSTM_INLINE void copy_out(T* to, const Block& block, int count) {
-  if (count * sizeof(T) == sizeof(Block)) {
+  constexpr int lanes = sizeof(Block) / sizeof(T);
+  if (count == lanes) {
     __builtin_memcpy(to, &block, sizeof(Block));
   } else {
-    __builtin_memcpy(to, &block, count * sizeof(T));
+    T part[lanes];
+    __builtin_memcpy(part, &block, sizeof(Block));
+    copy_part<lanes / 2>(to, part, count);
   }
 }
 

@@ -5,45 +5,61 @@
 namespace fused_lstm {
 namespace {
 
-// Taking both products in one pass saves writing and reading that of the input, but reads the
-// input's weights anew at each step. It pays where a core's own cache keeps the panels of both
-// weights (1 MB of float32), or where enough sequences share what is read; measured on B 16 to 128,
-// H 64 to 1024 (benchmarks/NOTES.md); that 8 sequences suffice is not measured.
-constexpr int64_t min_merged_batch = 8;
-constexpr int64_t max_cached_weights = 262'144;
-constexpr int64_t min_shared_batch = 96;
+// So many rows read a weight where it lies faster than it is packed, however often.
+constexpr int64_t max_direct_rows = 3;
 
-// Below this many floating-point operations (an estimated 10 us of one core) waking a second
-// thread is taken to cost more than it gives; not measured.
+// Rows of input that share one reading of weight_ih.
+constexpr int64_t chunk_rows = 96;
+
+// Below this many floating-point operations waking a second thread costs more than it gives.
 constexpr int64_t min_parallel_work = 1'000'000;
+// The same of one step of one part, for threads that wait for one another at each step.
+constexpr int64_t min_shared_step = 100'000;
+// Recurrent weights (numbers) that fit the cache of one core: each thread then takes its own
+// sequences, with all weights, if it has enough of them to fill a tile.
+constexpr int64_t max_cached_weights = 262'144;
+constexpr int64_t min_batch_slice = 6;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
 Plan make_plan(const Problem& problem) {
-  if (problem.cuda) return {Kernel::streamed, 1, false};
+  Plan plan = {Kernel::streamed, 1, 1, false, 1, false, false, false, false};
+  if (problem.cuda) return plan;
 
-  const int64_t work = problem.rows * problem.directions * 8 * problem.hidden * problem.projection;
+  const int64_t recurrent = 4 * problem.hidden * problem.projection;
+  const int64_t work = problem.rows * problem.directions * 2 * recurrent;
   const int64_t threads = work >= min_parallel_work ? problem.threads : 1;
-  const int64_t wanted = (threads + problem.directions - 1) / problem.directions;
-  const int64_t slices = std::max<int64_t>(1, std::min(wanted, problem.batch));
-  const bool parallel = threads > 1 && slices * problem.directions > 1;
-  if (problem.length == 1) return {Kernel::single_step, slices, parallel};
+  const int64_t each = ceil_div(threads, problem.directions);  // threads of a direction
+  const bool shares_units = problem.team && problem.projection == problem.hidden &&
+                            2 * recurrent * problem.batch / each >= min_shared_step;
+  const bool few = problem.batch < min_batch_slice * each;
+  if (shares_units && (few || recurrent > max_cached_weights)) {
+    plan.unit_slices = std::min(each, ceil_div(problem.hidden, 64));
+  } else {
+    plan.batch_slices = std::max<int64_t>(1, std::min(each, problem.batch));
+  }
+  plan.parallel =
+      threads > 1 && plan.batch_slices * plan.unit_slices * problem.directions > 1;
 
-  const int64_t batch = problem.batch / slices;
-  const int64_t weights = 4 * problem.hidden * (problem.input + problem.projection);
-  const bool merged =
-      batch >= min_shared_batch || (batch >= min_merged_batch && weights <= max_cached_weights);
-  return {merged ? Kernel::merged : Kernel::panels, slices, parallel};
+  const int64_t batch = ceil_div(problem.batch, plan.batch_slices);
+  const int64_t chunks = std::max<int64_t>(1, problem.length * batch / chunk_rows);
+  plan.chunk = ceil_div(problem.length, chunks);
+  plan.direct_input = problem.length * batch <= max_direct_rows;
+  plan.direct_recurrent = batch <= max_direct_rows;
+  plan.pack_input = plan.chunk < problem.length;
+  plan.pack_recurrent = problem.length > 1 && !plan.direct_recurrent;
+  plan.kernel = plan.direct_recurrent ? Kernel::direct : Kernel::panels;
+  return plan;
 }
 
 const char* kernel_name(Kernel kernel) {
   switch (kernel) {
-    case Kernel::single_step:
-      return "single_step";
+    case Kernel::direct:
+      return "direct";
     case Kernel::panels:
       return "panels";
-    case Kernel::merged:
-      return "merged";
     case Kernel::streamed:
       return "streamed";
   }

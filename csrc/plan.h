@@ -9,6 +9,7 @@ namespace fused_lstm {
 struct Problem {
   bool cuda;
   int threads;         // of a CPU
+  bool team;           // they all run at once, so that one may wait for another
   int64_t length;      // T
   int64_t batch;       // B
   int64_t rows;        // T * B, or what a packed sequence has of them
@@ -19,16 +20,24 @@ struct Problem {
 };
 
 enum class Kernel {
-  single_step,  // CPU: one step needs no loop; its recurrent product is one library GEMM
-  panels,       // CPU: the input's product ahead, then the walk over weights packed into panels
-  merged,       // CPU: both products of a step in one pass over the panels
-  streamed,     // CUDA: a GEMM and one fused pointwise launch for each step
+  direct,    // CPU, few sequences: dot products with the recurrent weights where they lie
+  panels,    // CPU: tiles of sequences and units over weights packed into panels
+  streamed,  // CUDA: a GEMM and one fused pointwise launch for each step
 };
 
 struct Plan {
   Kernel kernel;
-  int64_t slices;  // parts of the batch that go through time independently
-  bool parallel;   // spread slices and directions over the threads
+
+  // Of a CPU. Parts of the batch go through time independently; parts of the hidden units wait for
+  // one another at each step.
+  int64_t batch_slices;
+  int64_t unit_slices;
+  bool parallel;          // spread slices and directions over the threads
+  int64_t chunk;          // steps whose products with the input are taken together
+  bool direct_input;      // the products with weight_ih are dot products
+  bool direct_recurrent;  // those with weight_hh are
+  bool pack_input;        // pack weight_ih ahead; else each panel when it is needed
+  bool pack_recurrent;    // the same of weight_hh
 };
 
 Plan make_plan(const Problem& problem);

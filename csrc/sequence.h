@@ -22,7 +22,8 @@ struct Borders {
 };
 
 // P is the width of the hidden state: proj_size, or H where there is no projection.
-// Gates lie in the order i f g o; a row of 4H is [4, H].
+// Gates lie in the order i f g o; a row of 4H is [4, H]. What a device keeps for itself (weights,
+// products, the running hidden state) is in its own parameters.
 template <class Types>
 struct ForwardParams {
   using Storage = typename Types::Storage;
@@ -31,31 +32,21 @@ struct ForwardParams {
 
   Steps steps;
   Borders borders;
-  int64_t input_size;       // D
   int64_t hidden_size;      // H
   int64_t projection_size;  // P
   bool projected;           // P < H
-  const Operand* input;     // [N, D]
-  // A null weight_ih or weight_hh: its product already stands in `preactivations`. On a CPU the
-  // weights are in panels (cpu/kernels.h).
-  const Operand* weight_ih;  // [4H, D]
-  const Operand* weight_hh;  // [4H, P]
-  const Operand* weight_hr;  // [P, H], or null
-  const Storage* bias_ih;    // [4H], or null
-  const Storage* bias_hh;    // [4H], or null
-  const Storage* hidden_0;   // [B, P]
-  const Storage* cell_0;     // [B, H]
+  const Storage* hidden_0;  // [B, P]
+  const Storage* cell_0;    // [B, H]
 
-  const Accum* preactivations;  // [N, 4H] products so far, or null; may be the memory of `gates`
-  Storage* gates;               // [N, 4H] activations, or null
-  Accum* cells;                 // [N, H], or null
-  Storage* output;              // [N, output_stride], this direction's P columns
+  Storage* gates;   // [N, 4H] activations, or null
+  Accum* cells;     // [N, H], or null
+  Storage* output;  // [N, output_stride], this direction's P columns
   int64_t output_stride;
-  Operand* hidden_state;  // [B, P] in: before the first step; out: after the last
-  Operand* hidden_next;   // [B, P] where a step puts its h: scratch, or the memory of hidden_state
-  Accum* cell_state;      // [B, H] in: cell_0; out: after the last step
-  Operand* unprojected;   // [B, H] scratch: o tanh(c), with a projection
-  Accum* projection;      // [B, P] scratch: its product with W_hr^T
+  Storage* hidden_n;     // [B, P] after each sequence's last step
+  Storage* cell_n;       // [B, H] likewise
+  Accum* cell_state;     // [B, H] in: cell_0; scratch
+  Operand* unprojected;  // [B, H] scratch: o tanh(c), with a projection
+  Accum* projection;     // [B, P] scratch: its product with W_hr^T
 };
 
 template <class Types>
@@ -69,10 +60,8 @@ struct BackwardParams {
   int64_t hidden_size;
   int64_t projection_size;
   bool projected;
-  const Operand* weight_hh;  // [4H, P] or panels; null: the caller takes the last product itself
-  const Operand* weight_hr;
-  const Storage* hidden_0;
-  const Storage* cell_0;
+  const Storage* hidden_0;  // [B, P]
+  const Storage* cell_0;    // [B, H]
 
   const Storage* gates;   // [N, 4H]
   const Accum* cells;     // [N, H]
@@ -101,7 +90,8 @@ struct Step {
   int64_t previous;  // the step before, and its rows; -1 and 0 for the first
   int64_t previous_offset;
   int64_t previous_rows;
-  int64_t next;  // the step after, or -1
+  int64_t next;  // the step after, and its rows; -1 and 0 for the last
+  int64_t next_rows;
 };
 
 namespace {
@@ -116,8 +106,9 @@ inline Step make_step(const Steps& steps, int64_t index) {
   const auto rows = [&](int64_t t) {
     return t < 0 ? 0 : steps.offsets ? steps.offsets[t + 1] - steps.offsets[t] : steps.batch;
   };
-  const int64_t t = time(index), previous = time(index - 1);
-  return {t, offset(t), rows(t), previous, offset(previous), rows(previous), time(index + 1)};
+  const int64_t t = time(index), previous = time(index - 1), next = time(index + 1);
+  return {t,         offset(t), rows(t), previous, offset(previous), rows(previous), next,
+          rows(next)};
 }
 
 // Sequence b has a step t.
@@ -152,61 +143,68 @@ FUSED_LSTM_INLINE Gates<V> add(const Gates<V>& a, const Gates<V>& b) {
   return {a.i + b.i, a.f + b.f, a.g + b.g, a.o + b.o};
 }
 
-// The hidden state h of units j .. j + count of sequence b, after step `step`: into the output,
-// and into hidden_next for the step after, which may begin a new episode.
+// The hidden state that units j .. j + count of sequence b start from.
 template <class V, class Types>
-FUSED_LSTM_INLINE void emit_hidden(const ForwardParams<Types>& p, const Step& step, int64_t b,
-                                   int64_t j, V h, int count) {
-  const int64_t state = b * p.projection_size + j;
-  typename Types::Storage* output = p.output + (step.offset + b) * p.output_stride + j;
-  if (!is_live(p.borders, step.t, b)) {
-    store<V>(output, V{}, count);
-    store<V>(p.hidden_next + state, load<V>(p.hidden_state + state, count), count);
-    return;
-  }
-  store<V>(output, h, count);
-  // What the next product reads is what the caller sees: rounded to the storage type.
-  V seen = load<V>(output, count);
-  if (is_fresh(p.borders, p.steps, step.next, b)) {
-    seen = p.borders.reset_to_initial ? load<V>(p.hidden_0 + state, count) : V{};
-  }
-  store<V>(p.hidden_next + state, seen, count);
+FUSED_LSTM_INLINE V first_hidden(const ForwardParams<Types>& p, const Step& step, int64_t b,
+                                 int64_t j, int count) {
+  if (is_fresh(p.borders, p.steps, step.t, b) && !p.borders.reset_to_initial) return V{};
+  return load<V>(p.hidden_0 + b * p.projection_size + j, count);
 }
 
-// Units j .. j + count of sequence b through step `step`. products: their part of x W_ih^T and of
-// h W_hh^T, as far as those do not stand in `preactivations`.
+// The hidden state h of units j .. j + count of sequence b, after step `step`: into the output,
+// and from `hidden` on into `next` (both [B, P], or one and the same) for the step after, which
+// may begin a new episode.
+template <class V, class Types>
+FUSED_LSTM_INLINE void emit_hidden(const ForwardParams<Types>& p, const Step& step, int64_t b,
+                                   int64_t j, V h, const typename Types::Operand* hidden,
+                                   typename Types::Operand* next, int count) {
+  const int64_t state = b * p.projection_size + j;
+  typename Types::Storage* output = p.output + (step.offset + b) * p.output_stride + j;
+  V seen;
+  if (is_live(p.borders, step.t, b)) {
+    store<V>(output, h, count);
+    // What the next product reads is what the caller sees: rounded to the storage type.
+    seen = load<V>(output, count);
+    if (is_fresh(p.borders, p.steps, step.next, b)) {
+      seen = p.borders.reset_to_initial ? load<V>(p.hidden_0 + state, count) : V{};
+    }
+  } else {
+    store<V>(output, V{}, count);
+    seen = load<V>(hidden + state, count);
+  }
+  store<V>(next + state, seen, count);
+  if (b >= step.next_rows) store<V>(p.hidden_n + state, seen, count);
+}
+
+// Units j .. j + count of sequence b through step `step`, from their preactivations `sum`.
 template <class V, class Types>
 FUSED_LSTM_INLINE void forward_units(const ForwardParams<Types>& p, const Step& step, int64_t b,
-                                     int64_t j, const Gates<V>& products, int count) {
+                                     int64_t j, const Gates<V>& sum,
+                                     const typename Types::Operand* hidden,
+                                     typename Types::Operand* next, int count) {
   const int64_t H = p.hidden_size;
   const int64_t row = step.offset + b;
   const int64_t state = b * H + j;
-  const bool live = is_live(p.borders, step.t, b);
 
   V cell = load<V>(p.cell_state + state, count);
   Gates<V> gate = {V{}, V{}, V{}, V{}};
-  V hidden = {};
-  if (live) {
+  V h = {};
+  if (is_live(p.borders, step.t, b)) {
     if (is_fresh(p.borders, p.steps, step.t, b)) {
       cell = p.borders.reset_to_initial ? load<V>(p.cell_0 + state, count) : V{};
     }
-    Gates<V> sum = products;
-    if (p.preactivations) {
-      sum = add(sum, load_gates<V>(p.preactivations + row * 4 * H, H, j, count));
-    }
-    if (p.bias_ih) sum = add(sum, load_gates<V>(p.bias_ih, H, j, count));
-    if (p.bias_hh) sum = add(sum, load_gates<V>(p.bias_hh, H, j, count));
     gate = activate(sum);
     cell = next_cell(gate, cell);
-    hidden = next_hidden(gate, cell);
+    h = next_hidden(gate, cell);
     store<V>(p.cell_state + state, cell, count);
   }
   if (p.gates) store_gates<V>(p.gates + row * 4 * H, H, j, gate, count);
   if (p.cells) store<V>(p.cells + row * H + j, cell, count);
+  if (b >= step.next_rows) store<V>(p.cell_n + state, cell, count);
   if (p.projected) {
-    store<V>(p.unprojected + state, hidden, count);
+    store<V>(p.unprojected + state, h, count);
   } else {
-    emit_hidden<V>(p, step, b, j, hidden, count);
+    emit_hidden<V>(p, step, b, j, h, hidden, next, count);
   }
 }
 

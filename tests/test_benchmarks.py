@@ -1,10 +1,12 @@
 """The benchmarks' own arithmetic: cases, ratios, results files, the README's table."""
 
+import functools
 import importlib.util
 import itertools
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -22,7 +24,18 @@ _spec = importlib.util.spec_from_file_location(
 )
 sys.modules["benchmarks"] = importlib.util.module_from_spec(_spec)
 
-from benchmarks import facts, plot, report, results, tables  # noqa: E402
+from benchmarks import (  # noqa: E402
+    bars,
+    facts,
+    limits,
+    onnx_lstm,
+    plot,
+    report,
+    results,
+    tables,
+    timing,
+    workloads,
+)
 from benchmarks.cases import Case, cases  # noqa: E402
 from benchmarks.summary import Summary, columns  # noqa: E402
 from benchmarks.timing import MAX_ROUNDS, MIN_ROUNDS, Contest, Sampler, Spread  # noqa: E402
@@ -43,11 +56,13 @@ def layer(hidden=64, group="grid", **others):
     return Case(group, "layer", 32, 20, hidden, hidden, **others)
 
 
-def record(ratio, case=None, spread=0.0):
-    """A record in which FusedLSTM takes 100 us and nn.LSTM ``ratio`` times that."""
-    low, high = 1 - spread / 2, 1 + spread / 2
-    nn = Spread(100 * ratio, 100 * ratio * low, 100 * ratio * high)
-    return results.record(case or layer(), nn, Spread(100, 100, 100), rounds=7)
+def record(ratio, case=None, spread=0.0, onnx=None, limit=None, us=100):
+    """A record in which FusedLSTM takes ``us`` and nn.LSTM ``ratio`` times that."""
+    low, high = us * ratio * (1 - spread / 2), us * ratio * (1 + spread / 2)
+    spreads = {"nn": Spread(us * ratio, low, high), "fused": Spread(us, us, us)}
+    if onnx is not None:
+        spreads["onnxruntime"] = Spread(us * onnx, us * onnx, us * onnx)
+    return results.record(case or layer(), spreads, rounds=7, limit=limit)
 
 
 class TestCases:
@@ -60,7 +75,12 @@ class TestCases:
             for c in found
             if c.group == "grid" and c.dtype == "float32"
         }
-        assert len(grid) == 3 * 4 * 5 * 2 * (2 if device == "cpu" else 1)
+        batch, steps = ({1, 8, 32, 128}, {1, 20, 100})
+        if device == "cuda":
+            batch, steps = ({1, 32, 128}, {1, 20, 100, 500})
+        hidden, modes = {64, 128, 256, 512, 1024}, {True, False}
+        threads = {1, 2} if device == "cpu" else {None}
+        assert grid == set(itertools.product(batch, steps, hidden, modes, threads))
         for model in ("classifier", "predictor", "seq2seq"):
             of_model = [c for c in found if c.model == model]
             assert {(c.batch, c.steps, c.input_size, c.hidden_size) for c in of_model} == {
@@ -104,6 +124,33 @@ class TestCases:
         assert classifier.flops == 2 * from_input + 3 * recurrent
         assert Case("", "seq2seq", **small).flops == 2 * forward.flops
 
+    def test_limits(self):
+        wide = layer(256)
+        assert wide.limit == "GEMM"
+        assert layer(128).limit is None
+        assert replace(wide, batch=8).limit is None
+        assert replace(wide, batch=1).limit == "reading"
+        assert replace(wide, device="cuda").limit is None
+
+    def test_weights_read(self):
+        hh, ih = 4 * 5 * 5, 4 * 5 * 3  # numbers
+        long = Case("", "layer", batch=1, steps=7, input_size=3, hidden_size=5)
+        assert (long.weight_bytes, long.resident_bytes) == (4 * (7 * hh + ih), 4 * hh)
+        step = replace(long, steps=1)
+        assert (step.weight_bytes, step.resident_bytes) == (4 * (hh + ih), 4 * (hh + ih))
+        assert replace(long, training=True).weight_bytes == 2 * long.weight_bytes
+        assert replace(long, dtype="bfloat16").weight_bytes == long.weight_bytes / 2
+        # two layers of two directions: the second reads 2H features
+        deep = replace(long, num_layers=2, bidirectional=True)
+        assert deep.weight_bytes == 4 * (2 * (7 * hh + ih) + 2 * (7 * hh + 2 * hh))
+        assert deep.resident_bytes == long.resident_bytes
+
+    def test_onnxruntime_is_asked_for_layers_forward_in_float32(self):
+        asked = [c for c in cases("cpu") if c.in_onnx]
+        assert {c.group for c in asked} == {"grid", "odd-sizes", "bidirectional", "two-layers"}
+        assert {(c.dtype, c.mode) for c in asked} == {("float32", "inference")}
+        assert not any(c.in_onnx for c in cases("cuda"))
+
 
 class TestTiming:
     def test_spread(self):
@@ -113,18 +160,35 @@ class TestTiming:
         assert not Spread.of([1.00e-6, 1.01e-6, 1.02e-6]).wide
         assert Spread.of([2e-6]) == Spread(2, 2, 2)
 
-    def test_the_two_alternate(self):
+    @pytest.mark.parametrize("alone", [True, False])
+    def test_all_alternate(self, alone):
         order = []
-        contest = Contest(lambda: order.append("A"), lambda: order.append("B"), "cpu", budget=0.05)
+        competitors = {name: functools.partial(order.append, name) for name in "ABC"}
+        contest = Contest(competitors, "cpu", budget=0.05)
         order.clear()
-        contest.run_under(FakeBenchmark())
+        if alone:
+            contest.run()
+        else:
+            contest.run_under(FakeBenchmark())
         in_turn = [name for name, _ in itertools.groupby(order)]
-        assert in_turn == ["A", "B"] * contest.rounds
+        assert in_turn == ["A", "B", "C"] * contest.rounds
         assert MIN_ROUNDS <= contest.rounds <= MAX_ROUNDS
+        assert list(contest.spreads) == ["A", "B", "C"]
+
+    def test_a_sample_waits_until_no_thread_spins(self, monkeypatch):
+        # Processor time at each look, before and after a spell: busy, busy, then idle
+        times = iter([0.0, 1e-3, 1e-3, 1.5e-3, 1.5e-3, 1.5e-3])
+        monkeypatch.setattr("benchmarks.timing.time.process_time", lambda: next(times))
+        assert timing._rest() == 3 * timing.REST_SECONDS
+
+    def test_a_process_that_never_rests_is_timed_all_the_same(self, monkeypatch):
+        times = itertools.count()
+        monkeypatch.setattr("benchmarks.timing.time.process_time", lambda: next(times))
+        assert timing._rest() == timing.REST_AT_MOST * timing.REST_SECONDS
 
     def test_over_budget_gets_the_fewest_rounds(self, monkeypatch):
         calls = pretend_a_call_takes(monkeypatch, seconds=7.0)
-        contest = Contest(calls.run, calls.run, "cpu", budget=1.0)
+        contest = Contest({"nn": calls.run, "fused": calls.run}, "cpu", budget=1.0)
         assert contest.rounds == MIN_ROUNDS
         assert calls.count == 2  # one to warm up each, no more
 
@@ -134,6 +198,79 @@ class TestTiming:
         sampler.calibrate(budget=1.0)
         assert sampler.calls == 256  # the first power of two to fill 2 ms
         assert sampler.take() == pytest.approx(1e-5)
+
+
+class TestContestants:
+    @pytest.mark.parametrize(
+        "case",
+        [
+            layer(8),
+            layer(8, training=True),
+            layer(8, packed=True),
+            Case("", "cell", 2, 1, 3, 5),
+            Case("", "predictor", 2, 3, 4, 5, bidirectional=True, training=True),
+        ],
+        ids=lambda case: case.name,
+    )
+    def test_agree(self, case):
+        calls = workloads.contestants(case)
+        assert {"nn", "fused"} <= set(calls)
+        workloads.check_agreement(case, calls)
+
+    def test_that_differ_are_refused(self):
+        calls = workloads.contestants(layer(8))
+        wrong = {**calls, "fused": lambda: tuple(1.1 * t for t in calls["nn"]())}
+        with pytest.raises(AssertionError, match=r"of fused is 1\.00e-01 away"):
+            workloads.check_agreement(layer(8), wrong)
+
+    @pytest.mark.parametrize("layers", [1, 2])
+    @pytest.mark.parametrize("bidirectional", [False, True])
+    def test_onnxruntime_agrees(self, layers, bidirectional):
+        if onnx_lstm.version() is None:
+            pytest.skip("onnx and onnxruntime are not here")
+        case = replace(layer(8), input_size=5, num_layers=layers, bidirectional=bidirectional)
+        calls = workloads.contestants(case)
+        assert list(calls) == ["nn", "onnxruntime", "fused"]
+        workloads.check_agreement(case, calls)
+
+    def test_without_onnxruntime(self, monkeypatch):
+        monkeypatch.setattr(onnx_lstm, "onnxruntime", None)
+        assert list(workloads.contestants(layer(8))) == ["nn", "fused"]
+        assert facts.collect("cpu")["onnxruntime"] is None
+
+
+class TestLimits:
+    @pytest.fixture(autouse=True)
+    def _soon(self, monkeypatch):
+        monkeypatch.setattr(limits, "BUDGET", 0.001)
+        monkeypatch.setattr(limits, "READ_AT_ONCE", 2**20)
+
+    def test_are_measured_once_for_each_size(self, monkeypatch):
+        measured = []
+        monkeypatch.setattr(limits, "read_rate", lambda *size: measured.append(size) or 10.0)
+        monkeypatch.setattr(limits, "gemm_rate", lambda case: measured.append(case.shape) or 100.0)
+        found = limits.Limits()
+        one = replace(layer(8), batch=1)
+        assert found.of(one) == found.of(replace(one, training=True)) == 10.0
+        assert found.of(replace(one, dtype="bfloat16")) == 10.0  # half as many bytes
+        assert found.of(replace(one, threads=2)) == 10.0
+        assert measured == [(4 * 4 * 64, 1), (2 * 4 * 64, 1), (4 * 4 * 64, 2)]
+        measured.clear()
+        assert found.of(layer(256)) == found.of(layer(256, training=True)) == 100.0
+        assert found.of(layer(128)) is None
+        assert measured == [layer(256).shape]
+
+    @pytest.mark.parametrize("threads", [1, 2])
+    @pytest.mark.parametrize("hidden", [64, 100, 256])
+    def test_reading_reads_the_whole_size(self, threads, hidden, monkeypatch):
+        size = 4 * 4 * hidden * hidden
+        assert limits.read_rate(size, threads) > 0
+        monkeypatch.setattr(limits, "_fastest", lambda calls: 1.0)  # a second for any call
+        again = -(-limits.READ_AT_ONCE // size)
+        assert 0.97 < limits.read_rate(size, threads) * 1e9 / (again * size) <= 1
+
+    def test_gemm(self):
+        assert limits.gemm_rate(layer(16)) > 0
 
 
 class FakeBenchmark:
@@ -169,7 +306,17 @@ class TestReport:
         assert kept["us_per_step"]["fused"] == 5
         assert kept["gflops"]["fused"] == pytest.approx(layer(training=True).flops / 1e5, rel=1e-3)
         assert not kept["wide"]
-        json.dumps(kept)
+        assert "limit" not in kept
+        assert results.case_of(json.loads(json.dumps(kept))) == layer(training=True)
+
+    def test_record_beside_its_limit(self):
+        case = layer(256)
+        kept = record(2.0, case, limit=2 * case.flops / 100 / 1e3)  # GFLOP/s
+        assert kept["limit"]["share"] == 0.5
+        assert kept["limit"]["reached"] == kept["gflops"]["fused"]
+        one = replace(case, batch=1)
+        kept = record(2.0, one, limit=4 * one.weight_bytes / 100 / 1e3)  # GB/s
+        assert (kept["limit"]["kind"], kept["limit"]["share"]) == ("reading", 0.25)
 
     def test_table_has_a_column_a_mode_and_thread_count(self):
         records = [record(2.0), record(3.0, layer(training=True)), record(4.0, layer(threads=2))]
@@ -178,6 +325,23 @@ class TestReport:
         assert lines[0].count("|") == 5
         assert lines[2] == "| grid | **2.00x** | **4.00x** | **3.00x** |"
         assert lines[3].startswith("| grid, B 32 |")
+
+    def test_table_has_onnxruntime_and_the_limit(self):
+        records = [
+            record(2.0, layer(256), onnx=1.5, limit=layer(256).flops / 100 / 1e3 / 0.9),
+            record(2.0, layer(128), onnx=0.5),
+            record(4.0, layer(256, training=True)),
+        ]
+        lines = tables.table(records).splitlines()
+        assert lines[0].endswith("| onnxruntime's / FusedLSTM's, forward, 1 thread |")
+        assert lines[2] == (
+            "| grid | **2.00x** (min 2.00x), 90 % of GEMM | **4.00x** "
+            "| **0.87x** (min 0.50x, 1 of 2 under 1) |"
+        )
+        assert "90 % of GEMM, 1.50x onnxruntime" in tables.full(records)
+        assert "Slower than onnxruntime in 1 of 2 cases" in tables.smallest_gains(records)
+        reading = record(2.0, replace(layer(256), batch=1), limit=1.0)
+        assert "GEMM" not in tables.table([*records, reading]).splitlines()[2]  # two kinds
 
     def test_names_every_loss_worst_first(self):
         records = [record(r, layer(hidden=8 * i)) for i, r in enumerate([3, 0.9, 0.5, 2], start=1)]
@@ -195,6 +359,63 @@ class TestReport:
     def test_nothing_to_plot(self):
         with pytest.raises(ValueError, match="no case"):
             plot.svg([])
+
+
+class TestBars:
+    def verdicts(self, records):
+        return {(j.bar.title, j.column): j for j in bars.judge(records)}
+
+    def test_mean_and_worst(self):
+        grid = [c for c in cases("cpu", (1,)) if bars._grid(c) and not c.training]
+        least = next(c for c in grid if (c.batch, c.steps, c.hidden_size) == (8, 20, 64))
+        found = self.verdicts([record(0.9 if c == least else 2.2, c) for c in grid])
+        mean = found["grid", ("inference", 1)]
+        assert (mean.verdict, mean.worst) == ("met", 0.9)
+        assert mean.worst_name == "grid-B8-T20-D64-H64"
+        assert found["any shape", ("inference", 1)].verdict == "**not met**"
+        assert found["B1 T100 H128..1024", ("inference", 1)].verdict == "met"
+        assert found["B1 T<=20 H<=128", ("inference", 1)].verdict == "**not met**"
+
+    def test_missing_cases_leave_it_open(self):
+        no_longer_planned = record(0.5, replace(layer(), steps=500))
+        found = self.verdicts([record(3.0, layer()), no_longer_planned])
+        one = found["grid", ("inference", 1)]
+        assert (one.verdict, one.measured, one.planned) == ("met so far", 1, 60)
+        assert ("packed", ("inference", 1)) not in found
+
+    def test_less_is_better_for_a_time(self):
+        step = Case("grid", "layer", 1, 1, 64, 64)
+        title = "one step, module"
+        column = ("inference", 1)
+        assert self.verdicts([record(2.0, step, us=14.9)])[title, column].verdict == "met"
+        assert self.verdicts([record(2.0, step, us=15)])[title, column].verdict == "**not met**"
+
+    def test_every_bar_has_cases_in_every_mode(self):
+        planned = cases("cpu")
+        for bar in bars.BARS:
+            for mode in bar.must_be:
+                assert any(bar.about(c) and c.mode == mode for c in planned), (bar.title, mode)
+
+    def test_are_printed(self, tmp_path, capsys):
+        file = tmp_path / "a.json"
+        wide = layer(256)
+        kept = record(1.0, wide, onnx=1.1, limit=wide.flops / 100 / 1e3 / 0.91)
+        results.save(file, FACTS, [kept])
+        assert report.main([str(file), "--bars"]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        shape = "grid-B32-T20-D256-H256"
+        assert (
+            f"| grid | forward, 1 thread | geometric mean >= 2.00x | 1.00x | 1.00x {shape} "
+            "| 1 of 60 | **not met** |"
+        ) in lines
+        assert (
+            f"| share of GEMM | forward, 1 thread | each >= 90 % | 91 % | 91 % {shape} "
+            "| 1 of 18 | met so far |"
+        ) in lines
+        assert any(line.startswith("| onnxruntime, grid |") for line in lines)
+
+    def test_are_not_about_cuda(self):
+        assert bars.judge([record(9.0, layer(device="cuda", threads=None))]) == []
 
 
 class TestResultsFile:

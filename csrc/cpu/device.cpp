@@ -1,5 +1,5 @@
 // The layer on a CPU: library GEMMs for whole sequences, and the kernels of kernels.h for the
-// walk over time, spread over the threads by batch slice and direction.
+// walk over time, spread over the threads by direction, sequences and hidden units.
 #include "../device.h"
 
 #include <ATen/Parallel.h>
@@ -7,42 +7,49 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 
+#include <algorithm>
+#include <deque>
+
 #include "kernels.h"
 
 namespace fused_lstm {
 namespace {
 
-// Calls body(Types, packing, pair) for the types of a layer stored as `storage`.
+// Calls body(Types, functions) for the types of a layer stored as `storage`.
 template <class Body>
 void with_types(at::ScalarType storage, const Body& body) {
   const cpu::Kernels& table = cpu::kernels();
   switch (storage) {
     case at::kFloat:
-      return body(cpu::Float{}, table.pack_float, table.of_float);
+      return body(cpu::Float{}, table.of_float);
     case at::kDouble:
-      return body(cpu::Double{}, table.pack_double, table.of_double);
+      return body(cpu::Double{}, table.of_double);
     case at::kHalf:
-      return body(cpu::HalfFloat{}, table.pack_float, table.of_half);
+      return body(cpu::HalfFloat{}, table.of_half);
     case at::kBFloat16:
-      return body(cpu::BFloat16Float{}, table.pack_float, table.of_bfloat16);
+      return body(cpu::BFloat16Float{}, table.of_bfloat16);
     default:
       TORCH_CHECK(false, "fused_lstm: no CPU kernel for dtype ", storage);
   }
 }
 
 Plan plan_for(const Sizes& sizes) {
-  return make_plan({/*cuda=*/false, at::get_num_threads(), sizes.T, sizes.B, sizes.N, sizes.H,
+#if AT_PARALLEL_OPENMP
+  constexpr bool team = true;  // the threads of one loop all run at once, and may wait for another
+#else
+  constexpr bool team = false;
+#endif
+  return make_plan({/*cuda=*/false, at::get_num_threads(), team, sizes.T, sizes.B, sizes.N, sizes.H,
                     sizes.P, sizes.D, sizes.directions});
 }
 
+// body(begin, end) over parts of 0 .. n, on all threads or on this one.
 template <class Body>
-void for_each(bool parallel, int64_t n, const Body& body) {
+void spread(bool parallel, int64_t n, const Body& body) {
   if (parallel) {
-    at::parallel_for(0, n, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) body(i);
-    });
+    at::parallel_for(0, n, 1, body);
   } else {
-    for (int64_t i = 0; i < n; ++i) body(i);
+    body(0, n);
   }
 }
 
@@ -67,50 +74,80 @@ std::vector<int64_t> slice_batch(const Sequence& sequence, int64_t slices) {
   return borders;
 }
 
-// The kernels take the right factor B of a product A B; W is a weight matrix that lies row by row.
-template <class Scalar>
-cpu::Factor<Scalar> plain(const at::Tensor& W) {
-  return {W.const_data_ptr<Scalar>(), W.size(0), W.size(1), W.size(1), 1, /*gates=*/false};
-}
-template <class Scalar>
-cpu::Factor<Scalar> transposed(const at::Tensor& W) {
-  return {W.const_data_ptr<Scalar>(), W.size(1), W.size(0), 1, W.size(1), /*gates=*/false};
-}
-template <class Scalar>
-cpu::Factor<Scalar> transposed_gates(const at::Tensor& W) {
-  return {W.const_data_ptr<Scalar>(), W.size(1), W.size(0), 1, W.size(1), /*gates=*/true};
+// Borders of `slices` parts of the hidden units, multiples of `block`.
+std::vector<int64_t> slice_units(int64_t H, int64_t slices, int64_t block) {
+  const int64_t blocks = (H + block - 1) / block;
+  std::vector<int64_t> borders;
+  for (int64_t i = 0; i <= slices; ++i) {
+    borders.push_back(std::min(H, blocks * i / slices * block));
+  }
+  return borders;
 }
 
-// One weight of every direction in panels, [directions, panels, panel size].
-template <class Scalar, class Direction>
-at::Tensor pack(const cpu::Packing<Scalar>& packing, const std::vector<Direction>& directions,
-                at::Tensor Direction::* weight, cpu::Factor<Scalar> (*factor_of)(const at::Tensor&),
-                bool parallel) {
-  std::vector<cpu::Factor<Scalar>> factors;
-  for (const Direction& d : directions) factors.push_back(factor_of(d.*weight));
-  const int64_t panels = packing.panels(factors[0]);
+// How the sequences and the hidden units of each direction are shared out.
+struct Slices {
+  std::vector<int64_t> batch, units;  // borders
+  bool parallel;
+
+  int64_t parts_of_batch() const { return static_cast<int64_t>(batch.size()) - 1; }
+  int64_t parts_of_units() const { return static_cast<int64_t>(units.size()) - 1; }
+};
+
+int64_t widest(const std::vector<int64_t>& borders) {
+  int64_t width = 0;
+  for (size_t i = 1; i < borders.size(); ++i) width = std::max(width, borders[i] - borders[i - 1]);
+  return width;
+}
+
+// One weight of every direction in panels; undefined unless `wanted`.
+template <class Types>
+at::Tensor pack(const cpu::Functions<Types>& functions, const std::vector<Weights>& weights,
+                at::Tensor Weights::* name, cpu::Layout layout, bool wanted, bool parallel) {
+  if (!wanted) return {};
+  std::vector<cpu::Packing<Types>> packings;
+  for (const Weights& w : weights) {
+    const at::Tensor& matrix = w.*name;
+    packings.push_back(
+        {pointer<typename Types::Storage>(matrix), matrix.size(0), matrix.size(1), layout});
+  }
+  const int64_t panels = functions.panels(packings[0]);
+  const int64_t each = panels * functions.panel_size(packings[0]);
+  const at::ScalarType accum = accum_type((weights[0].*name).scalar_type());
   const at::Tensor packed =
-      at::empty({static_cast<int64_t>(factors.size()), panels, packing.panel_size(factors[0])},
-                (directions[0].*weight).options());
-  for_each(parallel, packed.size(0) * panels, [&](int64_t i) {
-    const int64_t d = i / panels;
-    packing.pack(factors[d], i % panels, packed.data_ptr<Scalar>() + d * packed.stride(0));
+      at::empty({static_cast<int64_t>(packings.size()), each}, at::TensorOptions(accum));
+  using Operand = typename Types::Operand;
+  spread(parallel, packed.size(0) * panels, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t d = i / panels;
+      functions.pack(packings[d], i % panels, pointer<Operand>(packed, d));
+    }
   });
   return packed;
 }
 
-template <class Scalar>
-Scalar* direction_of(const at::Tensor& packed, size_t d) {
-  return packed.defined() ? packed.data_ptr<Scalar>() + d * packed.stride(0) : nullptr;
-}
-
-// Every direction's sequences, slice by slice.
+// Every direction's parts through all steps.
 template <class Params>
-void walk(void (*kernel)(const Params&, int64_t, int64_t), const std::vector<Params>& params,
-          const std::vector<int64_t>& slices, bool parallel) {
-  const int64_t parts = static_cast<int64_t>(slices.size()) - 1;
-  for_each(parallel, parts * static_cast<int64_t>(params.size()),
-           [&](int64_t i) { kernel(params[i / parts], slices[i % parts], slices[i % parts + 1]); });
+void walk(void (*kernel)(const Params&, const cpu::Part&), const std::vector<Params>& params,
+          const Slices& slices) {
+  const int64_t parts = slices.parts_of_units();  // that wait for one another
+  const int64_t groups = slices.parts_of_batch() * static_cast<int64_t>(params.size());
+  std::deque<cpu::Barrier> barriers;
+  if (parts > 1) {
+    for (int64_t i = 0; i < groups; ++i) barriers.emplace_back(parts);
+  }
+  spread(slices.parallel, groups * parts, [&](int64_t begin, int64_t end) {
+    // A thread that is given several parts of a group takes them as one. Waiting for the others
+    // is safe: all threads are running, and each goes through the groups in the same order.
+    while (begin < end) {
+      const int64_t group = begin / parts, first = begin % parts;
+      const int64_t last = std::min(parts, first + end - begin);
+      const int64_t slice = group % slices.parts_of_batch();
+      kernel(params[group / slices.parts_of_batch()],
+             {slices.batch[slice], slices.batch[slice + 1], slices.units[first], slices.units[last],
+              parts > 1 ? &barriers[group] : nullptr, last - first, begin});
+      begin += last - first;
+    }
+  });
 }
 
 class CpuDevice final : public Device {
@@ -127,88 +164,110 @@ class CpuDevice final : public Device {
     }
   }
 
-  void forward(const Sequence& sequence, std::vector<DirectionForward>& directions) const override {
+  void forward(const Sequence& sequence, const LayerForward& layer) const override {
     const Sizes& sizes = sequence.sizes;
     const Plan plan = plan_for(sizes);
-    const std::vector<int64_t> slices = slice_batch(sequence, plan.slices);
-    with_types(directions[0].output.scalar_type(), [&](auto types, auto& packing, auto& kernel) {
+    const Slices slices = {
+        slice_batch(sequence, plan.batch_slices),
+        slice_units(sizes.H, plan.unit_slices, cpu::kernels().unit_block / 4), plan.parallel};
+    with_types(layer.output.scalar_type(), [&](auto types, const auto& functions) {
       using Types = decltype(types);
       using Scalar = typename Types::Accum;
-      at::Tensor input, recurrent, projection;
-      if (plan.kernel == Kernel::merged) {
-        input = pack(packing, directions, &DirectionForward::weight_ih, transposed_gates<Scalar>,
-                     plan.parallel);
-      } else {
-        for (DirectionForward& d : directions) {
-          d.preactivations = preactivations_of(sizes, d);
-          product(d.preactivations, d.input, d.weight_ih.t(), /*accumulate=*/false);
-        }
-      }
-      if (plan.kernel == Kernel::single_step) {
-        for (DirectionForward& d : directions) {
-          product(d.preactivations, d.hidden_state, d.weight_hh.t(), /*accumulate=*/true);
-        }
-      } else {
-        recurrent = pack(packing, directions, &DirectionForward::weight_hh,
-                         transposed_gates<Scalar>, plan.parallel);
-      }
-      if (sizes.projected) {
-        projection = pack(packing, directions, &DirectionForward::weight_hr, transposed<Scalar>,
-                          plan.parallel);
-      }
+      using Storage = typename Types::Storage;
+      const auto packed = [&](at::Tensor Weights::* name, cpu::Layout layout, bool wanted) {
+        return pack(functions, layer.weights, name, layout, wanted, plan.parallel);
+      };
+      const at::Tensor input = packed(&Weights::ih, cpu::Layout::gates, plan.pack_input);
+      const at::Tensor recurrent = packed(&Weights::hh, cpu::Layout::gates, plan.pack_recurrent);
+      const at::Tensor projection =
+          packed(&Weights::hr, cpu::Layout::plain_transposed, sizes.projected);
 
-      const int64_t width = sizes.P + (sizes.projected ? sizes.H + sizes.P : 0);
+      // [B, ...] of the states, for each direction: two of h, c, and with a projection o tanh(c)
+      // and its product; then what each part needs for itself.
+      const int64_t P = sizes.P, H = sizes.H;
+      const int64_t width = 2 * P + H + (sizes.projected ? H + P : 0);
+      std::vector<cpu::Forward<Types>> params(sizes.directions);
+      params[0].layer.projection_size = P;
+      params[0].input_size = sizes.D;
+      params[0].chunk = plan.chunk;
+      const int64_t each =
+          functions.forward_scratch(params[0], widest(slices.batch), widest(slices.units));
+      const int64_t parts = slices.parts_of_batch() * slices.parts_of_units();
       const at::Tensor scratch =
-          at::empty({sizes.directions, sizes.B * width}, directions[0].cell_state.options());
-      std::vector<ForwardParams<Types>> params;
-      for (size_t d = 0; d < directions.size(); ++d) {
-        ForwardParams<Types> p = forward_params<Types>(sequence, directions[d]);
-        p.weight_ih = direction_of<Scalar>(input, d);
-        p.weight_hh = direction_of<Scalar>(recurrent, d);
-        p.weight_hr = direction_of<Scalar>(projection, d);
-        p.hidden_next = direction_of<Scalar>(scratch, d);
+          at::empty({sizes.directions * (sizes.B * width + parts * each)},
+                    at::TensorOptions(accum_type(layer.output.scalar_type())));
+      Scalar* const own = pointer<Scalar>(scratch);
+      Scalar* states = own + sizes.directions * parts * each;
+      for (int64_t d = 0; d < sizes.directions; ++d) {
+        const Weights& w = layer.weights[d];
+        cpu::Forward<Types>& f = params[d];
+        f.layer = forward_params<Types>(sequence, layer, d);
+        f.direct_input = plan.direct_input;
+        f.direct_recurrent = plan.direct_recurrent;
+        f.input_size = sizes.D;
+        f.input = pointer<Storage>(layer.input);
+        f.weight_ih = {pointer<Storage>(w.ih), pointer<Scalar>(input, d)};
+        f.weight_hh = {pointer<Storage>(w.hh), pointer<Scalar>(recurrent, d)};
+        f.weight_hr = {pointer<Storage>(w.hr), pointer<Scalar>(projection, d)};
+        f.bias_ih = pointer<Storage>(w.bias_ih);
+        f.bias_hh = pointer<Storage>(w.bias_hh);
+        f.chunk = plan.chunk;
+        f.scratch = own;
+        f.scratch_size = each;
+        const auto take = [&](int64_t numbers) {
+          Scalar* const taken = states;
+          states += sizes.B * numbers;
+          return taken;
+        };
+        f.hidden[0] = take(P);
+        f.hidden[1] = take(P);
+        f.layer.cell_state = take(H);
         if (sizes.projected) {
-          p.projection = p.hidden_next + sizes.B * sizes.P;
-          p.unprojected = p.projection + sizes.B * sizes.P;
+          f.layer.unprojected = take(H);
+          f.layer.projection = take(P);
         }
-        params.push_back(p);
       }
-      walk(kernel.forward, params, slices, plan.parallel);
+      walk(functions.forward, params, slices);
     });
   }
 
-  void backward(const Sequence& sequence,
-                std::vector<DirectionBackward>& directions) const override {
+  void backward(const Sequence& sequence, const LayerBackward& layer) const override {
     const Sizes& sizes = sequence.sizes;
     const Plan plan = plan_for(sizes);
-    const std::vector<int64_t> slices = slice_batch(sequence, plan.slices);
-    with_types(directions[0].gates.scalar_type(), [&](auto types, auto& packing, auto& kernel) {
+    const Slices slices = {slice_batch(sequence, plan.batch_slices),
+                           slice_units(sizes.H, plan.unit_slices, cpu::kernels().unit_block),
+                           plan.parallel};
+    with_types(layer.gates.scalar_type(), [&](auto types, const auto& functions) {
       using Types = decltype(types);
       using Scalar = typename Types::Accum;
-      at::Tensor recurrent, projection, scratch;
-      if (plan.kernel != Kernel::single_step) {
-        recurrent =
-            pack(packing, directions, &DirectionBackward::weight_hh, plain<Scalar>, plan.parallel);
-      }
+      using Storage = typename Types::Storage;
+      const auto packed = [&](at::Tensor Weights::* name, bool wanted) {
+        return pack(functions, layer.weights, name, cpu::Layout::plain, wanted, plan.parallel);
+      };
+      const at::Tensor recurrent = packed(&Weights::hh, plan.pack_recurrent);
+      const at::Tensor projection = packed(&Weights::hr, sizes.projected);
+      at::Tensor scratch;
       if (sizes.projected) {
-        projection =
-            pack(packing, directions, &DirectionBackward::weight_hr, plain<Scalar>, plan.parallel);
-        scratch =
-            at::empty({sizes.directions, sizes.B * sizes.H}, directions[0].grad_hidden.options());
+        scratch = at::empty({sizes.directions, sizes.B * sizes.H}, layer.grad_hidden.options());
       }
-
-      std::vector<BackwardParams<Types>> params;
-      for (size_t d = 0; d < directions.size(); ++d) {
-        BackwardParams<Types> p = backward_params<Types>(sequence, directions[d]);
-        p.weight_hh = direction_of<Scalar>(recurrent, d);
-        p.weight_hr = direction_of<Scalar>(projection, d);
-        p.grad_unprojected = direction_of<Scalar>(scratch, d);
-        params.push_back(p);
+      std::vector<cpu::Backward<Types>> params(sizes.directions);
+      for (int64_t d = 0; d < sizes.directions; ++d) {
+        const Weights& w = layer.weights[d];
+        cpu::Backward<Types>& f = params[d];
+        f.layer = backward_params<Types>(sequence, layer, d);
+        f.layer.grad_unprojected = pointer<Scalar>(scratch, d);
+        f.direct_recurrent = plan.direct_recurrent;
+        f.last_product = plan.direct_recurrent || plan.pack_recurrent;
+        f.weight_hh = {pointer<Storage>(w.hh), pointer<Scalar>(recurrent, d)};
+        f.weight_hr = {pointer<Storage>(w.hr), pointer<Scalar>(projection, d)};
       }
-      walk(kernel.backward, params, slices, plan.parallel);
-      if (plan.kernel == Kernel::single_step) {
-        for (DirectionBackward& d : directions) {
-          product(d.grad_hidden, d.grad_preactivations, d.weight_hh, /*accumulate=*/true);
+      walk(functions.backward, params, slices);
+      if (!params[0].last_product) {
+        for (int64_t d = 0; d < sizes.directions; ++d) {
+          at::Tensor grad_hidden = layer.grad_hidden.select(0, d);
+          const at::Tensor& weight = layer.weights[d].hh;
+          product(grad_hidden, layer.grad_preactivations.select(0, d),
+                  weight.to(layer.grad_hidden.scalar_type()), /*accumulate=*/true);
         }
       }
     });

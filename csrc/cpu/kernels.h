@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../sequence.h"
+#include "barrier.h"
 
 namespace fused_lstm {
 namespace cpu {
@@ -11,45 +12,80 @@ using Double = Types<double, double, double>;
 using HalfFloat = Types<Half, float, float>;
 using BFloat16Float = Types<BFloat16, float, float>;
 
-// The right factor B [depth, columns] of a product, to be copied into panels that the kernels
-// read from front to back. A panel holds four vectors of columns for each k; with `gates`
-// (columns = 4H) these are the same units of the four gates, else neighbours.
-template <class Scalar>
-struct Factor {
-  const Scalar* data;  // B[k, n] at data[k * stride_k + n * stride_n]
-  int64_t depth, columns;
-  int64_t stride_k, stride_n;
-  bool gates;
+// A weight matrix as nn.LSTM has it, row by row, and, where it is packed ahead, its panels.
+//   Gate panels: of the transposed W [4H, depth]. A panel belongs to one vector of hidden units
+//     and holds, for each k < depth, a vector of W[.., k] for each of the gates i f g o.
+//   Plain panels: of W [depth, columns] or its transpose, four neighbouring vectors for each k.
+template <class Types>
+struct Weight {
+  const typename Types::Storage* data;
+  const typename Types::Operand* panels;  // or null
 };
 
-template <class Scalar>
+enum class Layout { gates, plain, plain_transposed };
+
+// A weight [rows, columns] to be packed.
+template <class Types>
 struct Packing {
-  int64_t (*panels)(const Factor<Scalar>&);      // how many
-  int64_t (*panel_size)(const Factor<Scalar>&);  // numbers in each
-  // panel: one of them; to: where the first panel of all begins
-  void (*pack)(const Factor<Scalar>&, int64_t panel, Scalar* to);
+  const typename Types::Storage* data;
+  int64_t rows, columns;
+  Layout layout;
 };
 
-// Takes the sequences begin .. end of the batch through all steps.
-template <class Types>
-using Forward = void (*)(const ForwardParams<Types>&, int64_t begin, int64_t end);
-template <class Types>
-using Backward = void (*)(const BackwardParams<Types>&, int64_t begin, int64_t end);
+// What one thread takes: some sequences, and some of the hidden units of all of them.
+struct Part {
+  int64_t begin, end;             // sequences
+  int64_t first_unit, last_unit;  // hidden units; multiples of `unit_block` but for H itself
+  Barrier* barrier;               // of the parts that share these sequences; null: there are none
+  int64_t weight;                 // how many of those this one stands for
+  int64_t number;                 // 0, 1, ..: which scratch is its own
+};
 
 template <class Types>
-struct Pair {
-  Forward<Types> forward;
-  Backward<Types> backward;
+struct Forward {
+  ForwardParams<Types> layer;
+  bool direct_input, direct_recurrent;    // read the weight where it lies: for few rows
+  int64_t input_size;                     // D
+  const typename Types::Storage* input;   // [N, D]
+  Weight<Types> weight_ih;                // [4H, D]
+  Weight<Types> weight_hh;                // [4H, P]
+  Weight<Types> weight_hr;                // [P, H], packed
+  const typename Types::Storage* bias_ih;  // [4H], or null
+  const typename Types::Storage* bias_hh;  // [4H], or null
+  int64_t chunk;                          // steps whose products with the input are taken at once
+  typename Types::Operand* hidden[2];     // [B, P] a step reads one and writes the other
+  typename Types::Accum* scratch;         // forward_scratch numbers for each part
+  int64_t scratch_size;
+};
+
+template <class Types>
+struct Backward {
+  BackwardParams<Types> layer;
+  bool direct_recurrent;    // read weight_hh where it lies: for few sequences
+  bool last_product;        // take that of the first step too; else the caller does
+  Weight<Types> weight_hh;  // [4H, P]
+  Weight<Types> weight_hr;  // [P, H], packed
+};
+
+template <class Types>
+struct Functions {
+  int64_t (*panels)(const Packing<Types>&);      // how many
+  int64_t (*panel_size)(const Packing<Types>&);  // numbers in each
+  // panel: one of them; to: where the first panel of all begins
+  void (*pack)(const Packing<Types>&, int64_t panel, typename Types::Operand* to);
+  int64_t (*forward_scratch)(const Forward<Types>&, int64_t sequences, int64_t units);
+  // A part's sequences through all steps.
+  void (*forward)(const Forward<Types>&, const Part&);
+  void (*backward)(const Backward<Types>&, const Part&);
 };
 
 struct Kernels {
   const char* name;
-  Packing<float> pack_float;
-  Packing<double> pack_double;
-  Pair<Float> of_float;
-  Pair<Double> of_double;
-  Pair<HalfFloat> of_half;
-  Pair<BFloat16Float> of_bfloat16;
+  int64_t unit_block;  // hidden units of a float32 plain panel
+  Functions<Float> of_float;
+  Functions<Double> of_double;
+  Functions<HalfFloat> of_half;
+  Functions<BFloat16Float> of_bfloat16;
 };
 
 // The best table for this processor, or a lower one that FUSED_LSTM_CPU_ISA names. Throws

@@ -1,5 +1,7 @@
 // The CPU kernels, written once. Each kernels_*.cpp includes this file under its own instruction
-// set with FUSED_LSTM_VECTOR_BYTES, FUSED_LSTM_TILE_ROWS and FUSED_LSTM_TABLE set.
+// set with FUSED_LSTM_VECTOR_BYTES, FUSED_LSTM_TILE_ROWS and FUSED_LSTM_TABLE set. Nothing of the
+// standard library that could be compiled out of line is used here: the linker would keep one copy
+// for all instruction sets.
 
 #include "kernels.h"
 #include "vector.h"
@@ -10,18 +12,26 @@ namespace {
 
 constexpr int tile_vectors = 4;
 
-// sums [rows, 4 vectors] += a [rows, depth] times one panel [depth, 4 vectors]. The sums stay in
-// registers; with rows = FUSED_LSTM_TILE_ROWS they fill the register file.
+template <class Types>
+using VectorOfTypes = typename VectorFor<typename Types::Accum>::Type;
+
+// sums [rows, 4 vectors] += rows of a [rows][depth] times one panel [depth, 4 vectors]. The sums
+// stay in registers; with rows = FUSED_LSTM_TILE_ROWS they fill the register file.
 template <int rows, class V, class Scalar = typename Lanes<V>::Scalar>
-FUSED_LSTM_INLINE void multiply(const Scalar* a, int64_t depth, const Scalar* panel,
+FUSED_LSTM_INLINE void multiply(const Scalar* const (&a)[rows], int64_t depth, const Scalar* panel,
                                 V (&sums)[rows][tile_vectors]) {
   constexpr int lanes = Lanes<V>::count;
+  constexpr int64_t ahead = 16;  // rows of the panel; panels come from the second-level cache
+  constexpr int line = 64 / sizeof(Scalar);
   for (int64_t k = 0; k < depth; ++k) {
     V weights[tile_vectors];
     for (int v = 0; v < tile_vectors; ++v) weights[v] = load<V>(panel + v * lanes, lanes);
+    for (int n = 0; n < tile_vectors * lanes; n += line) {
+      __builtin_prefetch(panel + ahead * tile_vectors * lanes + n);
+    }
     panel += tile_vectors * lanes;
     for (int r = 0; r < rows; ++r) {
-      const V x = fill<V>(a[r * depth + k]);
+      const V x = fill<V>(a[r][k]);
       for (int v = 0; v < tile_vectors; ++v) sums[r][v] += x * weights[v];
     }
   }
@@ -39,7 +49,7 @@ FUSED_LSTM_INLINE void call_with_rows(int64_t n, int64_t first, const Body& body
   }
 }
 template <class Body>
-void for_row_blocks(int64_t begin, int64_t end, const Body& body) {
+FUSED_LSTM_INLINE void for_row_blocks(int64_t begin, int64_t end, const Body& body) {
   const int64_t blocks = (end - begin + FUSED_LSTM_TILE_ROWS - 1) / FUSED_LSTM_TILE_ROWS;
   for (int64_t i = 0; i < blocks; ++i) {
     const int64_t first = begin + (end - begin) * i / blocks;
@@ -48,70 +58,121 @@ void for_row_blocks(int64_t begin, int64_t end, const Body& body) {
   }
 }
 
-// Calls body(j, count) over `size` neighbours in vectors of V.
+// Calls body(j, count) over the neighbours begin .. end in vectors of V.
 template <class V, class Body>
-FUSED_LSTM_INLINE void for_vectors(int64_t size, const Body& body) {
+FUSED_LSTM_INLINE void for_vectors(int64_t begin, int64_t end, const Body& body) {
   constexpr int lanes = Lanes<V>::count;
-  int64_t j = 0;
-  for (; j + lanes <= size; j += lanes) body(j, lanes);
-  if (j < size) body(j, static_cast<int>(size - j));
+  int64_t j = begin;
+  for (; j + lanes <= end; j += lanes) body(j, lanes);
+  if (j < end) body(j, static_cast<int>(end - j));
 }
 
-template <class Scalar>
-int64_t panel_columns(const Factor<Scalar>& factor) {
-  return Lanes<typename VectorFor<Scalar>::Type>::count * (factor.gates ? 1 : tile_vectors);
-}
-template <class Scalar>
-int64_t panels(const Factor<Scalar>& factor) {
-  const int64_t columns = factor.gates ? factor.columns / tile_vectors : factor.columns;
-  return (columns + panel_columns(factor) - 1) / panel_columns(factor);
-}
-template <class Scalar>
-int64_t panel_size(const Factor<Scalar>& factor) {
-  return factor.depth * tile_vectors * Lanes<typename VectorFor<Scalar>::Type>::count;
+template <class Types>
+constexpr int64_t lanes_of() {
+  return Lanes<VectorOfTypes<Types>>::count;
 }
 
-template <class Scalar>
-void pack(const Factor<Scalar>& factor, int64_t panel, Scalar* to) {
-  constexpr int lanes = Lanes<typename VectorFor<Scalar>::Type>::count;
-  constexpr int64_t block = 16;  // one line of cache of each column at a time
-  to += panel * panel_size(factor);
-  const int64_t group = factor.columns / tile_vectors;  // H, for gates
-  for (int v = 0; v < tile_vectors; ++v) {
-    const int64_t unit = panel * panel_columns(factor) + (factor.gates ? 0 : v * lanes);
-    const int64_t left = (factor.gates ? group : factor.columns) - unit;
-    const int64_t count = left < 0 ? 0 : left < lanes ? left : lanes;
-    const Scalar* from = factor.data + (factor.gates ? v * group + unit : unit) * factor.stride_n;
-    for (int64_t first = 0; first < factor.depth; first += block) {
-      const int64_t last = first + block < factor.depth ? first + block : factor.depth;
-      for (int64_t k = first; k < last; ++k) {
-        Scalar* row = to + (k * tile_vectors + v) * lanes;
-        for (int64_t n = 0; n < count; ++n) {
-          row[n] = from[k * factor.stride_k + n * factor.stride_n];
-        }
-        for (int64_t n = count; n < lanes; ++n) row[n] = 0;
+template <class Types>
+int64_t panels(const Packing<Types>& w) {
+  const int64_t width = lanes_of<Types>() * (w.layout == Layout::gates ? 1 : tile_vectors);
+  const int64_t columns = w.layout == Layout::gates   ? w.rows / 4
+                          : w.layout == Layout::plain ? w.columns
+                                                      : w.rows;
+  return (columns + width - 1) / width;
+}
+template <class Types>
+int64_t panel_size(const Packing<Types>& w) {
+  return (w.layout == Layout::plain ? w.rows : w.columns) * tile_vectors * lanes_of<Types>();
+}
+
+// One vector of each row of a panel: columns of the panel are rows of the weight, `depth` long.
+// Columns from `count` on are zero.
+template <class V, class T>
+void pack_transposed(const T* from, int64_t depth, int64_t count,
+                     typename Lanes<V>::Scalar* to) {
+  constexpr int lanes = Lanes<V>::count;
+  for_vectors<V>(0, depth, [&](int64_t k, int part) {
+    V square[lanes];
+    for (int n = 0; n < lanes; ++n) {
+      square[n] = n < count ? load<V>(from + n * depth + k, part) : V{};
+    }
+    transpose(square);
+    for (int n = 0; n < part; ++n) {
+      store<V>(to + (k + n) * tile_vectors * lanes, square[n], lanes);
+    }
+  });
+}
+
+template <class Types>
+void pack(const Packing<Types>& w, int64_t panel, typename Types::Operand* to) {
+  using V = VectorOfTypes<Types>;
+  constexpr int64_t lanes = Lanes<V>::count;
+  to += panel * panel_size(w);
+  for (int v = 0; v < tile_vectors; ++v, to += lanes) {
+    if (w.layout == Layout::gates) {
+      const int64_t H = w.rows / 4, unit = panel * lanes;
+      pack_transposed<V>(w.data + (v * H + unit) * w.columns, w.columns, H - unit, to);
+    } else {
+      const int64_t first = (panel * tile_vectors + v) * lanes;
+      if (w.layout == Layout::plain_transposed) {
+        pack_transposed<V>(w.data + first * w.columns, w.columns, w.rows - first, to);
+        continue;
+      }
+      const int64_t left = w.columns - first;
+      const int count = static_cast<int>(left < 0 ? 0 : left < lanes ? left : lanes);
+      for (int64_t k = 0; k < w.rows; ++k) {
+        store<V>(to + k * tile_vectors * lanes, load<V>(w.data + k * w.columns + first, count),
+                 lanes);
       }
     }
   }
 }
 
-// c [rows, columns] (+)= a [rows, depth] times all panels of a plain factor.
+// Lane n: row n of w [.., depth] times x [depth], for n < count.
+template <class V, class T>
+FUSED_LSTM_INLINE V dot_products(const T* w, int64_t depth, int64_t count,
+                                 const typename Lanes<V>::Scalar* x) {
+  constexpr int lanes = Lanes<V>::count;
+  if (count >= lanes) {
+    V sums[lanes] = {};
+    for_vectors<V>(0, depth, [&](int64_t k, int part) {
+      const V factor = load<V>(x + k, part);
+      for (int n = 0; n < lanes; ++n) sums[n] += factor * load<V>(w + n * depth + k, part);
+    });
+    return sum_of_each(sums);
+  }
+  V sums[lanes] = {};
+  for (int64_t n = 0; n < count; ++n) {
+    V sum = {};
+    for_vectors<V>(0, depth, [&](int64_t k, int part) {
+      sum += load<V>(x + k, part) * load<V>(w + n * depth + k, part);
+    });
+    sums[n] = sum;
+  }
+  return sum_of_each(sums);
+}
+
+// c [rows, columns] (+)= a [rows, depth] times the panels of a plain weight, of the columns
+// begin .. end; begin is where a panel begins.
 template <class V, class Scalar = typename Lanes<V>::Scalar>
-void product(const Scalar* a, int64_t depth, const Scalar* packed, Scalar* c, int64_t columns,
-             int64_t rows, bool accumulate) {
+void product(const Scalar* a, int64_t depth, const Scalar* panels, Scalar* c, int64_t columns,
+             int64_t begin, int64_t end, int64_t rows, bool accumulate, bool downwards) {
   constexpr int lanes = Lanes<V>::count;
   constexpr int64_t width = tile_vectors * lanes;
-  for (int64_t first = 0; first < columns; first += width) {
-    const Scalar* panel = packed + first * depth;
+  const int64_t blocks = (end - begin + width - 1) / width;
+  for (int64_t i = 0; i < blocks; ++i) {
+    const int64_t first = begin + (downwards ? blocks - 1 - i : i) * width;
+    const int64_t last = first + width < end ? first + width : end;
     for_row_blocks(0, rows, [&](int64_t row, auto height) {
       constexpr int tile_rows = decltype(height)::value;
       V sums[tile_rows][tile_vectors] = {};
-      multiply(a + row * depth, depth, panel, sums);
+      const Scalar* pointers[tile_rows];
+      for (int r = 0; r < tile_rows; ++r) pointers[r] = a + (row + r) * depth;
+      multiply(pointers, depth, panels + first * depth, sums);
       for (int r = 0; r < tile_rows; ++r) {
-        Scalar* to = c + (row + r) * columns + first;
-        const int64_t left = columns - first < width ? columns - first : width;
-        for_vectors<V>(left, [&](int64_t j, int count) {
-          const V sum = sums[r][j / lanes];
+        Scalar* to = c + (row + r) * columns;
+        for_vectors<V>(first, last, [&](int64_t j, int count) {
+          const V sum = sums[r][(j - first) / lanes];
           store<V>(to + j, accumulate ? load<V>(to + j, count) + sum : sum, count);
         });
       }
@@ -119,108 +180,373 @@ void product(const Scalar* a, int64_t depth, const Scalar* packed, Scalar* c, in
   }
 }
 
-// Kept out of line: the tiles of every height share one copy.
-template <class V, class Types>
-__attribute__((noinline)) void forward_unit_vector(const ForwardParams<Types>& p, const Step& step,
-                                                   int64_t b, int64_t j, const Gates<V>& products) {
-  constexpr int lanes = Lanes<V>::count;
-  if (j + lanes <= p.hidden_size) {
-    forward_units<V>(p, step, b, j, products, lanes);
-  } else {
-    forward_units<V>(p, step, b, j, products, static_cast<int>(p.hidden_size - j));
+// c [rows, columns] += a [rows, depth] w [depth, columns], of the columns begin .. end, for few
+// rows: w is read once, in order. depth is a multiple of 4.
+template <class V, class T, class Scalar = typename Lanes<V>::Scalar>
+void add_direct_product(const Scalar* a, int64_t depth, const T* w, Scalar* c, int64_t columns,
+                        int64_t begin, int64_t end, int64_t rows) {
+  const auto take = [&](int64_t k, auto taken) {
+    for (int64_t r = 0; r < rows; ++r) {
+      const Scalar* factors = a + r * depth + k;
+      for_vectors<V>(begin, end, [&](int64_t j, int count) {
+        V sum = load<V>(c + r * columns + j, count);
+        for (int i = 0; i < decltype(taken)::value; ++i) {
+          sum += fill<V>(factors[i]) * load<V>(w + (k + i) * columns + j, count);
+        }
+        store<V>(c + r * columns + j, sum, count);
+      });
+    }
+  };
+  int64_t k = 0;
+  for (; k + 8 <= depth; k += 8) take(k, std::integral_constant<int, 8>{});
+  if (k < depth) take(k, std::integral_constant<int, 4>{});
+}
+
+int64_t live_rows(const Steps& steps, const Part& part, int64_t index) {
+  const int64_t rows = make_step(steps, index).rows;
+  return (rows < part.end ? rows : part.end) - part.begin;
+}
+
+// The rows of a part's sequences, step after step from `index` on.
+class Rows {
+ public:
+  Rows(const Steps& steps, const Part& part, int64_t index)
+      : steps_(steps), part_(part), index_(index) {
+    enter();
+  }
+  int64_t next() {
+    while (taken_ >= rows_) {
+      ++index_;
+      enter();
+    }
+    return first_ + taken_++;
+  }
+
+ private:
+  void enter() {
+    taken_ = 0;
+    rows_ = live_rows(steps_, part_, index_);
+    first_ = make_step(steps_, index_).offset + part_.begin;
+  }
+  const Steps& steps_;
+  const Part& part_;
+  int64_t index_, first_, taken_, rows_;
+};
+
+// A part's own memory.
+template <class Types>
+struct Scratch {
+  using Scalar = typename Types::Accum;
+  using Storage = typename Types::Storage;
+  static constexpr int64_t width = tile_vectors * lanes_of<Types>();
+  static constexpr bool widens = sizeof(Storage) != sizeof(Scalar);
+
+  // For a part with so many sequences and hidden units.
+  Scratch(const Forward<Types>& f, int64_t sequences, int64_t units, Scalar* memory)
+      : rows(f.chunk * sequences) {
+    const int64_t blocks = (units + lanes_of<Types>() - 1) / lanes_of<Types>();
+    const int64_t depth =
+        f.input_size > f.layer.projection_size ? f.input_size : f.layer.projection_size;
+    Scalar* next = memory;
+    const auto take = [&](int64_t numbers) {
+      Scalar* const taken = next;
+      next += (numbers + width - 1) / width * width;
+      return taken;
+    };
+    bias = take(blocks * width);
+    panel = take(depth * width);
+    products = take(blocks * rows * width);
+    input = take(widens ? rows * f.input_size : 0);
+    size = next - memory;
+  }
+
+  int64_t rows;      // at most, of one chunk of steps
+  Scalar* bias;      // [blocks, 4, lanes], both biases
+  Scalar* panel;     // [depth, 4, lanes], of a weight that is not packed ahead
+  Scalar* products;  // [blocks, rows, 4, lanes], with the input, biases added
+  Scalar* input;     // [rows, D] of 16-bit input
+  int64_t size;      // numbers
+};
+
+template <class Types>
+int64_t forward_scratch(const Forward<Types>& f, int64_t sequences, int64_t units) {
+  return Scratch<Types>(f, sequences, units, nullptr).size;
+}
+
+// The panel of units j .. of a weight [4H, depth].
+template <class Types>
+const typename Types::Operand* gate_panel(const Forward<Types>& f, const Weight<Types>& weight,
+                                          int64_t depth, int64_t j, const Scratch<Types>& scratch) {
+  if (weight.panels) return weight.panels + j * tile_vectors * depth;
+  const Packing<Types> packing = {weight.data, 4 * f.layer.hidden_size, depth, Layout::gates};
+  const int64_t panel = j / lanes_of<Types>();
+  pack(packing, panel, scratch.panel - panel * panel_size(packing));
+  return scratch.panel;
+}
+
+// The four gates of units j .. : rows of a weight [4H, depth] times x [depth], added to sums.
+template <class V, class T>
+FUSED_LSTM_INLINE void add_gate_products(const T* weight, int64_t H, int64_t depth, int64_t j,
+                                         const typename Lanes<V>::Scalar* x,
+                                         V (&sums)[tile_vectors]) {
+  for (int gate = 0; gate < tile_vectors; ++gate) {
+    sums[gate] += dot_products<V>(weight + (gate * H + j) * depth, depth, H - j, x);
   }
 }
 
-template <class Types>
-void forward(const ForwardParams<Types>& p, int64_t begin, int64_t end) {
-  using Scalar = typename Types::Accum;
-  using V = typename VectorFor<Scalar>::Type;
+template <class V, class Scalar>
+FUSED_LSTM_INLINE void load_tile_row(const Scalar* from, V (&sums)[tile_vectors]) {
   constexpr int lanes = Lanes<V>::count;
-  const int64_t D = p.input_size, H = p.hidden_size, P = p.projection_size;
+  for (int v = 0; v < tile_vectors; ++v) sums[v] = load<V>(from + v * lanes, lanes);
+}
 
-  for (int64_t index = 0; index < p.steps.length; ++index) {
-    const Step step = make_step(p.steps, index);
-    const int64_t live_end = step.rows < end ? step.rows : end;
-    if (live_end <= begin) continue;
+// What a part's units start from.
+template <class Types>
+void start(const Forward<Types>& f, const Part& part, const Scratch<Types>& scratch) {
+  using V = VectorOfTypes<Types>;
+  const ForwardParams<Types>& p = f.layer;
+  const int64_t H = p.hidden_size, P = p.projection_size;
+  const Step step = make_step(p.steps, 0);
+  for (int64_t b = part.begin; b < part.end; ++b) {
+    for_vectors<V>(part.first_unit, part.last_unit, [&](int64_t j, int count) {
+      store<V>(p.cell_state + b * H + j, load<V>(p.cell_0 + b * H + j, count), count);
+    });
+    const int64_t first = p.projected ? 0 : part.first_unit;
+    for_vectors<V>(first, p.projected ? P : part.last_unit, [&](int64_t j, int count) {
+      const V hidden = first_hidden<V>(p, step, b, j, count);
+      for (typename Types::Operand* state : f.hidden) store<V>(state + b * P + j, hidden, count);
+    });
+  }
+  typename Types::Accum* to = scratch.bias;
+  for_vectors<V>(part.first_unit, part.last_unit, [&](int64_t j, int count) {
+    for (int gate = 0; gate < tile_vectors; ++gate, to += Lanes<V>::count) {
+      V sum = {};
+      if (f.bias_ih) sum += load<V>(f.bias_ih + gate * H + j, count);
+      if (f.bias_hh) sum += load<V>(f.bias_hh + gate * H + j, count);
+      store<V>(to, sum, Lanes<V>::count);
+    }
+  });
+}
 
-    for (int64_t j = 0; j < H; j += lanes) {
-      for_row_blocks(begin, live_end, [&](int64_t first, auto height) {
+// The products of the input with the part's units, biases included, of the steps first .. last
+// that have `rows` rows together.
+template <class Types>
+void multiply_input(const Forward<Types>& f, const Part& part, const Scratch<Types>& scratch,
+                    int64_t first, int64_t rows) {
+  using Scalar = typename Types::Accum;
+  using V = VectorOfTypes<Types>;
+  constexpr int lanes = Lanes<V>::count, width = tile_vectors * lanes;
+  const int64_t D = f.input_size;
+  const Steps& steps = f.layer.steps;
+
+  if constexpr (Scratch<Types>::widens) {
+    Rows all(steps, part, first);
+    for (int64_t row = 0; row < rows; ++row) {
+      const typename Types::Storage* from = f.input + all.next() * D;
+      for_vectors<V>(0, D, [&](int64_t k, int count) {
+        store<V>(scratch.input + row * D + k, load<V>(from + k, count), count);
+      });
+    }
+  }
+  const Scalar* bias = scratch.bias;
+  Scalar* products = scratch.products;
+  for (int64_t j = part.first_unit; j < part.last_unit; j += lanes) {
+    Rows all(steps, part, first);
+    const auto input_of = [&](int64_t row) -> const Scalar* {
+      if constexpr (Scratch<Types>::widens) {
+        return scratch.input + row * D;
+      } else {
+        return f.input + all.next() * D;
+      }
+    };
+    if (f.direct_input) {
+      for (int64_t row = 0; row < rows; ++row) {
+        V sums[tile_vectors];
+        load_tile_row(bias, sums);
+        add_gate_products(f.weight_ih.data, f.layer.hidden_size, D, j, input_of(row), sums);
+        for (int v = 0; v < tile_vectors; ++v) {
+          store<V>(products + row * width + v * lanes, sums[v], lanes);
+        }
+      }
+    } else {
+      const Scalar* panel = gate_panel(f, f.weight_ih, D, j, scratch);
+      for_row_blocks(0, rows, [&](int64_t row, auto height) {
         constexpr int tile_rows = decltype(height)::value;
-        V sums[tile_rows][tile_vectors] = {};
-        if (p.weight_ih) {
-          multiply(p.input + (step.offset + first) * D, D, p.weight_ih + j * tile_vectors * D,
-                   sums);
-        }
-        if (p.weight_hh) {
-          multiply(p.hidden_state + first * P, P, p.weight_hh + j * tile_vectors * P, sums);
-        }
+        V sums[tile_rows][tile_vectors];
+        const Scalar* pointers[tile_rows];
         for (int r = 0; r < tile_rows; ++r) {
-          const Gates<V> products = {sums[r][0], sums[r][1], sums[r][2], sums[r][3]};
-          forward_unit_vector<V>(p, step, first + r, j, products);
+          pointers[r] = input_of(row + r);
+          load_tile_row(bias, sums[r]);
+        }
+        multiply(pointers, D, panel, sums);
+        for (int r = 0; r < tile_rows; ++r) {
+          for (int v = 0; v < tile_vectors; ++v) {
+            store<V>(products + (row + r) * width + v * lanes, sums[r][v], lanes);
+          }
         }
       });
     }
-    const int64_t rows = live_end - begin;
-    if (p.projected) {
-      product<V>(p.unprojected + begin * H, H, p.weight_hr, p.projection + begin * P, P, rows,
-                 false);
-      for (int64_t b = begin; b < live_end; ++b) {
-        for_vectors<V>(P, [&](int64_t j, int count) {
-          emit_hidden<V>(p, step, b, j, load<V>(p.projection + b * P + j, count), count);
-        });
+    bias += width;
+    products += scratch.rows * width;
+  }
+}
+
+// Kept out of line: the tiles of every height share one copy.
+template <class V, class Types>
+__attribute__((noinline)) void finish_units(const Forward<Types>& f, const Step& step, int64_t b,
+                                            int64_t j, const V (&sums)[tile_vectors],
+                                            const typename Types::Operand* hidden,
+                                            typename Types::Operand* next) {
+  constexpr int lanes = Lanes<V>::count;
+  const Gates<V> sum = {sums[0], sums[1], sums[2], sums[3]};
+  const int64_t left = f.layer.hidden_size - j;
+  if (left >= lanes) {
+    forward_units<V>(f.layer, step, b, j, sum, hidden, next, lanes);
+  } else {
+    forward_units<V>(f.layer, step, b, j, sum, hidden, next, static_cast<int>(left));
+  }
+}
+
+// One step of the part's units. products: of the step's rows with the input, in the first block.
+template <class Types>
+void take_step(const Forward<Types>& f, const Part& part, const Scratch<Types>& scratch,
+               const Step& step, int64_t index, int64_t rows,
+               const typename Types::Accum* products) {
+  using Scalar = typename Types::Accum;
+  using V = VectorOfTypes<Types>;
+  constexpr int lanes = Lanes<V>::count, width = tile_vectors * lanes;
+  const ForwardParams<Types>& p = f.layer;
+  const int64_t P = p.projection_size;
+  const Scalar* const hidden = f.hidden[index % 2];
+  Scalar* const next = f.hidden[(index + 1) % 2];
+
+  // Every other step goes downwards: the weights read last are still in the cache.
+  const int64_t blocks = (part.last_unit - part.first_unit + lanes - 1) / lanes;
+  for (int64_t i = 0; i < blocks; ++i) {
+    const int64_t block = index % 2 ? blocks - 1 - i : i;
+    const int64_t j = part.first_unit + block * lanes;
+    const Scalar* const of_input = products + block * scratch.rows * width;
+    if (f.direct_recurrent) {
+      for (int64_t row = 0; row < rows; ++row) {
+        V sums[tile_vectors];
+        load_tile_row(of_input + row * width, sums);
+        const int64_t b = part.begin + row;
+        add_gate_products(f.weight_hh.data, p.hidden_size, P, j, hidden + b * P, sums);
+        finish_units<V>(f, step, b, j, sums, hidden, next);
       }
+      continue;
     }
-    __builtin_memcpy(p.hidden_state + begin * P, p.hidden_next + begin * P,
-                     rows * P * sizeof(Scalar));
+    const Scalar* const panel = gate_panel(f, f.weight_hh, P, j, scratch);
+    for_row_blocks(0, rows, [&](int64_t row, auto height) {
+      constexpr int tile_rows = decltype(height)::value;
+      V sums[tile_rows][tile_vectors];
+      const Scalar* pointers[tile_rows];
+      for (int r = 0; r < tile_rows; ++r) {
+        pointers[r] = hidden + (part.begin + row + r) * P;
+        load_tile_row(of_input + (row + r) * width, sums[r]);
+      }
+      multiply(pointers, P, panel, sums);
+      for (int r = 0; r < tile_rows; ++r) {
+        finish_units<V>(f, step, part.begin + row + r, j, sums[r], hidden, next);
+      }
+    });
+  }
+
+  if (p.projected) {
+    product<V>(p.unprojected + part.begin * p.hidden_size, p.hidden_size, f.weight_hr.panels,
+               p.projection + part.begin * P, P, 0, P, rows, /*accumulate=*/false,
+               /*downwards=*/false);
+    for (int64_t b = part.begin; b < part.begin + rows; ++b) {
+      for_vectors<V>(0, P, [&](int64_t j, int count) {
+        const V h = load<V>(p.projection + b * P + j, count);
+        emit_hidden<V>(p, step, b, j, h, hidden, next, count);
+      });
+    }
   }
 }
 
 template <class Types>
-void backward(const BackwardParams<Types>& p, int64_t begin, int64_t end) {
-  using V = typename VectorFor<typename Types::Accum>::Type;
+void forward(const Forward<Types>& f, const Part& part) {
+  const Steps& steps = f.layer.steps;
+  const Scratch<Types> scratch(f, part.end - part.begin, part.last_unit - part.first_unit,
+                               f.scratch + part.number * f.scratch_size);
+  start(f, part, scratch);
+  for (int64_t first = 0; first < steps.length; first += f.chunk) {
+    const int64_t last = first + f.chunk < steps.length ? first + f.chunk : steps.length;
+    int64_t all_rows = 0;
+    for (int64_t index = first; index < last; ++index) {
+      const int64_t rows = live_rows(steps, part, index);
+      if (rows > 0) all_rows += rows;
+    }
+    if (all_rows == 0) continue;
+    multiply_input(f, part, scratch, first, all_rows);
+
+    const typename Types::Accum* products = scratch.products;
+    for (int64_t index = first; index < last; ++index) {
+      const int64_t rows = live_rows(steps, part, index);
+      if (rows <= 0) continue;
+      if (part.barrier) part.barrier->wait(part.weight);  // all have the hidden state
+      take_step(f, part, scratch, make_step(steps, index), index, rows, products);
+      products += rows * Scratch<Types>::width;
+    }
+  }
+}
+
+template <class Types>
+void backward(const Backward<Types>& f, const Part& part) {
+  using V = VectorOfTypes<Types>;
+  const BackwardParams<Types>& p = f.layer;
   const int64_t H = p.hidden_size, P = p.projection_size;
 
   for (int64_t index = p.steps.length - 1; index >= 0; --index) {
     const Step step = make_step(p.steps, index);
-    const int64_t live_end = step.rows < end ? step.rows : end;
-    if (live_end <= begin) continue;
-    const int64_t row = step.offset + begin, rows = live_end - begin;
+    const int64_t rows = live_rows(p.steps, part, index);
+    if (rows <= 0) continue;
+    const int64_t row = step.offset + part.begin, end = part.begin + rows;
 
     if (p.projected) {
-      for (int64_t b = begin; b < live_end; ++b) {
-        for_vectors<V>(P, [&](int64_t j, int count) {
+      for (int64_t b = part.begin; b < end; ++b) {
+        for_vectors<V>(0, P, [&](int64_t j, int count) {
           const V grad = collect_grad_hidden<V>(p, step, b, j, count);
           store<V>(p.grad_projection + (step.offset + b) * P + j, grad, count);
         });
       }
-      product<V>(p.grad_projection + row * P, P, p.weight_hr, p.grad_unprojected + begin * H, H,
-                 rows, false);
+      product<V>(p.grad_projection + row * P, P, f.weight_hr.panels,
+                 p.grad_unprojected + part.begin * H, H, 0, H, rows, /*accumulate=*/false,
+                 /*downwards=*/false);
     }
-    for (int64_t b = begin; b < live_end; ++b) {
-      for_vectors<V>(H, [&](int64_t j, int count) {
+    for (int64_t b = part.begin; b < end; ++b) {
+      for_vectors<V>(part.first_unit, part.last_unit, [&](int64_t j, int count) {
         const V grad = p.projected ? load<V>(p.grad_unprojected + b * H + j, count)
                                    : collect_grad_hidden<V>(p, step, b, j, count);
         backward_units<V>(p, step, b, j, grad, count);
       });
     }
-    if (p.weight_hh) {
-      product<V>(p.grad_preactivations + row * 4 * H, 4 * H, p.weight_hh, p.grad_hidden + begin * P,
-                 P, rows, true);
+    if (index == 0 && !f.last_product) return;
+    if (part.barrier) part.barrier->wait(part.weight);  // all have the step's gradients
+    const auto* grads = p.grad_preactivations + row * 4 * H;
+    auto* grad_hidden = p.grad_hidden + part.begin * P;
+    const int64_t first = p.projected ? 0 : part.first_unit;
+    const int64_t last = p.projected ? P : part.last_unit;
+    if (f.direct_recurrent) {
+      add_direct_product<V>(grads, 4 * H, f.weight_hh.data, grad_hidden, P, first, last, rows);
+    } else {
+      product<V>(grads, 4 * H, f.weight_hh.panels, grad_hidden, P, first, last, rows,
+                 /*accumulate=*/true, /*downwards=*/index % 2 == 1);
     }
   }
 }
 
-template <class Scalar>
-constexpr Packing<Scalar> packing = {panels<Scalar>, panel_size<Scalar>, pack<Scalar>};
 template <class Types>
-constexpr Pair<Types> pair = {forward<Types>, backward<Types>};
+constexpr Functions<Types> functions = {panels<Types>,          panel_size<Types>, pack<Types>,
+                                        forward_scratch<Types>, forward<Types>,    backward<Types>};
 
 }  // namespace
 
 const Kernels& FUSED_LSTM_TABLE() {
-  static constexpr Kernels table = {FUSED_LSTM_NAME,    packing<float>, packing<double>,
-                                    pair<Float>,        pair<Double>,   pair<HalfFloat>,
-                                    pair<BFloat16Float>};
+  static constexpr Kernels table = {FUSED_LSTM_NAME,      tile_vectors * lanes_of<Float>(),
+                                    functions<Float>,     functions<Double>,
+                                    functions<HalfFloat>, functions<BFloat16Float>};
   return table;
 }
 

@@ -123,39 +123,60 @@ class CudaDevice final : public Device {
              factor_of(b), accumulate);
   }
 
-  void forward(const Sequence& sequence, std::vector<DirectionForward>& directions) const override {
+  void forward(const Sequence& sequence, const LayerForward& layer) const override {
     const Sizes& s = sequence.sizes;
-    const c10::cuda::CUDAGuard guard(directions[0].output.device());
+    const c10::cuda::CUDAGuard guard(layer.output.device());
     const cudaStream_t stream = at::cuda::getCurrentCUDAStream();
-    const at::ScalarType storage = directions[0].output.scalar_type();
+    const at::ScalarType storage = layer.output.scalar_type();
+    const at::ScalarType accum = accum_type(storage);
     const Products products(storage);
-    const at::TensorOptions operands = directions[0].output.options();
-    const at::TensorOptions accums = directions[0].cell_state.options();
+    const at::TensorOptions operands = layer.output.options();
+    const at::TensorOptions accums = operands.dtype(accum);
+
+    const at::Tensor hidden = layer.hidden_0.clone();
+    const at::Tensor cell_state = layer.cell_0.to(accum, /*non_blocking=*/false, /*copy=*/true);
+    if (const auto from_zero = sequence.starts_from_zero()) {
+      hidden.select(0, 0).masked_fill_(from_zero->unsqueeze(1), 0);
+    }
     at::Tensor unprojected, projection;
     if (s.projected) {
       unprojected = at::empty({s.B, s.H}, operands);
       projection = at::empty({s.B, s.P}, accums);
     }
+    // Where the types agree, the activations overwrite the preactivations.
+    const bool in_place = layer.gates.defined() && storage == accum;
+    const at::Tensor input = layer.input.view({s.N, s.D});
 
     with_types(storage, [&](auto types) {
       using Types = decltype(types);
+      using Storage = typename Types::Storage;
       using Accum = typename Types::Accum;
-      for (DirectionForward& d : directions) {
-        d.preactivations = preactivations_of(s, d);
-        product(d.preactivations, d.input, d.weight_ih.t(), /*accumulate=*/false);
-        ForwardParams<Types> p = forward_params<Types>(sequence, d);
-        p.unprojected = pointer<typename Types::Operand>(unprojected);
-        p.projection = pointer<Accum>(projection);
-        Accum* const preactivations = pointer<Accum>(d.preactivations);
+      using Operand = typename Types::Operand;
+      for (int64_t d = 0; d < s.directions; ++d) {
+        const Weights& w = layer.weights[d];
+        at::Tensor preactivations = in_place
+                                        ? layer.gates.select(0, d).view({s.N, 4 * s.H})
+                                        : at::empty({s.N, 4 * s.H}, accums);  // [N, 4H]
+        product(preactivations, input, w.ih.t(), /*accumulate=*/false);
+        cuda::StreamedForward<Types> p = {};
+        p.layer = forward_params<Types>(sequence, layer, d);
+        p.layer.cell_state = pointer<Accum>(cell_state, d);
+        p.layer.unprojected = pointer<Operand>(unprojected);
+        p.layer.projection = pointer<Accum>(projection);
+        p.preactivations = pointer<Accum>(preactivations);
+        p.bias_ih = pointer<Storage>(w.bias_ih);
+        p.bias_hh = pointer<Storage>(w.bias_hh);
+        p.hidden = pointer<Operand>(hidden, d);
         for (int64_t index = 0; index < s.T; ++index) {
-          const Step step = make_step(p.steps, index);
-          products(preactivations + step.offset * 4 * s.H, accum_type(storage), step.rows, 4 * s.H,
-                   s.P, {p.hidden_state, s.P, false}, {p.weight_hh, s.P, true},
+          const Step step = make_step(p.layer.steps, index);
+          products(pointer<Accum>(preactivations) + step.offset * 4 * s.H, accum, step.rows,
+                   4 * s.H, s.P, {p.hidden, s.P, false}, {w.hh.const_data_ptr(), s.P, true},
                    /*accumulate=*/true);
           check_launch(cuda::Launch<Types>::forward(p, step, stream), "forward", s);
           if (s.projected) {
-            products(p.projection, accum_type(storage), step.rows, s.P, s.H,
-                     {p.unprojected, s.H, false}, {p.weight_hr, s.H, true}, /*accumulate=*/false);
+            products(p.layer.projection, accum, step.rows, s.P, s.H,
+                     {p.layer.unprojected, s.H, false}, {w.hr.const_data_ptr(), s.H, true},
+                     /*accumulate=*/false);
             check_launch(cuda::Launch<Types>::emit(p, step, stream), "projection", s);
           }
         }
@@ -163,34 +184,34 @@ class CudaDevice final : public Device {
     });
   }
 
-  void backward(const Sequence& sequence,
-                std::vector<DirectionBackward>& directions) const override {
+  void backward(const Sequence& sequence, const LayerBackward& layer) const override {
     const Sizes& s = sequence.sizes;
-    const c10::cuda::CUDAGuard guard(directions[0].gates.device());
+    const c10::cuda::CUDAGuard guard(layer.gates.device());
     const cudaStream_t stream = at::cuda::getCurrentCUDAStream();
-    const at::ScalarType storage = directions[0].gates.scalar_type();
+    const at::ScalarType storage = layer.gates.scalar_type();
+    const at::ScalarType accum = accum_type(storage);
     const Products products(storage);
-    const at::TensorOptions accums = directions[0].grad_hidden.options();
     at::Tensor grad_unprojected;
-    if (s.projected) grad_unprojected = at::empty({s.B, s.H}, accums);
+    if (s.projected) grad_unprojected = at::empty({s.B, s.H}, layer.grad_hidden.options());
 
     with_types(storage, [&](auto types) {
       using Types = decltype(types);
-      for (const DirectionBackward& d : directions) {
-        BackwardParams<Types> p = backward_params<Types>(sequence, d);
+      for (int64_t d = 0; d < s.directions; ++d) {
+        const Weights& w = layer.weights[d];
+        BackwardParams<Types> p = backward_params<Types>(sequence, layer, d);
         p.grad_unprojected = pointer<typename Types::Accum>(grad_unprojected);
         for (int64_t index = s.T - 1; index >= 0; --index) {
           const Step step = make_step(p.steps, index);
           if (s.projected) {
             check_launch(cuda::Launch<Types>::collect(p, step, stream), "gradient projection", s);
-            products(p.grad_unprojected, accum_type(storage), step.rows, s.H, s.P,
-                     {p.grad_projection + step.offset * s.P, s.P, false}, {p.weight_hr, s.H, false},
-                     /*accumulate=*/false);
+            products(p.grad_unprojected, accum, step.rows, s.H, s.P,
+                     {p.grad_projection + step.offset * s.P, s.P, false},
+                     {w.hr.const_data_ptr(), s.H, false}, /*accumulate=*/false);
           }
           check_launch(cuda::Launch<Types>::backward(p, step, stream), "backward", s);
-          products(p.grad_hidden, accum_type(storage), step.rows, s.P, 4 * s.H,
+          products(p.grad_hidden, accum, step.rows, s.P, 4 * s.H,
                    {p.grad_preactivations + step.offset * 4 * s.H, 4 * s.H, false},
-                   {p.weight_hh, s.P, false}, /*accumulate=*/true);
+                   {w.hh.const_data_ptr(), s.P, false}, /*accumulate=*/true);
         }
       }
     });

@@ -21,19 +21,24 @@ __device__ void for_units(int64_t rows, int64_t units, const Body& body) {
 
 template <class Types>
 __global__ void __launch_bounds__(block_size)
-    forward_kernel(const ForwardParams<Types> p, const Step step) {
+    forward_kernel(const StreamedForward<Types> p, const Step step) {
   using V = typename Types::Accum;
-  for_units(step.rows, p.hidden_size, [&](int64_t b, int64_t j) {
-    forward_units<V>(p, step, b, j, Gates<V>{0, 0, 0, 0}, 1);
+  const int64_t H = p.layer.hidden_size;
+  for_units(step.rows, H, [&](int64_t b, int64_t j) {
+    Gates<V> sum = load_gates<V>(p.preactivations + (step.offset + b) * 4 * H, H, j, 1);
+    if (p.bias_ih) sum = add(sum, load_gates<V>(p.bias_ih, H, j, 1));
+    if (p.bias_hh) sum = add(sum, load_gates<V>(p.bias_hh, H, j, 1));
+    forward_units<V>(p.layer, step, b, j, sum, p.hidden, p.hidden, 1);
   });
 }
 
 template <class Types>
 __global__ void __launch_bounds__(block_size)
-    emit_kernel(const ForwardParams<Types> p, const Step step) {
+    emit_kernel(const StreamedForward<Types> p, const Step step) {
   using V = typename Types::Accum;
-  for_units(step.rows, p.projection_size, [&](int64_t b, int64_t j) {
-    emit_hidden<V>(p, step, b, j, p.projection[b * p.projection_size + j], 1);
+  const int64_t P = p.layer.projection_size;
+  for_units(step.rows, P, [&](int64_t b, int64_t j) {
+    emit_hidden<V>(p.layer, step, b, j, p.layer.projection[b * P + j], p.hidden, p.hidden, 1);
   });
 }
 
@@ -73,15 +78,15 @@ cudaError_t launch(void (*kernel)(Params, Step), const Params& params, const Ste
 }  // namespace
 
 template <class Types>
-cudaError_t Launch<Types>::forward(const ForwardParams<Types>& params, const Step& step,
+cudaError_t Launch<Types>::forward(const StreamedForward<Types>& params, const Step& step,
                                    cudaStream_t stream) {
-  return launch(forward_kernel<Types>, params, step, params.hidden_size, stream);
+  return launch(forward_kernel<Types>, params, step, params.layer.hidden_size, stream);
 }
 
 template <class Types>
-cudaError_t Launch<Types>::emit(const ForwardParams<Types>& params, const Step& step,
+cudaError_t Launch<Types>::emit(const StreamedForward<Types>& params, const Step& step,
                                 cudaStream_t stream) {
-  return launch(emit_kernel<Types>, params, step, params.projection_size, stream);
+  return launch(emit_kernel<Types>, params, step, params.layer.projection_size, stream);
 }
 
 template <class Types>

@@ -17,12 +17,22 @@ using HalfFloat = Types<Half, float, Half>;
 using BFloat16Float = Types<BFloat16, float, BFloat16>;
 
 template <class Types>
+struct StreamedForward {
+  ForwardParams<Types> layer;
+  // [N, 4H] both products of each step; may be the memory of layer.gates
+  const typename Types::Accum* preactivations;
+  const typename Types::Storage* bias_ih;  // [4H], or null
+  const typename Types::Storage* bias_hh;  // [4H], or null
+  typename Types::Operand* hidden;         // [B, P] what the next step's product reads
+};
+
+template <class Types>
 struct Launch {
   // Gates, c and, without a projection, h of every unit of one step.
-  static cudaError_t forward(const ForwardParams<Types>& params, const Step& step,
+  static cudaError_t forward(const StreamedForward<Types>& params, const Step& step,
                              cudaStream_t stream);
-  // h of one step from params.projection.
-  static cudaError_t emit(const ForwardParams<Types>& params, const Step& step,
+  // h of one step from params.layer.projection.
+  static cudaError_t emit(const StreamedForward<Types>& params, const Step& step,
                           cudaStream_t stream);
   // The gradient of h of one step into params.grad_projection.
   static cudaError_t collect(const BackwardParams<Types>& params, const Step& step,

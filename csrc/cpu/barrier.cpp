@@ -1,0 +1,36 @@
+#include "barrier.h"
+
+#include <thread>
+
+namespace fused_lstm {
+namespace cpu {
+namespace {
+
+constexpr int spins = 200;
+
+void pause() {
+#ifdef __x86_64__
+  __builtin_ia32_pause();
+#endif
+}
+
+}  // namespace
+
+void Barrier::wait(int64_t weight) {
+  const int64_t generation = generation_.load(std::memory_order_acquire);
+  if (arrived_.fetch_add(weight, std::memory_order_acq_rel) + weight == expected_) {
+    arrived_.store(0, std::memory_order_relaxed);
+    generation_.store(generation + 1, std::memory_order_release);
+    return;
+  }
+  for (int i = 0; generation_.load(std::memory_order_acquire) == generation; ++i) {
+    if (i < spins) {
+      pause();
+    } else {
+      std::this_thread::yield();
+    }
+  }
+}
+
+}  // namespace cpu
+}  // namespace fused_lstm
