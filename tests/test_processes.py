@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from oracle import in_fresh_process, rand
+from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from fused_lstm import FusedLSTM
@@ -17,11 +18,12 @@ from fused_lstm.demo import main
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
-def test_ddp_and_fsdp(tmp_path):
+@pytest.mark.parametrize("lstm", ["fused_lstm.FusedLSTM", "torch.nn.LSTM"])
+def test_ddp_and_fsdp(tmp_path, lstm):
     """Each of two processes has half of the batch; the gradients are those of all of it."""
     in_fresh_process(
-        """
-        import copy, torch
+        f"""
+        import copy, fused_lstm, torch
         from torch import distributed
         from torch.distributed.fsdp import fully_shard
         from torch.distributed.tensor import DTensor
@@ -32,7 +34,7 @@ def test_ddp_and_fsdp(tmp_path):
         rank = distributed.get_rank()
         mesh = distributed.device_mesh.init_device_mesh("cpu", (2,))
         torch.manual_seed(0)
-        single = LSTMSequencePredictor(3, 4, 2, num_layers=2).double()
+        single = LSTMSequencePredictor(3, 4, 2, num_layers=2, lstm={lstm}).double()
         x, lengths = torch.randn(8, 5, 3).double(), torch.tensor([5, 1, 0, 3, 4, 5, 2, 1])
         half = slice(4 * rank, 4 * rank + 4)
 
@@ -100,12 +102,12 @@ class Outputs(Dataset):
             return self.module(self.x[:, index])[0]
 
 
-@pytest.fixture
-def used():
+@pytest.fixture(params=[FusedLSTM, nn.LSTM])
+def used(request):
     """A module, x and its output after forward and backward on more than one thread."""
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    module, x = FusedLSTM(64, 128), rand(20, 64, 64, dtype=torch.float32)
+    module, x = request.param(64, 128), rand(20, 64, 64, dtype=torch.float32)
     output = module(x)[0]
     output.sum().backward()
     yield module, x, output.detach()
