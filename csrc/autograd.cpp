@@ -151,6 +151,7 @@ class LayerFunction : public torch::autograd::Function<LayerFunction> {
     }
     static const auto op = find_operator<LayerBackwardSignature>("fused_lstm::layer_backward");
     const bool input_needed = ctx->needs_input_grad(0);
+    at::AutoDispatchBelowADInplaceOrView guard;
     return in_order(
         op.call(if_defined(gradients[0]), if_defined(gradients[1]), if_defined(gradients[2]),
                 if_defined(gradients[3]), if_defined(gradients[4]), inputs[0], inputs[1], inputs[2],
@@ -208,6 +209,7 @@ class CellFunction : public torch::autograd::Function<CellFunction> {
     }
     static const auto op = find_operator<CellBackwardSignature>("fused_lstm::cell_backward");
     const bool input_needed = ctx->needs_input_grad(0);
+    at::AutoDispatchBelowADInplaceOrView guard;
     return in_order(op.call(if_defined(gradients[0]), if_defined(gradients[1]),
                             if_defined(gradients[2]), if_defined(gradients[3]), inputs[0],
                             inputs[1], inputs[2], at::TensorList(inputs).slice(3), saved[n],
@@ -230,7 +232,7 @@ FourTensors cell(const at::Tensor& input, const at::Tensor& hidden, const at::Te
 TORCH_LIBRARY_IMPL(fused_lstm, Autograd, m) {
   m.impl("layer", layer);
   m.impl("cell", cell);
-  // Reached only through the nodes above, which differentiate the definition instead.
+  // The nodes above call them below this key, and differentiate the definition instead.
   m.impl("layer_backward", torch::autograd::autogradNotImplementedFallback());
   m.impl("cell_backward", torch::autograd::autogradNotImplementedFallback());
 }

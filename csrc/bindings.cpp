@@ -36,10 +36,10 @@ py::dict build_info() {
   return info;
 }
 
-py::dict plan(bool cuda, int threads, int64_t length, int64_t batch, int64_t input, int64_t hidden,
-              int64_t projection, int64_t directions) {
+py::dict plan(bool cuda, int threads, bool team, int64_t length, int64_t batch, int64_t input,
+              int64_t hidden, int64_t projection, int64_t directions) {
   const Plan plan = make_plan(
-      {cuda, threads, true, length, batch, length * batch, hidden, projection, input, directions});
+      {cuda, threads, team, length, batch, length * batch, hidden, projection, input, directions});
   py::dict result;
   result["kernel"] = kernel_name(plan.kernel);
   result["batch_slices"] = plan.batch_slices;
@@ -60,8 +60,8 @@ PYBIND11_MODULE(_C, m) {
       "cpu_instruction_set", [] { return cpu::kernels().name; },
       "The instruction set of the CPU kernels; FUSED_LSTM_CPU_ISA forces a lower one.");
   m.def("plan", &plan, "The kernel that a call with padded input takes.", py::kw_only(),
-        py::arg("cuda"), py::arg("threads"), py::arg("length"), py::arg("batch"), py::arg("input"),
-        py::arg("hidden"), py::arg("projection"), py::arg("directions"));
+        py::arg("cuda"), py::arg("threads"), py::arg("team"), py::arg("length"), py::arg("batch"),
+        py::arg("input"), py::arg("hidden"), py::arg("projection"), py::arg("directions"));
 }
 
 }  // namespace fused_lstm

@@ -78,7 +78,7 @@ FUSED_LSTM_INLINE V sigmoid(V x) {
   constexpr Scalar largest = Exponential<Scalar>::largest;
   const V bounded = Arithmetic<V>::at_least(Arithmetic<V>::at_most(-x, largest), -largest);
   const Split<V> e = exponential(bounded);
-  return Arithmetic<V>::quotient(fill<V>(1), e.rest * e.power + (e.power + Scalar(1)));
+  return Arithmetic<V>::quotient(fill<V>(1), e.rest * e.power + Scalar(1) + e.power, V{});
 }
 
 template <class V>
@@ -90,8 +90,10 @@ FUSED_LSTM_INLINE V tanh(V x) {
   const Integer sign = bits & E::sign_bit;
   const V magnitude = bits_as<V>(static_cast<Integer>(bits ^ sign));
   const Split<V> e = exponential(Arithmetic<V>::at_most(magnitude * Scalar(2), E::saturated));
-  const V positive = Arithmetic<V>::quotient(e.rest * e.power + (e.power - Scalar(1)),
-                                             e.rest * e.power + (e.power + Scalar(1)));
+  const V less = e.rest * e.power + (e.power - Scalar(1));
+  const V more = less + Scalar(2);
+  const V lost = less - (more - Scalar(2));  // by rounding
+  const V positive = Arithmetic<V>::quotient(less, more, lost);
   return bits_as<V>(static_cast<Integer>(bits_as<Integer>(positive) | sign));
 }
 

@@ -2,6 +2,7 @@
 // and csrc/cuda/device.cpp implement it; layer.cpp is the only user.
 #pragma once
 
+#include <ATen/EmptyTensor.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 
@@ -91,6 +92,12 @@ const Device& cuda_device();
 // float32 or wider: the type of sums and of the cell state.
 inline at::ScalarType accum_type(at::ScalarType storage) {
   return storage == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+// at::empty; on a CPU without the dispatcher, which small calls would feel.
+inline at::Tensor allocate(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  if (options.device().is_cpu()) return at::Tensor(at::detail::empty_cpu(sizes, options));
+  return at::empty(sizes, options);
 }
 
 // Where a tensor begins, or its part of direction d; null if it is undefined.

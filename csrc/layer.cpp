@@ -3,8 +3,6 @@
 #include "layer.h"
 
 #include <ATen/ops/arange.h>
-#include <ATen/ops/empty.h>
-#include <ATen/ops/zeros.h>
 #include <ATen/ops/zeros_like.h>
 
 namespace fused_lstm {
@@ -188,17 +186,17 @@ LayerResult layer_forward(const LayerArguments& arguments, bool keep_states) {
   layer.input = arguments.input.contiguous();
   layer.hidden_0 = arguments.hidden.contiguous();
   layer.cell_0 = arguments.cell.contiguous();
-  layer.output = at::empty(rows_shape(s, s.directions * s.P), options);
-  layer.hidden_n = at::empty(layer.hidden_0.sizes(), options);
-  layer.cell_n = at::empty(layer.cell_0.sizes(), options);
+  layer.output = allocate(rows_shape(s, s.directions * s.P), options);
+  layer.hidden_n = allocate(layer.hidden_0.sizes(), options);
+  layer.cell_n = allocate(layer.cell_0.sizes(), options);
   if (keep_states) {
-    layer.gates = at::empty(rows_shape(s, 4 * s.H, s.directions), options);
-    layer.cells = at::empty(rows_shape(s, s.H, s.directions), accums);
+    layer.gates = allocate(rows_shape(s, 4 * s.H, s.directions), options);
+    layer.cells = allocate(rows_shape(s, s.H, s.directions), accums);
   }
   if (s.N > 0) device_for(layer.input).forward(sequence, layer);
 
   const auto or_empty = [](const at::Tensor& tensor, const at::TensorOptions& its_options) {
-    return tensor.defined() ? tensor : at::empty({0}, its_options);
+    return tensor.defined() ? tensor : allocate({0}, its_options);
   };
   return {layer.output, layer.hidden_n, layer.cell_n, or_empty(layer.cells, accums),
           or_empty(layer.gates, options)};
@@ -221,7 +219,7 @@ LayerInputGradients layer_backward(const LayerGradients& gradients, const LayerA
   // The states' gradients on their way back through time, [directions, B, P] and [.., H].
   const auto carried = [&](const std::optional<at::Tensor>& gradient, const at::Tensor& like) {
     return gradient ? gradient->to(options.dtype(accum), false, /*copy=*/true).contiguous()
-                    : at::zeros(like.sizes(), options.dtype(accum));
+                    : allocate(like.sizes(), options.dtype(accum)).zero_();
   };
 
   LayerBackward layer;
@@ -242,11 +240,11 @@ LayerInputGradients layer_backward(const LayerGradients& gradients, const LayerA
     layer.grad_hidden_0 = at::zeros_like(layer.grad_hidden);
     layer.grad_cell_0 = at::zeros_like(layer.grad_cell);
   }
-  layer.grad_preactivations = at::empty({s.directions, s.N, 4 * s.H}, operands);
-  layer.hidden_before = at::empty({s.directions, s.N, s.P}, operands);
+  layer.grad_preactivations = allocate({s.directions, s.N, 4 * s.H}, operands);
+  layer.hidden_before = allocate({s.directions, s.N, s.P}, operands);
   if (s.projected) {
-    layer.grad_projection = at::empty({s.directions, s.N, s.P}, operands);
-    layer.unprojected = at::empty({s.directions, s.N, s.H}, operands);
+    layer.grad_projection = allocate({s.directions, s.N, s.P}, operands);
+    layer.unprojected = allocate({s.directions, s.N, s.H}, operands);
   }
   if (s.N > 0) device.backward(sequence, layer);
 
@@ -258,9 +256,9 @@ LayerInputGradients layer_backward(const LayerGradients& gradients, const LayerA
     layer.grad_cell.add_(layer.grad_cell_0);
   }
 
-  at::Tensor grad_input = at::empty({0}, options);
+  at::Tensor grad_input = allocate({0}, options);
   if (input_needed) {
-    at::Tensor sum = at::empty({s.N, s.D}, operands);
+    at::Tensor sum = allocate({s.N, s.D}, operands);
     for (int64_t d = 0; d < s.directions; ++d) {
       device.product(sum, layer.grad_preactivations.select(0, d),
                      operand(device, layer.weights[d].ih), d > 0);
@@ -278,7 +276,7 @@ LayerInputGradients layer_backward(const LayerGradients& gradients, const LayerA
     }
     x = x.view({s.N, s.D});
     const auto grad_weight = [&](const at::Tensor& rows, const at::Tensor& columns) {
-      at::Tensor grad = at::empty({rows.size(1), columns.size(1)}, operands);
+      at::Tensor grad = allocate({rows.size(1), columns.size(1)}, operands);
       device.product(grad, rows.t(), columns, /*accumulate=*/false);
       return grad.to(storage);
     };

@@ -83,8 +83,8 @@ struct Arithmetic {
     const V bound = fill<V>(limit);
     return x < bound ? bound : x;
   }
-  // x / y to about 1 ulp, for y between 0.5 and 2^126.
-  static FUSED_LSTM_INLINE V quotient(V x, V y) { return x / y; }
+  // x / (y + rest) for y between 0.5 and 2^126 and a rest below its rounding, which may be ignored.
+  static FUSED_LSTM_INLINE V quotient(V x, V y, V /*rest*/) { return x / y; }
 };
 
 // Bit patterns of 16-bit numbers, held in the 32-bit lanes I, to float lanes F and back.

@@ -5,8 +5,10 @@
 namespace fused_lstm {
 namespace {
 
-// So many rows read a weight where it lies faster than it is packed, however often.
+// So few rows, for so few steps, read a weight where it lies before it would be packed. One row
+// does always: it takes each number once, wherever that lies (benchmarks/NOTES.md).
 constexpr int64_t max_direct_rows = 3;
+constexpr int64_t max_direct_steps = 8;
 
 // Rows of input that share one reading of weight_ih.
 constexpr int64_t chunk_rows = 96;
@@ -40,14 +42,14 @@ Plan make_plan(const Problem& problem) {
   } else {
     plan.batch_slices = std::max<int64_t>(1, std::min(each, problem.batch));
   }
-  plan.parallel =
-      threads > 1 && plan.batch_slices * plan.unit_slices * problem.directions > 1;
+  plan.parallel = threads > 1 && plan.batch_slices * plan.unit_slices * problem.directions > 1;
 
   const int64_t batch = ceil_div(problem.batch, plan.batch_slices);
   const int64_t chunks = std::max<int64_t>(1, problem.length * batch / chunk_rows);
   plan.chunk = ceil_div(problem.length, chunks);
   plan.direct_input = problem.length * batch <= max_direct_rows;
-  plan.direct_recurrent = batch <= max_direct_rows;
+  plan.direct_recurrent =
+      batch == 1 || (batch <= max_direct_rows && problem.length <= max_direct_steps);
   plan.pack_input = plan.chunk < problem.length;
   plan.pack_recurrent = problem.length > 1 && !plan.direct_recurrent;
   plan.kernel = plan.direct_recurrent ? Kernel::direct : Kernel::panels;

@@ -107,8 +107,7 @@ inline Step make_step(const Steps& steps, int64_t index) {
     return t < 0 ? 0 : steps.offsets ? steps.offsets[t + 1] - steps.offsets[t] : steps.batch;
   };
   const int64_t t = time(index), previous = time(index - 1), next = time(index + 1);
-  return {t,         offset(t), rows(t), previous, offset(previous), rows(previous), next,
-          rows(next)};
+  return {t, offset(t), rows(t), previous, offset(previous), rows(previous), next, rows(next)};
 }
 
 // Sequence b has a step t.

@@ -6,6 +6,7 @@ def plan(
     *,
     cuda: bool,
     threads: int,
+    team: bool,
     length: int,
     batch: int,
     input: int,

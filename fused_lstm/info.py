@@ -43,8 +43,13 @@ def main(argv: list[str]) -> int:
             "projection": hidden,
         }
         for cuda in [False, True] if build["cuda"] else [False]:
-            plan = _C.plan(cuda=cuda, threads=torch.get_num_threads(), directions=1, **shape)
+            threads = torch.get_num_threads()
+            plan = _C.plan(cuda=cuda, threads=threads, team=True, directions=1, **shape)
             where = "CUDA" if cuda else "CPU"
-            slices = f", {plan['slices']} slices of the batch" if plan["slices"] > 1 else ""
-            print(f"{where:12}{batch:5}{length:5}{hidden:6}   {plan['kernel']}{slices}")
+            shared = "".join(
+                f", {plan[f'{what}_slices']} slices of the {name}"
+                for what, name in (("batch", "batch"), ("unit", "hidden units"))
+                if plan[f"{what}_slices"] > 1
+            )
+            print(f"{where:12}{batch:5}{length:5}{hidden:6}   {plan['kernel']}{shared}")
     return 0

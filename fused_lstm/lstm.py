@@ -247,7 +247,13 @@ def _weights(module: nn.RNNBase) -> Sequence[Tensor]:
     """The parameters as they are now: a parametrisation or a hook may have made new ones."""
     if torch.compiler.is_compiling():
         return [getattr(module, name) for name in module._flat_weights_names]
-    module._update_flat_weights()
+    # _update_flat_weights() asks the module for every name, which is slow; the same question to its
+    # dict of parameters has the same answer unless something stands in a parameter's place.
+    registered = module._parameters
+    for known, name in zip(module._flat_weight_refs, module._flat_weights_names, strict=True):
+        if known is None or registered.get(name) is not known():
+            module._update_flat_weights()
+            break
     return module._flat_weights  # type: ignore[return-value]
 
 

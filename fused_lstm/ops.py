@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,19 +77,21 @@ def layer(
 
     Equivalent to: `reference.layer`.
     """
+    options: dict[str, Any] = {}  # those given only: the dispatcher takes its time for each
+    if batch_sizes is not None:
+        options["batch_sizes"] = batch_sizes
+    if lengths is not None:
+        options["lengths"] = lengths
+    if reset is not None:
+        options["reset"] = reset
+    if reset_to_initial:
+        options["reset_to_initial"] = True
+    if keep_states:
+        options["keep_states"] = True
+    if recompute:
+        options["recompute"] = True
     compute = reference.layer if _use_definition() else torch.ops.fused_lstm.layer.default
-    result: Result = compute(
-        input,
-        hidden,
-        cell,
-        weights,
-        batch_sizes=batch_sizes,
-        lengths=lengths,
-        reset=reset,
-        reset_to_initial=reset_to_initial,
-        keep_states=keep_states,
-        recompute=recompute,
-    )
+    result: Result = compute(input, hidden, cell, weights, **options)
     return result
 
 

@@ -4,7 +4,6 @@
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/addmm.h>
-#include <ATen/ops/empty.h>
 #include <ATen/ops/mm.h>
 
 #include <algorithm>
@@ -114,7 +113,7 @@ at::Tensor pack(const cpu::Functions<Types>& functions, const std::vector<Weight
   const int64_t each = panels * functions.panel_size(packings[0]);
   const at::ScalarType accum = accum_type((weights[0].*name).scalar_type());
   const at::Tensor packed =
-      at::empty({static_cast<int64_t>(packings.size()), each}, at::TensorOptions(accum));
+      allocate({static_cast<int64_t>(packings.size()), each}, at::TensorOptions(accum));
   using Operand = typename Types::Operand;
   spread(parallel, packed.size(0) * panels, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -167,9 +166,9 @@ class CpuDevice final : public Device {
   void forward(const Sequence& sequence, const LayerForward& layer) const override {
     const Sizes& sizes = sequence.sizes;
     const Plan plan = plan_for(sizes);
-    const Slices slices = {
-        slice_batch(sequence, plan.batch_slices),
-        slice_units(sizes.H, plan.unit_slices, cpu::kernels().unit_block / 4), plan.parallel};
+    const Slices slices = {slice_batch(sequence, plan.batch_slices),
+                           slice_units(sizes.H, plan.unit_slices, cpu::kernels().unit_block / 4),
+                           plan.parallel};
     with_types(layer.output.scalar_type(), [&](auto types, const auto& functions) {
       using Types = decltype(types);
       using Scalar = typename Types::Accum;
@@ -194,8 +193,8 @@ class CpuDevice final : public Device {
           functions.forward_scratch(params[0], widest(slices.batch), widest(slices.units));
       const int64_t parts = slices.parts_of_batch() * slices.parts_of_units();
       const at::Tensor scratch =
-          at::empty({sizes.directions * (sizes.B * width + parts * each)},
-                    at::TensorOptions(accum_type(layer.output.scalar_type())));
+          allocate({sizes.directions * (sizes.B * width + parts * each)},
+                   at::TensorOptions(accum_type(layer.output.scalar_type())));
       Scalar* const own = pointer<Scalar>(scratch);
       Scalar* states = own + sizes.directions * parts * each;
       for (int64_t d = 0; d < sizes.directions; ++d) {
@@ -248,7 +247,7 @@ class CpuDevice final : public Device {
       const at::Tensor projection = packed(&Weights::hr, sizes.projected);
       at::Tensor scratch;
       if (sizes.projected) {
-        scratch = at::empty({sizes.directions, sizes.B * sizes.H}, layer.grad_hidden.options());
+        scratch = allocate({sizes.directions, sizes.B * sizes.H}, layer.grad_hidden.options());
       }
       std::vector<cpu::Backward<Types>> params(sizes.directions);
       for (int64_t d = 0; d < sizes.directions; ++d) {

@@ -44,17 +44,17 @@ struct Part {
 template <class Types>
 struct Forward {
   ForwardParams<Types> layer;
-  bool direct_input, direct_recurrent;    // read the weight where it lies: for few rows
-  int64_t input_size;                     // D
-  const typename Types::Storage* input;   // [N, D]
-  Weight<Types> weight_ih;                // [4H, D]
-  Weight<Types> weight_hh;                // [4H, P]
-  Weight<Types> weight_hr;                // [P, H], packed
+  bool direct_input, direct_recurrent;     // read the weight where it lies: for few rows
+  int64_t input_size;                      // D
+  const typename Types::Storage* input;    // [N, D]
+  Weight<Types> weight_ih;                 // [4H, D]
+  Weight<Types> weight_hh;                 // [4H, P]
+  Weight<Types> weight_hr;                 // [P, H], packed
   const typename Types::Storage* bias_ih;  // [4H], or null
   const typename Types::Storage* bias_hh;  // [4H], or null
-  int64_t chunk;                          // steps whose products with the input are taken at once
-  typename Types::Operand* hidden[2];     // [B, P] a step reads one and writes the other
-  typename Types::Accum* scratch;         // forward_scratch numbers for each part
+  int64_t chunk;                           // steps whose products with the input are taken at once
+  typename Types::Operand* hidden[2];      // [B, P] a step reads one and writes the other
+  typename Types::Accum* scratch;          // forward_scratch numbers for each part
   int64_t scratch_size;
 };
 

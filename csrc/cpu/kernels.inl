@@ -11,6 +11,7 @@ namespace cpu {
 namespace {
 
 constexpr int tile_vectors = 4;
+constexpr int direct_rows = 3;  // whose sums fit the registers in dot_products
 
 template <class Types>
 using VectorOfTypes = typename VectorFor<typename Types::Accum>::Type;
@@ -23,21 +24,33 @@ FUSED_LSTM_INLINE void multiply(const Scalar* const (&a)[rows], int64_t depth, c
   constexpr int lanes = Lanes<V>::count;
   constexpr int64_t ahead = 16;  // rows of the panel; panels come from the second-level cache
   constexpr int line = 64 / sizeof(Scalar);
-  for (int64_t k = 0; k < depth; ++k) {
+  const auto take = [&](int64_t k, V(&to)[rows][tile_vectors]) {
+    const Scalar* from = panel + k * tile_vectors * lanes;
     V weights[tile_vectors];
-    for (int v = 0; v < tile_vectors; ++v) weights[v] = load<V>(panel + v * lanes, lanes);
+    for (int v = 0; v < tile_vectors; ++v) weights[v] = load<V>(from + v * lanes, lanes);
     for (int n = 0; n < tile_vectors * lanes; n += line) {
-      __builtin_prefetch(panel + ahead * tile_vectors * lanes + n);
+      __builtin_prefetch(from + ahead * tile_vectors * lanes + n);
     }
-    panel += tile_vectors * lanes;
     for (int r = 0; r < rows; ++r) {
       const V x = fill<V>(a[r][k]);
-      for (int v = 0; v < tile_vectors; ++v) sums[r][v] += x * weights[v];
+      for (int v = 0; v < tile_vectors; ++v) to[r][v] += x * weights[v];
     }
+  };
+  int64_t k = 0;
+  if constexpr (rows == 1) {
+    // Four sums in flight are too few to hide an addition's latency.
+    V odd[rows][tile_vectors] = {};
+    for (; k + 2 <= depth; k += 2) {
+      take(k, sums);
+      take(k + 1, odd);
+    }
+    for (int v = 0; v < tile_vectors; ++v) sums[0][v] += odd[0][v];
   }
+  for (; k < depth; ++k) take(k, sums);
 }
 
-// Calls body(first row, std::integral_constant rows) over blocks of nearly equal height.
+// Calls body(first row, std::integral_constant rows) over blocks of nearly equal height, at most
+// `highest`.
 template <int rows, class Body>
 FUSED_LSTM_INLINE void call_with_rows(int64_t n, int64_t first, const Body& body) {
   if constexpr (rows > 0) {
@@ -48,13 +61,13 @@ FUSED_LSTM_INLINE void call_with_rows(int64_t n, int64_t first, const Body& body
     }
   }
 }
-template <class Body>
-FUSED_LSTM_INLINE void for_row_blocks(int64_t begin, int64_t end, const Body& body) {
-  const int64_t blocks = (end - begin + FUSED_LSTM_TILE_ROWS - 1) / FUSED_LSTM_TILE_ROWS;
+template <int highest, class Body>
+FUSED_LSTM_INLINE void for_row_blocks(int64_t rows, const Body& body) {
+  const int64_t blocks = (rows + highest - 1) / highest;
   for (int64_t i = 0; i < blocks; ++i) {
-    const int64_t first = begin + (end - begin) * i / blocks;
-    const int64_t next = begin + (end - begin) * (i + 1) / blocks;
-    call_with_rows<FUSED_LSTM_TILE_ROWS>(next - first, first, body);
+    const int64_t first = rows * i / blocks;
+    const int64_t next = rows * (i + 1) / blocks;
+    call_with_rows<highest>(next - first, first, body);
   }
 }
 
@@ -88,8 +101,7 @@ int64_t panel_size(const Packing<Types>& w) {
 // One vector of each row of a panel: columns of the panel are rows of the weight, `depth` long.
 // Columns from `count` on are zero.
 template <class V, class T>
-void pack_transposed(const T* from, int64_t depth, int64_t count,
-                     typename Lanes<V>::Scalar* to) {
+void pack_transposed(const T* from, int64_t depth, int64_t count, typename Lanes<V>::Scalar* to) {
   constexpr int lanes = Lanes<V>::count;
   for_vectors<V>(0, depth, [&](int64_t k, int part) {
     V square[lanes];
@@ -108,48 +120,59 @@ void pack(const Packing<Types>& w, int64_t panel, typename Types::Operand* to) {
   using V = VectorOfTypes<Types>;
   constexpr int64_t lanes = Lanes<V>::count;
   to += panel * panel_size(w);
-  for (int v = 0; v < tile_vectors; ++v, to += lanes) {
-    if (w.layout == Layout::gates) {
-      const int64_t H = w.rows / 4, unit = panel * lanes;
-      pack_transposed<V>(w.data + (v * H + unit) * w.columns, w.columns, H - unit, to);
-    } else {
-      const int64_t first = (panel * tile_vectors + v) * lanes;
-      if (w.layout == Layout::plain_transposed) {
-        pack_transposed<V>(w.data + first * w.columns, w.columns, w.rows - first, to);
-        continue;
-      }
-      const int64_t left = w.columns - first;
-      const int count = static_cast<int>(left < 0 ? 0 : left < lanes ? left : lanes);
-      for (int64_t k = 0; k < w.rows; ++k) {
-        store<V>(to + k * tile_vectors * lanes, load<V>(w.data + k * w.columns + first, count),
-                 lanes);
+  if (w.layout == Layout::plain) {
+    const int64_t first = panel * tile_vectors * lanes;
+    for (int64_t k = 0; k < w.rows; ++k) {
+      for (int v = 0; v < tile_vectors; ++v, to += lanes) {
+        const int64_t left = w.columns - first - v * lanes;
+        const int count = static_cast<int>(left < 0 ? 0 : left < lanes ? left : lanes);
+        store<V>(to, load<V>(w.data + k * w.columns + first + v * lanes, count), lanes);
       }
     }
+    return;
+  }
+  for (int v = 0; v < tile_vectors; ++v, to += lanes) {
+    // Rows of the weight that become this vector's columns.
+    const int64_t rows = w.layout == Layout::gates ? w.rows / 4 : w.rows;
+    const int64_t skipped = w.layout == Layout::gates ? v * rows : 0;
+    const int64_t first =
+        w.layout == Layout::gates ? panel * lanes : (panel * tile_vectors + v) * lanes;
+    pack_transposed<V>(w.data + (skipped + first) * w.columns, w.columns, rows - first, to);
   }
 }
 
-// Lane n: row n of w [.., depth] times x [depth], for n < count.
-template <class V, class T>
-FUSED_LSTM_INLINE V dot_products(const T* w, int64_t depth, int64_t count,
-                                 const typename Lanes<V>::Scalar* x) {
+// sums[r], lane n: row n of w [count, depth] times x[r] [depth]. Lanes from `count` on are zero.
+template <int rows, class V, class T>
+FUSED_LSTM_INLINE void dot_products(const T* w, int64_t depth, int64_t count,
+                                    const typename Lanes<V>::Scalar* const (&x)[rows],
+                                    V (&sums)[rows]) {
   constexpr int lanes = Lanes<V>::count;
+  constexpr int block = rows == 1 ? lanes : lanes / 2;  // rows of w whose sums fit the registers
+  V parts[rows][lanes];  // of row n of w, each lane's part of the sum
+  const auto take = [&](int first, auto taken) {
+    constexpr int n_rows = decltype(taken)::value;
+    V part[rows][n_rows] = {};
+    for_vectors<V>(0, depth, [&](int64_t k, int width) {
+      V factors[rows];
+      for (int r = 0; r < rows; ++r) factors[r] = load<V>(x[r] + k, width);
+      for (int n = 0; n < n_rows; ++n) {
+        const V weights = load<V>(w + (first + n) * depth + k, width);
+        for (int r = 0; r < rows; ++r) part[r][n] += factors[r] * weights;
+      }
+    });
+    for (int r = 0; r < rows; ++r) {
+      for (int n = 0; n < n_rows; ++n) parts[r][first + n] = part[r][n];
+    }
+  };
   if (count >= lanes) {
-    V sums[lanes] = {};
-    for_vectors<V>(0, depth, [&](int64_t k, int part) {
-      const V factor = load<V>(x + k, part);
-      for (int n = 0; n < lanes; ++n) sums[n] += factor * load<V>(w + n * depth + k, part);
-    });
-    return sum_of_each(sums);
+    for (int n = 0; n < lanes; n += block) take(n, std::integral_constant<int, block>{});
+  } else {
+    for (int r = 0; r < rows; ++r) {
+      for (int n = 0; n < lanes; ++n) parts[r][n] = V{};
+    }
+    for (int n = 0; n < count; ++n) take(n, std::integral_constant<int, 1>{});
   }
-  V sums[lanes] = {};
-  for (int64_t n = 0; n < count; ++n) {
-    V sum = {};
-    for_vectors<V>(0, depth, [&](int64_t k, int part) {
-      sum += load<V>(x + k, part) * load<V>(w + n * depth + k, part);
-    });
-    sums[n] = sum;
-  }
-  return sum_of_each(sums);
+  for (int r = 0; r < rows; ++r) sums[r] = sum_of_each(parts[r]);
 }
 
 // c [rows, columns] (+)= a [rows, depth] times the panels of a plain weight, of the columns
@@ -163,7 +186,7 @@ void product(const Scalar* a, int64_t depth, const Scalar* panels, Scalar* c, in
   for (int64_t i = 0; i < blocks; ++i) {
     const int64_t first = begin + (downwards ? blocks - 1 - i : i) * width;
     const int64_t last = first + width < end ? first + width : end;
-    for_row_blocks(0, rows, [&](int64_t row, auto height) {
+    for_row_blocks<FUSED_LSTM_TILE_ROWS>(rows, [&](int64_t row, auto height) {
       constexpr int tile_rows = decltype(height)::value;
       V sums[tile_rows][tile_vectors] = {};
       const Scalar* pointers[tile_rows];
@@ -284,13 +307,15 @@ const typename Types::Operand* gate_panel(const Forward<Types>& f, const Weight<
   return scratch.panel;
 }
 
-// The four gates of units j .. : rows of a weight [4H, depth] times x [depth], added to sums.
-template <class V, class T>
-FUSED_LSTM_INLINE void add_gate_products(const T* weight, int64_t H, int64_t depth, int64_t j,
-                                         const typename Lanes<V>::Scalar* x,
-                                         V (&sums)[tile_vectors]) {
+// sums += the four gates of units j .. : rows of a weight [4H, depth] where it lies, times x.
+template <int rows, class V, class T>
+FUSED_LSTM_INLINE void multiply_direct(const typename Lanes<V>::Scalar* const (&x)[rows],
+                                       int64_t depth, const T* weight, int64_t H, int64_t j,
+                                       V (&sums)[rows][tile_vectors]) {
   for (int gate = 0; gate < tile_vectors; ++gate) {
-    sums[gate] += dot_products<V>(weight + (gate * H + j) * depth, depth, H - j, x);
+    V products[rows];
+    dot_products(weight + (gate * H + j) * depth, depth, H - j, x, products);
+    for (int r = 0; r < rows; ++r) sums[r][gate] += products[r];
   }
 }
 
@@ -298,6 +323,23 @@ template <class V, class Scalar>
 FUSED_LSTM_INLINE void load_tile_row(const Scalar* from, V (&sums)[tile_vectors]) {
   constexpr int lanes = Lanes<V>::count;
   for (int v = 0; v < tile_vectors; ++v) sums[v] = load<V>(from + v * lanes, lanes);
+}
+
+// tile(std::integral_constant highest, accumulate) with the way to add the products of a weight
+// [4H, depth] and units j .. to a tile's sums: from a panel, or from where the weight lies.
+template <class Types, class Tile>
+FUSED_LSTM_INLINE void for_tiles(const Forward<Types>& f, const Weight<Types>& weight, bool direct,
+                                 int64_t depth, int64_t j, const Scratch<Types>& scratch,
+                                 const Tile& tile) {
+  if (direct) {
+    tile(std::integral_constant<int, direct_rows>{}, [&](const auto& pointers, auto& sums) {
+      multiply_direct(pointers, depth, weight.data, f.layer.hidden_size, j, sums);
+    });
+  } else {
+    const typename Types::Operand* const panel = gate_panel(f, weight, depth, j, scratch);
+    tile(std::integral_constant<int, FUSED_LSTM_TILE_ROWS>{},
+         [&](const auto& pointers, auto& sums) { multiply(pointers, depth, panel, sums); });
+  }
 }
 
 // What a part's units start from.
@@ -359,18 +401,8 @@ void multiply_input(const Forward<Types>& f, const Part& part, const Scratch<Typ
         return f.input + all.next() * D;
       }
     };
-    if (f.direct_input) {
-      for (int64_t row = 0; row < rows; ++row) {
-        V sums[tile_vectors];
-        load_tile_row(bias, sums);
-        add_gate_products(f.weight_ih.data, f.layer.hidden_size, D, j, input_of(row), sums);
-        for (int v = 0; v < tile_vectors; ++v) {
-          store<V>(products + row * width + v * lanes, sums[v], lanes);
-        }
-      }
-    } else {
-      const Scalar* panel = gate_panel(f, f.weight_ih, D, j, scratch);
-      for_row_blocks(0, rows, [&](int64_t row, auto height) {
+    const auto tile = [&](auto highest, const auto& accumulate) {
+      for_row_blocks<decltype(highest)::value>(rows, [&](int64_t row, auto height) {
         constexpr int tile_rows = decltype(height)::value;
         V sums[tile_rows][tile_vectors];
         const Scalar* pointers[tile_rows];
@@ -378,14 +410,15 @@ void multiply_input(const Forward<Types>& f, const Part& part, const Scratch<Typ
           pointers[r] = input_of(row + r);
           load_tile_row(bias, sums[r]);
         }
-        multiply(pointers, D, panel, sums);
+        accumulate(pointers, sums);
         for (int r = 0; r < tile_rows; ++r) {
           for (int v = 0; v < tile_vectors; ++v) {
             store<V>(products + (row + r) * width + v * lanes, sums[r][v], lanes);
           }
         }
       });
-    }
+    };
+    for_tiles(f, f.weight_ih, f.direct_input, D, j, scratch, tile);
     bias += width;
     products += scratch.rows * width;
   }
@@ -426,30 +459,22 @@ void take_step(const Forward<Types>& f, const Part& part, const Scratch<Types>& 
     const int64_t block = index % 2 ? blocks - 1 - i : i;
     const int64_t j = part.first_unit + block * lanes;
     const Scalar* const of_input = products + block * scratch.rows * width;
-    if (f.direct_recurrent) {
-      for (int64_t row = 0; row < rows; ++row) {
-        V sums[tile_vectors];
-        load_tile_row(of_input + row * width, sums);
-        const int64_t b = part.begin + row;
-        add_gate_products(f.weight_hh.data, p.hidden_size, P, j, hidden + b * P, sums);
-        finish_units<V>(f, step, b, j, sums, hidden, next);
-      }
-      continue;
-    }
-    const Scalar* const panel = gate_panel(f, f.weight_hh, P, j, scratch);
-    for_row_blocks(0, rows, [&](int64_t row, auto height) {
-      constexpr int tile_rows = decltype(height)::value;
-      V sums[tile_rows][tile_vectors];
-      const Scalar* pointers[tile_rows];
-      for (int r = 0; r < tile_rows; ++r) {
-        pointers[r] = hidden + (part.begin + row + r) * P;
-        load_tile_row(of_input + (row + r) * width, sums[r]);
-      }
-      multiply(pointers, P, panel, sums);
-      for (int r = 0; r < tile_rows; ++r) {
-        finish_units<V>(f, step, part.begin + row + r, j, sums[r], hidden, next);
-      }
-    });
+    const auto tile = [&](auto highest, const auto& accumulate) {
+      for_row_blocks<decltype(highest)::value>(rows, [&](int64_t row, auto height) {
+        constexpr int tile_rows = decltype(height)::value;
+        V sums[tile_rows][tile_vectors];
+        const Scalar* pointers[tile_rows];
+        for (int r = 0; r < tile_rows; ++r) {
+          pointers[r] = hidden + (part.begin + row + r) * P;
+          load_tile_row(of_input + (row + r) * width, sums[r]);
+        }
+        accumulate(pointers, sums);
+        for (int r = 0; r < tile_rows; ++r) {
+          finish_units<V>(f, step, part.begin + row + r, j, sums[r], hidden, next);
+        }
+      });
+    };
+    for_tiles(f, f.weight_hh, f.direct_recurrent, P, j, scratch, tile);
   }
 
   if (p.projected) {

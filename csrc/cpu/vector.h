@@ -58,11 +58,11 @@ struct Arithmetic<Floats> {
     return maximum(fill<Floats>(limit), x);
   }
   // An estimate of 1 / y, Newton's step, then a step that corrects the quotient.
-  static FUSED_LSTM_INLINE Floats quotient(Floats x, Floats y) {
+  static FUSED_LSTM_INLINE Floats quotient(Floats x, Floats y, Floats rest) {
     const Floats rough = estimate(y);
     const Floats inverse = rough + rough * (1.0f - y * rough);
     const Floats ratio = x * inverse;
-    return ratio + inverse * (x - y * ratio);
+    return ratio + inverse * (x - y * ratio - rest * ratio);
   }
 
  private:

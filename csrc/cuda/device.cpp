@@ -5,7 +5,6 @@
 #include <ATen/Context.h>
 #include <ATen/cuda/CUDAContext.h>
 #include <ATen/cuda/Exceptions.h>
-#include <ATen/ops/empty.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <cublas_v2.h>
 
@@ -140,8 +139,8 @@ class CudaDevice final : public Device {
     }
     at::Tensor unprojected, projection;
     if (s.projected) {
-      unprojected = at::empty({s.B, s.H}, operands);
-      projection = at::empty({s.B, s.P}, accums);
+      unprojected = allocate({s.B, s.H}, operands);
+      projection = allocate({s.B, s.P}, accums);
     }
     // Where the types agree, the activations overwrite the preactivations.
     const bool in_place = layer.gates.defined() && storage == accum;
@@ -154,9 +153,8 @@ class CudaDevice final : public Device {
       using Operand = typename Types::Operand;
       for (int64_t d = 0; d < s.directions; ++d) {
         const Weights& w = layer.weights[d];
-        at::Tensor preactivations = in_place
-                                        ? layer.gates.select(0, d).view({s.N, 4 * s.H})
-                                        : at::empty({s.N, 4 * s.H}, accums);  // [N, 4H]
+        at::Tensor preactivations = in_place ? layer.gates.select(0, d).view({s.N, 4 * s.H})
+                                             : allocate({s.N, 4 * s.H}, accums);  // [N, 4H]
         product(preactivations, input, w.ih.t(), /*accumulate=*/false);
         cuda::StreamedForward<Types> p = {};
         p.layer = forward_params<Types>(sequence, layer, d);
@@ -192,7 +190,7 @@ class CudaDevice final : public Device {
     const at::ScalarType accum = accum_type(storage);
     const Products products(storage);
     at::Tensor grad_unprojected;
-    if (s.projected) grad_unprojected = at::empty({s.B, s.H}, layer.grad_hidden.options());
+    if (s.projected) grad_unprojected = allocate({s.B, s.H}, layer.grad_hidden.options());
 
     with_types(storage, [&](auto types) {
       using Types = decltype(types);

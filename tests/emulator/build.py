@@ -51,7 +51,7 @@ def build(folder: Path) -> None:
         kernels.write_text('#include "cuda/kernels.cu"\n')
     sources = [
         *sorted(CSRC.glob("*.cpp")),
-        *sorted(path for path in (CSRC / "cpu").glob("*.cpp") if path.name != "device.cpp"),
+        *sorted(set((CSRC / "cpu").glob("*.cpp")) - {CSRC / "cpu" / "device.cpp"}),
         CSRC / "cuda" / "device.cpp",
         HERE / "route.cpp",
         kernels,
