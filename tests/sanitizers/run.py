@@ -28,7 +28,6 @@ OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=0",
     "UBSAN_OPTIONS": "print_stacktrace=1",
     "TSAN_OPTIONS": "halt_on_error=1",
-    "OMP_NUM_THREADS": "4",
 }
 
 
@@ -41,11 +40,19 @@ def main(kind: str, folder: Path, tests: list[str]) -> int:
         subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True)
         for name in RUNTIMES[kind]
     ]
-    environment = os.environ | OPTIONS
+    for old in folder.glob("report.*"):
+        old.unlink()
+    # Into files: pytest, and tests that start a process, would swallow what goes to stderr.
+    options = {name: f"{value}:log_path={folder / 'report'}" for name, value in OPTIONS.items()}
+    environment = os.environ | options | {"OMP_NUM_THREADS": "4"}
     environment["LD_PRELOAD"] = " ".join(done.stdout.strip() for done in found)
     environment["PYTHONPATH"] = str(folder)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *tests]
-    return subprocess.run(command, env=environment, cwd=folder).returncode
+    status = subprocess.run(command, env=environment, cwd=folder).returncode
+    reports = sorted(folder.glob("report.*"))
+    for report in reports:
+        print(report.read_text(errors="replace"))
+    return status or len(reports)
 
 
 if __name__ == "__main__":
