@@ -18,11 +18,16 @@ PYTHON_CHECK := import sys; sys.version_info >= (3, 10) or sys.exit("Python is "
 
 # What the CUDA sources compute; the other tests are about the CPU's kernels or about Python
 EMULATED := $(addprefix tests/test_,accuracy.py cell.py gradients.py hypothesis.py lengths.py \
-	reset.py states.py)
+	recompute.py reset.py states.py)
+
+SANITIZED := $(EMULATED) $(addprefix tests/test_,autocast.py cpu_kernels.py errors.py operators.py)
+# But for two that want libgomp's threads
+RACES := tests/test_cpu_kernels.py tests/test_accuracy.py \
+	-k "not test_built_with_threads and not test_threads_share_the_work"
 
 NATIVE := $(shell find csrc -type f)
 
-.PHONY: demo test emulate build bench lint format clean
+.PHONY: demo test fuzz emulate sanitize build bench lint format clean
 
 demo: build  # ARGS="--device cpu --task classifier" and so on
 	$(BIN)/python -m fused_lstm demo $(ARGS)
@@ -30,9 +35,18 @@ demo: build  # ARGS="--device cpu --task classifier" and so on
 test: build  # ARGS="-k packed" and so on
 	$(BIN)/python -m pytest tests $(ARGS)
 
+fuzz: build  # 10,000 whole configurations against the definition
+	FUSED_LSTM_FUZZ=10000 $(BIN)/python -m pytest tests/test_hypothesis.py $(ARGS)
+
 emulate: build  # the CUDA sources, compiled for the host, through the tests of their results
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/emulator/build.py build/emulated
 	cd build/emulated && PYTHONPATH=. ../../$(BIN)/python -m pytest $(EMULATED:%=../../%) $(ARGS)
+
+sanitize: build  # the CPU path under AddressSanitizer and UBSan, its threads under ThreadSanitizer
+	PATH="$(CURDIR)/$(BIN):$$PATH" \
+		$(BIN)/python tests/sanitizers/run.py address build/address $(SANITIZED) $(ARGS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" \
+		$(BIN)/python tests/sanitizers/run.py thread build/thread $(RACES) $(ARGS)
 
 build: $(VENV)/built
 

@@ -1,5 +1,5 @@
-// Under autocast the operators run in its lower precision, as nn.LSTM does; the cell state stays
-// in float32 inside.
+// Under autocast the operators run in its lower precision where nn.LSTM's results have it; the cell
+// state stays in float32 inside.
 #include <ATen/autocast_mode.h>
 #include <torch/library.h>
 
@@ -8,18 +8,25 @@
 namespace fused_lstm {
 namespace {
 
+// The type that a call runs in. On a CPU nn.LSTM with a packed sequence, and nn.LSTMCell, give
+// results of the type that their state has, whatever they multiply in.
+at::ScalarType type_of(c10::DeviceType device, bool keeps_state_type, const at::Tensor& cell) {
+  const bool kept = device == c10::DeviceType::CPU && keeps_state_type;
+  return kept ? cell.scalar_type() : at::autocast::get_autocast_dtype(device);
+}
+
 template <c10::DeviceType device>
 FiveTensors layer(const at::Tensor& input, const at::Tensor& hidden, const at::Tensor& cell,
                   at::TensorList weights, const OptionalTensor& batch_sizes,
                   const OptionalTensor& lengths, const OptionalTensor& reset, bool reset_to_initial,
-                  bool keep_states) {
+                  bool keep_states, bool recompute) {
   static const auto op = find_operator<LayerSignature>("fused_lstm::layer");
   const c10::impl::ExcludeDispatchKeyGuard guard(
       at::autocast::get_autocast_dispatch_key_from_device_type(device));
-  const at::ScalarType dtype = at::autocast::get_autocast_dtype(device);
+  const at::ScalarType dtype = type_of(device, batch_sizes.has_value(), cell);
   const auto cast = [&](const auto& x) { return at::autocast::cached_cast(dtype, x, device); };
   return op.call(cast(input), cast(hidden), cast(cell), cast(weights), batch_sizes, lengths, reset,
-                 reset_to_initial, keep_states);
+                 reset_to_initial, keep_states, recompute);
 }
 
 template <c10::DeviceType device>
@@ -28,7 +35,7 @@ FourTensors cell(const at::Tensor& input, const at::Tensor& hidden, const at::Te
   static const auto op = find_operator<CellSignature>("fused_lstm::cell");
   const c10::impl::ExcludeDispatchKeyGuard guard(
       at::autocast::get_autocast_dispatch_key_from_device_type(device));
-  const at::ScalarType dtype = at::autocast::get_autocast_dtype(device);
+  const at::ScalarType dtype = type_of(device, /*keeps_state_type=*/true, cell);
   const auto cast = [&](const auto& x) { return at::autocast::cached_cast(dtype, x, device); };
   return op.call(cast(input), cast(hidden), cast(cell), cast(weights), keep_states);
 }

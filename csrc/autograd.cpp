@@ -107,7 +107,7 @@ FiveTensors call_layer(const at::Tensor& input, const at::Tensor& hidden, const 
   static const auto op = find_operator<LayerSignature>("fused_lstm::layer");
   at::AutoDispatchBelowADInplaceOrView guard;
   return op.call(input, hidden, cell, weights, batch_sizes, lengths, reset, reset_to_initial,
-                 keep_states);
+                 keep_states, /*recompute=*/false);
 }
 
 class LayerFunction : public torch::autograd::Function<LayerFunction> {
@@ -116,14 +116,14 @@ class LayerFunction : public torch::autograd::Function<LayerFunction> {
                                const at::Tensor& hidden, const at::Tensor& cell,
                                at::TensorList weights, const OptionalTensor& batch_sizes,
                                const OptionalTensor& lengths, const OptionalTensor& reset,
-                               bool reset_to_initial) {
+                               bool reset_to_initial, bool recompute) {
     auto [output, hidden_n, cell_n, cells, gates] =
         call_layer(input, hidden, cell, weights, batch_sizes, lengths, reset, reset_to_initial,
                    /*keep_states=*/true);
     ctx->saved_data["reset_to_initial"] = reset_to_initial;
     save(ctx, input, hidden, cell, weights,
-         {output, cells, gates, or_undefined(batch_sizes), or_undefined(lengths),
-          or_undefined(reset)});
+         {output, cells, recompute ? at::Tensor() : gates, or_undefined(batch_sizes),
+          or_undefined(lengths), or_undefined(reset)});
     return {output, hidden_n, cell_n, cells, gates};
   }
 
@@ -142,10 +142,11 @@ class LayerFunction : public torch::autograd::Function<LayerFunction> {
           definition_gradients(inputs, gradients, [&](const variable_list& x) -> variable_list {
             const auto [output, hidden_n, cell_n, cells, gates] =
                 definition.call(x[0], x[1], x[2], at::TensorList(x).slice(3), batch_sizes, lengths,
-                                reset, reset_to_initial, /*keep_states=*/true);
+                                reset, reset_to_initial, /*keep_states=*/true,
+                                /*recompute=*/false);
             return {output, hidden_n, cell_n, cells, gates};
           });
-      list.resize(n + 4);
+      list.resize(n + 5);
       return list;
     }
     static const auto op = find_operator<LayerBackwardSignature>("fused_lstm::layer_backward");
@@ -154,22 +155,22 @@ class LayerFunction : public torch::autograd::Function<LayerFunction> {
     return in_order(
         op.call(if_defined(gradients[0]), if_defined(gradients[1]), if_defined(gradients[2]),
                 if_defined(gradients[3]), if_defined(gradients[4]), inputs[0], inputs[1], inputs[2],
-                at::TensorList(inputs).slice(3), saved[n], saved[n + 1], saved[n + 2], batch_sizes,
-                lengths, reset, reset_to_initial, input_needed, any_needed(ctx, 3, n)),
-        input_needed, n - 3, /*others=*/4);
+                at::TensorList(inputs).slice(3), saved[n], saved[n + 1], if_defined(saved[n + 2]),
+                batch_sizes, lengths, reset, reset_to_initial, input_needed, any_needed(ctx, 3, n)),
+        input_needed, n - 3, /*others=*/5);
   }
 };
 
 FiveTensors layer(const at::Tensor& input, const at::Tensor& hidden, const at::Tensor& cell,
                   at::TensorList weights, const OptionalTensor& batch_sizes,
                   const OptionalTensor& lengths, const OptionalTensor& reset, bool reset_to_initial,
-                  bool keep_states) {
+                  bool keep_states, bool recompute) {
   if (!differentiates(input, hidden, cell, weights)) {
     return call_layer(input, hidden, cell, weights, batch_sizes, lengths, reset, reset_to_initial,
                       keep_states);
   }
   const variable_list r = LayerFunction::apply(input, hidden, cell, weights, batch_sizes, lengths,
-                                               reset, reset_to_initial);
+                                               reset, reset_to_initial, recompute);
   return {r[0], r[1], r[2], r[3], r[4]};
 }
 
@@ -201,7 +202,7 @@ class CellFunction : public torch::autograd::Function<CellFunction> {
       return definition_gradients(inputs, gradients, [&](const variable_list& x) -> variable_list {
         const auto [output, hidden_n, cell_n, cells, gates] =
             definition.call(x[0].unsqueeze(0), x[1].unsqueeze(0), x[2].unsqueeze(0),
-                            at::TensorList(x).slice(3), {}, {}, {}, false, true);
+                            at::TensorList(x).slice(3), {}, {}, {}, false, true, false);
         return {hidden_n.squeeze(0), cell_n.squeeze(0), cells.squeeze(0).squeeze(0),
                 gates.squeeze(0).squeeze(0)};
       });

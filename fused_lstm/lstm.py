@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -49,7 +50,12 @@ class FusedLSTM(nn.RNNBase):
         proj_size: P > 0 projects the hidden state to P features.
         device, dtype: of the parameters. float32, float64, bfloat16 or float16; sums and the cell
             state are in float32 or wider.
+        recompute: keep only the hidden and the cell state of each step for the backward, 2 H
+            numbers in place of 6 H, which rebuilds the gates by one product over all steps. An
+            attribute, read at each call.
     """
+
+    recompute: bool = False
 
     def __init__(
         self,
@@ -63,6 +69,8 @@ class FusedLSTM(nn.RNNBase):
         proj_size: int = 0,
         device: Any = None,
         dtype: Any = None,
+        *,
+        recompute: bool = False,
     ) -> None:
         super().__init__(
             "LSTM",
@@ -77,6 +85,10 @@ class FusedLSTM(nn.RNNBase):
             device,
             dtype,
         )
+        self.recompute = recompute
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (", recompute=True" if self.recompute else "")
 
     def flatten_parameters(self) -> None:
         """Nothing to do: the kernels take each weight where it is."""
@@ -122,7 +134,8 @@ class FusedLSTM(nn.RNNBase):
             RuntimeError: a size, dtype or device that does not fit; the message names it.
         """
         options = (lengths, reset, reset_to, return_states)
-        return run(self, ops.layer, input, hx, *options)
+        layer = partial(ops.layer, recompute=True) if self.recompute else ops.layer
+        return run(self, layer, input, hx, *options)
 
     # What nn.LSTM has beyond nn.RNNBase, for code that calls or overrides it.
     get_expected_cell_size = nn.LSTM.get_expected_cell_size
@@ -165,6 +178,11 @@ def run(
     if isinstance(input, PackedSequence):
         if lengths is not None or reset is not None:
             raise ValueError("lengths and reset go with a padded input, not a PackedSequence")
+        if torch.compiler.is_exporting():
+            raise ValueError(
+                "input is a PackedSequence, must be a padded tensor to be exported, with lengths= "
+                "beside it: torch.nn.utils.rnn.pad_packed_sequence gives both"
+            )
         packed, batch_sizes = input, input.batch_sizes
         x, hx = _checked_packed(module, packed, hx)
     else:

@@ -43,6 +43,7 @@ def layer(
     reset: Tensor | None = None,
     reset_to_initial: bool = False,
     keep_states: bool = False,
+    recompute: bool = False,
 ) -> Result:
     """One LSTM layer, one or two directions, over all time steps. Differentiable.
 
@@ -62,6 +63,8 @@ def layer(
             crosses the border from the other side, starts afresh before the step before it.
         reset_to_initial: an episode starts from `hidden` and `cell`, rather than from zero.
         keep_states: fill `cells` and `gates` even where no gradient needs them.
+        recompute: keep the output and `cells` for the backward, but not `gates`, which it rebuilds
+            by one product over all steps.
 
     Returns:
         output [T, B, directions * P] or [N, directions * P]; the final hidden state
@@ -85,6 +88,8 @@ def layer(
         options["reset_to_initial"] = True
     if keep_states:
         options["keep_states"] = True
+    if recompute:
+        options["recompute"] = True
     compute = reference.layer if _use_definition() else torch.ops.fused_lstm.layer.default
     result: Result = compute(input, hidden, cell, weights, **options)
     return result
@@ -136,6 +141,7 @@ def _layer_fake(
     reset: Tensor | None = None,
     reset_to_initial: bool = False,
     keep_states: bool = False,
+    recompute: bool = False,
 ) -> Result:
     _check_devices(input, hidden, cell, weights)
     directions, _, P = hidden.shape
@@ -180,7 +186,7 @@ def _layer_backward_fake(
     weights: list[Tensor],
     output: Tensor,
     cells: Tensor,
-    gates: Tensor,
+    gates: Tensor | None,
     *,
     batch_sizes: Tensor | None = None,
     lengths: Tensor | None = None,

@@ -30,8 +30,12 @@ def layer(
     reset: Tensor | None = None,
     reset_to_initial: bool = False,
     keep_states: bool = True,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What `ops.layer` computes; arguments and results as there. The states are always kept."""
+    """What `ops.layer` computes; arguments and results as there.
+
+    The states are always kept, and nothing is recomputed.
+    """
     if lengths is not None:  # what stands in the padding, NaN even, must not reach a gradient
         ended = torch.arange(input.size(0), device=input.device).unsqueeze(1) >= lengths  # [T, B]
         input = input.masked_fill(ended.unsqueeze(2), 0.0)

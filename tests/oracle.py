@@ -3,13 +3,19 @@ call by name, and how far they may be from the truth."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+import fused_lstm
 from fused_lstm import _C, reference
 from fused_lstm.lstm import run
 
@@ -97,11 +103,13 @@ def evaluate(
     hx: tuple[Tensor, Tensor] | None = None,
     *,
     call: Callable[..., Any] | None = None,
+    frozen: Collection[str] = (),
     **options: Any,
 ) -> Results:
     """All results and all gradients of a call of module, or of `call`, by name.
 
-    The incoming gradients are the same at each call with the same shapes.
+    The incoming gradients are the same at each call with the same shapes. Leaves named in `frozen`
+    require no gradient.
     """
     leaves = dict(module.named_parameters())
     if isinstance(input, PackedSequence):
@@ -112,14 +120,39 @@ def evaluate(
     if hx is not None:
         hx = tuple(state.detach().requires_grad_() for state in hx)
         leaves |= {"h_0": hx[0], "c_0": hx[1]}
+    for name, leaf in leaves.items():
+        leaf.requires_grad_(name not in frozen)
+    leaves = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
     named = flatten((module if call is None else call)(input, hx, **options))
     generator = torch.Generator().manual_seed(1)
     incoming = [
         (torch.randint(-8, 9, t.shape, generator=generator) / 8).to(t) for t in named.values()
     ]
-    gradients = torch.autograd.grad(list(named.values()), list(leaves.values()), incoming)
+    pairs = [p for p in zip(named.values(), incoming, strict=True) if p[0].requires_grad]
+    outputs, incoming = zip(*pairs, strict=True)
+    gradients = torch.autograd.grad(outputs, list(leaves.values()), incoming)
     named |= {f"grad of {name}": g for name, g in zip(leaves, gradients, strict=True)}
     return {name: tensor.detach() for name, tensor in named.items()}
+
+
+def in_fresh_process(code: str, folder: Path, *options: str, seconds: int = 300) -> str:
+    """What `code` prints in a new Python that imports the same fused_lstm; it must exit with 0.
+
+    `options` go before the file that holds the code, such as ("-m", "torch.distributed.run").
+    """
+    script = folder / "script.py"
+    script.write_text(textwrap.dedent(code))
+    source = str(Path(fused_lstm.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, *options, script],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": source},
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def error(value: Tensor, truth: Tensor) -> float:
@@ -127,11 +160,14 @@ def error(value: Tensor, truth: Tensor) -> float:
 
 
 def assert_as_accurate(
-    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor] | None, truth: Mapping[str, Tensor]
+    ours: Mapping[str, Tensor],
+    theirs: Mapping[str, Tensor] | None,
+    truth: Mapping[str, Tensor],
+    times: int = 1,
 ) -> None:
     """Each error at most twice that of `theirs`, plus two roundings of the largest number.
 
-    Without `theirs` (PyTorch has no such kernel), at most 8 roundings.
+    Without `theirs` (PyTorch has no such kernel), at most 8 roundings. Or `times` as much.
     """
     for name, true in truth.items():
         eps = torch.finfo(ours[name].dtype).eps
@@ -139,6 +175,7 @@ def assert_as_accurate(
         allowed = (
             8 * eps * size if theirs is None else 2 * error(theirs[name], true) + 2 * eps * size
         )
+        allowed *= times
         found = error(ours[name], true)
         assert ours[name].shape == true.shape, f"{name}: {ours[name].shape}, not {true.shape}"
         assert found <= allowed, f"{name} is off by {found:.3g}, allowed are {allowed:.3g}"

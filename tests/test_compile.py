@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 
 import pytest
 import torch
-from oracle import assert_close, evaluate, flatten, rand, rand_state
+from oracle import assert_close, evaluate, flatten, in_fresh_process, rand, rand_state
 from torch import Tensor, nn
+from torch._inductor.utils import fresh_inductor_cache
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from fused_lstm import FusedLSTM, FusedLSTMCell
+from fused_lstm.models import LSTMClassifier, LSTMSequencePredictor, Seq2Seq
 
 T, B, D, H = 4, 3, 5, 6
 # TorchScript is deprecated, and is to work all the same.
@@ -89,21 +92,92 @@ def test_dropout(device):
     torch.testing.assert_close(call(x)[0], module(x)[0])
 
 
-def test_the_cell(device):
-    cell = FusedLSTMCell(D, H, device=device)
-    x = rand(B, D, device=device, dtype=torch.float32)
-    torch.testing.assert_close(compiled(cell)(x), cell(x))
+# Models with the inputs of b sequences of t steps
+MODELS = {
+    "cell": (lambda: FusedLSTMCell(D, H), lambda t, b: (rand(b, D),)),
+    "stacked": (
+        lambda: FusedLSTM(D, H, 2, bidirectional=True),
+        lambda t, b: (rand(t, b, D),),
+    ),
+    "classifier": (lambda: LSTMClassifier(D, H, 2, pooling="max"), lambda t, b: (rand(b, t, D),)),
+    "predictor": (
+        lambda: LSTMSequencePredictor(D, H, 2, summary="final_states"),
+        lambda t, b: (rand(b, t, D),),
+    ),
+    "seq2seq": (lambda: Seq2Seq(D, H, 2), lambda t, b: (rand(b, t, D), rand(b, t + 1, 2))),
+}
 
 
-def test_inductor():
-    """The default backend, for a training step inside a model; slow, so only once."""
-    model = nn.Sequential(FusedLSTM(D, H), Output(), nn.Linear(H, 2))
-    x = rand(T, B, D, dtype=torch.float32)
-    model(x).sum().backward()
-    expected = {name: p.grad for name, p in model.named_parameters()}
-    model.zero_grad(set_to_none=True)
-    compiled(model, "inductor")(x).sum().backward()
-    assert_close({name: p.grad for name, p in model.named_parameters()}, expected)
+def results(model, call, inputs, **options):
+    """The first result, and the gradients of the inputs and parameters."""
+    inputs = [x.clone().requires_grad_() for x in inputs]
+    result = call(*inputs, **options)
+    output = result if isinstance(result, Tensor) else result[0]
+    leaves = {f"input {k}": x for k, x in enumerate(inputs)} | dict(model.named_parameters())
+    gradients = torch.autograd.grad(output.square().sum(), list(leaves.values()))
+    return {"output": output.detach()} | dict(zip(leaves, gradients, strict=True))
+
+
+@pytest.mark.parametrize("dynamic", [True, None])
+@pytest.mark.parametrize("name", MODELS)
+def test_models_at_any_length_and_batch(device, name, dynamic):
+    """No compilation after the first dynamic one: by default that is the second.
+
+    Sizes that are equal in the first call would be taken for one and the same.
+    """
+    build, inputs = MODELS[name]
+    model = build().to(device, torch.float64)
+    call = compiled(model, dynamic=dynamic)
+    sizes = [(7, 10), (9, 12), (2, 30), (33, 2)]
+    for index, (t, b) in enumerate(sizes):
+        x = [tensor.to(device) for tensor in inputs(t, b)]
+        stance = "fail_on_recompile" if index > (dynamic is None) else "default"
+        with torch.compiler.set_stance(stance):
+            found = results(model, call, x)
+        assert_close(found, results(model, model, x))
+
+
+@pytest.mark.parametrize("name", ["classifier", "predictor", "seq2seq"])
+def test_models_with_lengths(device, name):
+    build, inputs = MODELS[name]
+    model = build().to(device, torch.float64)
+    call = compiled(model, dynamic=True)
+    for t, b in [(7, 10), (9, 12)]:
+        x = [tensor.to(device) for tensor in inputs(t, b)]
+        lengths = torch.arange(b, device=device) % (t + 1)
+        found = results(model, call, x, lengths=lengths)
+        assert_close(found, results(model, model, x, lengths=lengths))
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("name", ["cell", "seq2seq"])
+def test_inductor(name, dynamic):
+    """The default backend, in the two models that hold the others' parts: it is slow."""
+    build, inputs = MODELS[name]
+    model = build().double()
+    call = compiled(model, "inductor", dynamic=dynamic)
+    for t, b in [(7, 10), (9, 12)]:
+        x = inputs(t, b)
+        assert_close(results(model, call, x), results(model, model, x))
+
+
+def test_compile_time():
+    """Under three times that of a Linear of the same size, forward and backward."""
+
+    def seconds(module):
+        x = torch.randn(20, 8, 64)
+        taken = []
+        for _ in range(2):
+            torch.compiler.reset()
+            with fresh_inductor_cache():
+                start = time.perf_counter()
+                result = compiled(module, "inductor")(x)
+                (result if isinstance(result, Tensor) else result[0]).sum().backward()
+                taken.append(time.perf_counter() - start)
+        return min(taken)
+
+    seconds(nn.Linear(64, 64))  # what the first compilation of a process sets up
+    assert seconds(FusedLSTM(64, 64)) < 3 * seconds(nn.Linear(64, 64))
 
 
 class Output(nn.Module):
@@ -121,6 +195,44 @@ def test_export(device, layer):
     for shape in [(3, 3), (5, 2)]:
         other = rand(*shape, D, device=device, dtype=torch.float32)
         torch.testing.assert_close(program.module()(other), module(other))
+
+
+def test_export_into_a_fresh_process(tmp_path):
+    """Saved with dynamic sizes and loaded where only torch and fused_lstm are imported: as a
+    program, and as the code that AOTInductor made of it (slow, so only once)."""
+    module = FusedLSTM(D, H, 2, bidirectional=True).eval()
+    calls = [(rand(t, b, D, dtype=torch.float32), torch.arange(b) % t) for t, b in [(7, 3), (2, 9)]]
+    x, lengths = calls[0]
+    time, batch = torch.export.Dim("time", min=1), torch.export.Dim("batch", min=1)
+    program = torch.export.export(
+        module,
+        (x,),
+        {"lengths": lengths},
+        dynamic_shapes={"input": {0: time, 1: batch}, "lengths": {0: batch}},
+    )
+    torch.export.save(program, tmp_path / "program.pt2")
+    torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "package.pt2"))
+    expected = [(call, tuple(flatten(module(call[0], lengths=call[1])).values())) for call in calls]
+    torch.save(expected, tmp_path / "expected.pt")
+    in_fresh_process(
+        """
+        import torch, fused_lstm
+        program = torch.export.load("program.pt2").module()
+        package = torch._inductor.aoti_load_package("package.pt2")
+        for (x, lengths), expected in torch.load("expected.pt"):
+            for call in (program, package):
+                output, state = call(x, lengths=lengths)
+                torch.testing.assert_close((output, *state), expected)
+        """,
+        tmp_path,
+    )
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_of_packed_input_says_what_to_do(strict):
+    x = pack_padded_sequence(rand(T, B, D, dtype=torch.float32), [4, 2, 1])
+    with pytest.raises(Exception, match="must be a padded tensor to be exported, with lengths="):
+        torch.export.export(FusedLSTM(D, H).eval(), (x,), strict=strict)
 
 
 @pytest.mark.parametrize("layer", LAYERS)

@@ -96,6 +96,31 @@ def through_a_file(module):
     return torch.load(file, weights_only=False)
 
 
+@pytest.mark.parametrize("format", ["torch.save", "safetensors"])
+@each_configuration
+def test_weights_through_a_file_both_ways(tmp_path, configuration, format):
+    path = str(tmp_path / "weights")
+    if format == "safetensors":
+        safetensors = pytest.importorskip("safetensors.torch")
+        save, load = safetensors.save_model, safetensors.load_model
+    else:
+
+        def save(module, path):
+            torch.save(module.state_dict(), path)
+
+        def load(module, path):
+            module.load_state_dict(torch.load(path))
+
+    ours, theirs = pair(configuration)
+    for source, target in [(ours, theirs), (theirs, ours)]:
+        with torch.no_grad():
+            for parameter in source.parameters():
+                parameter.uniform_(-1, 1)
+        save(source, path)
+        load(target, path)
+        assert_same_call(ours, theirs, padded(ours))
+
+
 @pytest.mark.parametrize(
     "copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), through_a_file]
 )
@@ -312,6 +337,13 @@ def pruned(module):
     return prune.l1_unstructured(module, "weight_ih_l0", 0.5)
 
 
+def spectral_norm(module):
+    torch.manual_seed(1)  # it starts from random vectors
+    parametrizations.spectral_norm(module, "weight_hh_l1")
+    module.parametrizations.eval()  # or each call would move its estimate
+    return module
+
+
 class Doubled(nn.Module):
     def forward(self, weight):
         return 2 * weight
@@ -322,7 +354,9 @@ def parametrized(module):
     return module
 
 
-@pytest.mark.parametrize("change", [weight_norm, old_weight_norm, pruned, parametrized])
+@pytest.mark.parametrize(
+    "change", [weight_norm, old_weight_norm, spectral_norm, pruned, parametrized]
+)
 def test_wrapped_weights(device, change):
     ours, theirs = (change(module) for module in pair("two layers", device))
     x = padded(ours, device)
@@ -336,6 +370,37 @@ def test_wrapped_weights(device, change):
     with torch.no_grad():
         next(p for p in ours.parameters() if p.requires_grad).mul_(3)
     assert not torch.equal(ours(x)[0], before)
+
+
+class WeightDrop(nn.Module):
+    """As in AWD-LSTM: before each call a recurrent weight is replaced by a tensor, partly zero."""
+
+    def __init__(self, lstm):
+        super().__init__()
+        self.lstm = lstm
+        self.raw = nn.Parameter(lstm.weight_hh_l0.detach().clone())
+        del lstm._parameters["weight_hh_l0"]
+
+    def forward(self, x):
+        self.lstm.weight_hh_l0 = nn.functional.dropout(self.raw, 0.5, self.training)
+        return self.lstm(x)
+
+
+def test_weight_drop(device):
+    ours, theirs = (WeightDrop(module) for module in pair("two layers", device))
+    x, outputs = padded(ours.lstm, device), []
+    for seed in (1, 2):
+        results = []
+        for module in (ours, theirs):
+            torch.manual_seed(seed)
+            output = module(x)[0]
+            module.zero_grad()
+            output.square().sum().backward()
+            gradients = {name: p.grad.clone() for name, p in module.named_parameters()}
+            results.append({"output": output.detach()} | gradients)
+        assert_close(*results)
+        outputs.append(results[0]["output"])
+    assert not torch.equal(*outputs)  # another mask, another weight
 
 
 def changed_in_place(module):
@@ -362,6 +427,26 @@ def new_flat_weights(module):
     module._flat_weights = [weight.detach() * 2 for weight in module._flat_weights]
 
 
+def stepped(module):
+    module(torch.ones(T, B, D).to(module.weight_hh_l0))[0].sum().backward()
+    torch.optim.SGD(module.parameters(), lr=0.1).step()
+
+
+def copied(module):
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(parameter.flip(0))
+
+
+def loaded(module):
+    module.load_state_dict({name: 2 * w for name, w in module.state_dict().items()})
+
+
+def assigned(module):
+    other = {name: 2 * w for name, w in module.state_dict().items()}
+    module.load_state_dict(other, assign=True)
+
+
 def moved(module):
     module.float().double()
 
@@ -374,6 +459,10 @@ def moved(module):
         new_parameter,
         deleted_parameter,
         new_flat_weights,
+        stepped,
+        copied,
+        loaded,
+        assigned,
         moved,
     ],
 )

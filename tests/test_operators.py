@@ -20,6 +20,7 @@ LAYERS = {
 OPTIONS = {
     "padded": {},
     "states kept": {"keep_states": True},
+    "recompute": {"recompute": True},
     "packed": {"batch_sizes": torch.tensor([3, 2, 2, 1])},
     "lengths": {"lengths": torch.tensor([0, 4, 2])},
     "reset": {"reset": torch.arange(T * B).reshape(T, B) % 4 == 0, "reset_to_initial": True},
@@ -53,13 +54,14 @@ def test_layer(device, layer, options):
 @pytest.mark.parametrize(("layer", "options"), CASES)
 def test_layer_backward(device, layer, options):
     (*inputs, weights), given = arguments(device, layer, options)
+    recompute = given.pop("recompute", False)
     given["keep_states"] = True
     output, h_n, c_n, cells, gates = ops.layer(*inputs, weights, **given)
     del given["keep_states"]
     gradients = [torch.ones_like(t) for t in (output, h_n, c_n, cells, gates)]
     for present in ([0, 1, 2, 3, 4], [2]):
         some = [g if k in present else None for k, g in enumerate(gradients)]
-        call = (*some, *inputs, weights, output, cells, gates)
+        call = (*some, *inputs, weights, output, cells, None if recompute else gates)
         opcheck(torch.ops.fused_lstm.layer_backward.default, call, given)
     fewer = given | {"input_needed": False, "weights_needed": False}
     opcheck(torch.ops.fused_lstm.layer_backward.default, call, fewer)

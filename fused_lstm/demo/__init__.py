@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import NoReturn
 
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from fused_lstm.demo import report, table
 from fused_lstm.demo.tasks import TASKS
-from fused_lstm.demo.train import Comparison, compare
+from fused_lstm.demo.train import Comparison, compare, processes
 from fused_lstm.lstm import FusedLSTM
 
 REPORT = "fused_lstm_demo.html"
@@ -125,10 +125,15 @@ def main(argv: list[str]) -> int:
     except SystemExit as end:  # argparse leaves this way for --help and for a wrong option
         return int(end.code or 0)
     try:
+        if distributed.is_torchelastic_launched():  # by torchrun
+            distributed.init_process_group("gloo")
         return _run(options)
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130
+    finally:
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -145,7 +150,8 @@ def _run(options: argparse.Namespace) -> int:
             compare(task, FusedLSTM, nn.LSTM, options.seed, steps, lambda line: _say("  " + line))
         )
     _say("\n" + table.text(comparisons))
-    options.out.write_text(report.page(comparisons, facts), encoding="utf-8")
+    if _first():
+        options.out.write_text(report.page(comparisons, facts), encoding="utf-8")
     parity = all(comparison.parity for comparison in comparisons)
     _say(
         f"\n{'Parity on all tasks' if parity else 'PARITY IS BROKEN'}, "
@@ -161,8 +167,15 @@ def _facts(options: argparse.Namespace) -> list[str]:
         if device.type == "cuda"
         else f"CPU ({platform.machine()}, torch threads: {torch.get_num_threads()})"
     )
-    return [hardware, options.dtype, f"seed {options.seed}", f"torch {torch.__version__}"]
+    facts = [hardware, options.dtype, f"seed {options.seed}", f"torch {torch.__version__}"]
+    return facts if processes() == 1 else [*facts, f"{processes()} processes"]
+
+
+def _first() -> bool:
+    """Of several processes one speaks for all, which have the same results."""
+    return processes() == 1 or distributed.get_rank() == 0
 
 
 def _say(line: str) -> None:
-    print(line, flush=True)
+    if _first():
+        print(line, flush=True)

@@ -7,6 +7,9 @@ its sibling is what rounding alone does to this model on this data in this dtype
 stray MARGIN times as far: in the first gradients (whose scale Adam would hide from the losses), in
 the loss of every step, and in the predictions on the trained weights. A wrong formula strays
 further at once.
+
+Under torchrun every process takes its share of each batch, and DistributedDataParallel averages
+the gradients: all of them train the same models.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from fused_lstm.demo.tasks import LSTM, Task
 
@@ -113,6 +117,7 @@ class _Learner:
 
     def __init__(self, model: nn.Module, task: Task, steps: int) -> None:
         self.model, self.task = model, task
+        self.trained = model if processes() == 1 else DistributedDataParallel(model)
         self.losses: list[float] = []
         self.seconds: list[float] = []
         self.weights = list(model.parameters())
@@ -128,9 +133,10 @@ class _Learner:
         _wait_for(batch[0].device)
         start = time.perf_counter()
         self.model.zero_grad()
-        loss = self.task.loss(self.model, *batch)
+        loss = self.task.loss(self.trained, *batch)
         loss.backward()
         self._update()
+        loss = _mean_of_all(loss.detach())
         _wait_for(batch[0].device)
         self.seconds.append(time.perf_counter() - start)
         self.losses.append(loss.item())
@@ -152,13 +158,37 @@ class _Learner:
         return Run(self.losses, self.seconds, prediction, self.task.score(prediction))
 
 
+def processes() -> int:
+    """How many train together."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+def _mean_of_all(value: Tensor) -> Tensor:
+    """The mean over all processes."""
+    if processes() > 1:
+        distributed.all_reduce(value)
+        value /= processes()
+    return value
+
+
+def _share(rows: Tensor) -> Tensor:
+    """This process's part of the rows of a batch; all parts are of one size."""
+    if processes() == 1:
+        return rows
+    size = len(rows) // processes()
+    return rows[distributed.get_rank() * size :][:size]
+
+
 def _wait_for(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def _batches(task: Task, steps: int, seed: int) -> Iterator[tuple[Tensor, ...]]:
-    """``steps`` full batches, every sequence once an epoch, in an order of the seed's own."""
+    """``steps`` full batches, every sequence once an epoch, in an order of the seed's own.
+
+    With several processes, this one's share of them.
+    """
     count, device = len(task.train[0]), task.train[0].device
     generator = torch.Generator().manual_seed(seed)
     rows: list[Tensor] = []
@@ -166,7 +196,7 @@ def _batches(task: Task, steps: int, seed: int) -> Iterator[tuple[Tensor, ...]]:
         if not rows:
             order = torch.randperm(count, generator=generator)
             rows = list(order[: count - count % task.batch_size].split(task.batch_size))
-        chosen = rows.pop().to(device)
+        chosen = _share(rows.pop()).to(device)
         yield tuple(tensor[chosen] for tensor in task.train)
 
 
@@ -214,7 +244,9 @@ def _progress(step: int, steps: int, fused: _Learner, reference: _Learner) -> st
 def _gradients(model: nn.Module, task: Task, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
     task.loss(model, *batch).backward()
     return {
-        name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None
+        name: _mean_of_all(weight.grad)
+        for name, weight in model.named_parameters()
+        if weight.grad is not None
     }
 
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from unittest import mock
 
+import torch
 from torch.utils import cpp_extension
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,36 +21,43 @@ CSRC = ROOT / "csrc"
 HERE = Path(__file__).resolve().parent
 
 
-def build(folder: Path) -> None:
-    """Puts the package into `folder`; compiles only what changed since the last time."""
-    package, objects = folder / "fused_lstm", folder / "build"
+def package(folder: Path, sources: list[Path], cflags: list[str], ldflags: list[str]) -> None:
+    """Puts fused_lstm, made of other sources, into `folder`; compiles only what changed."""
+    target, objects = folder / "fused_lstm", folder / "build"
     shutil.copytree(
         ROOT / "fused_lstm",
-        package,
+        target,
         ignore=shutil.ignore_patterns("_C.*", "__pycache__"),
         dirs_exist_ok=True,
     )
     objects.mkdir(parents=True, exist_ok=True)
-    kernels = objects / "cuda_kernels.cpp"  # a .cu would go to nvcc
+    with mock.patch.object(torch.ops, "load_library"):  # it is built for another process
+        library = cpp_extension.load(
+            name="_C",
+            sources=[str(path) for path in sources],
+            extra_cflags=[*cflags, f"-I{CSRC}"],
+            extra_ldflags=ldflags,
+            build_directory=str(objects),
+            is_python_module=False,
+            verbose=True,
+        )
+    shutil.copy2(library, target / "_C.so")
+
+
+def build(folder: Path) -> None:
+    kernels = folder / "cuda_kernels.cpp"  # a .cu would go to nvcc
     if not kernels.exists():
+        folder.mkdir(parents=True, exist_ok=True)
         kernels.write_text('#include "cuda/kernels.cu"\n')
     sources = [
         *sorted(CSRC.glob("*.cpp")),
         *sorted(set((CSRC / "cpu").glob("*.cpp")) - {CSRC / "cpu" / "device.cpp"}),
         CSRC / "cuda" / "device.cpp",
         HERE / "route.cpp",
+        kernels,
     ]
-    library = cpp_extension.load(
-        name="_C",
-        sources=[str(path) for path in (*sources, kernels)],
-        # The emulated headers come before torch's own.
-        extra_cflags=["-O2", "-fopenmp", f"-I{HERE / 'include'}", f"-I{CSRC}"],
-        extra_ldflags=["-fopenmp"],
-        build_directory=str(objects),
-        is_python_module=False,
-        verbose=True,
-    )
-    shutil.copy2(library, package / "_C.so")
+    # The emulated headers come before torch's own.
+    package(folder, sources, ["-O2", "-fopenmp", f"-I{HERE / 'include'}"], ["-fopenmp"])
 
 
 if __name__ == "__main__":

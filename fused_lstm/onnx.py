@@ -1,0 +1,118 @@
+"""ONNX: the operators as the standard operator LSTM, for torch.onnx.export.
+
+    torch.onnx.export(
+        model, args, dynamo=True, custom_translation_table=fused_lstm.onnx.TRANSLATIONS
+    )
+
+Needs the package onnxscript (`pip install fused_lstm[onnx]`), as torch.onnx.export itself does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from onnxscript import opset18
+
+# A tensor of the graph that is being built; onnxscript has no annotations for them.
+Value = Any
+op: Any = opset18  # its annotations refuse the constants that it takes
+INT32 = 6  # onnx.TensorProto.INT32
+
+
+def _layer(
+    input: Value,
+    hidden: Value,
+    cell: Value,
+    weights: Sequence[Value],
+    *,
+    batch_sizes: Value | None = None,
+    lengths: Value | None = None,
+    reset: Value | None = None,
+    reset_to_initial: bool = False,
+    keep_states: bool = False,
+    recompute: bool = False,
+) -> tuple[Value, ...]:
+    """`ops.layer`: ONNX has neither its resets nor its inner states."""
+    directions = hidden.shape[0]
+    for name, asked, instead in (
+        ("reset", reset is not None, "run each episode on its own"),
+        ("return_states", keep_states, "export the model without them"),
+        ("a PackedSequence", batch_sizes is not None, "pass padded input with lengths="),
+        (
+            "proj_size",
+            len(weights) // directions % 2 == 1,
+            "export nn.Linear behind a layer without it",
+        ),
+    ):
+        if asked:
+            raise NotImplementedError(
+                f"ONNX's operator LSTM has no counterpart of {name}: {instead}"
+            )
+    results = _lstm(input, hidden, cell, weights, lengths, directions, cell.shape[2])
+    return *results, _nothing(), _nothing()
+
+
+def _cell(
+    input: Value, hidden: Value, cell: Value, weights: Sequence[Value], *, keep_states: bool = False
+) -> tuple[Value, ...]:
+    """`ops.cell`: a layer of one step."""
+    if keep_states:
+        raise NotImplementedError("ONNX's operator LSTM keeps neither cell states nor gates")
+    one = [op.Unsqueeze(tensor, [0]) for tensor in (input, hidden, cell)]
+    _, hidden_n, cell_n = _lstm(one[0], one[1], one[2], weights, None, 1, cell.shape[1])
+    return op.Squeeze(hidden_n, [0]), op.Squeeze(cell_n, [0]), _nothing(), _nothing()
+
+
+def _lstm(
+    input: Value,  # [T, B, D]
+    hidden: Value,  # [directions, B, H]
+    cell: Value,  # [directions, B, H]
+    weights: Sequence[Value],
+    lengths: Value | None,  # [B]
+    directions: int,
+    hidden_size: int,
+) -> tuple[Value, Value, Value]:
+    """output [T, B, directions * H], hidden_n and cell_n [directions, B, H]."""
+    each = len(weights) // directions
+    w_ih, w_hh, *biases = (
+        _joined([op.Unsqueeze(_in_order(w, hidden_size), [0]) for w in weights[k::each]], axis=0)
+        for k in range(each)
+    )
+    steps, hidden_n, cell_n = op.LSTM(
+        input,
+        w_ih,  # [directions, 4H, D]
+        w_hh,  # [directions, 4H, H]
+        _joined(biases, axis=1) if biases else None,  # [directions, 8H]
+        None if lengths is None else op.Cast(lengths, to=INT32),
+        hidden,
+        cell,
+        hidden_size=hidden_size,
+        direction="bidirectional" if directions == 2 else "forward",
+    )
+    # [T, directions, B, H] to [T, B, directions * H]
+    output = op.Reshape(op.Transpose(steps, perm=[0, 2, 1, 3]), [0, 0, -1])
+    return output, hidden_n, cell_n
+
+
+def _in_order(weight: Value, hidden_size: int) -> Value:
+    """The rows i f g o of PyTorch in ONNX's order i o f g."""
+    rows = torch.arange(4 * hidden_size).view(4, hidden_size)[[0, 3, 1, 2]]
+    return op.Gather(weight, rows.flatten().tolist(), axis=0)
+
+
+def _nothing() -> Value:
+    """In place of cells and of gates, which are empty where they are not kept."""
+    return op.Constant(value_float=0.0)
+
+
+def _joined(values: Sequence[Value], axis: int) -> Value:
+    return values[0] if len(values) == 1 else op.Concat(*values, axis=axis)
+
+
+TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
+    torch.ops.fused_lstm.layer.default: _layer,
+    torch.ops.fused_lstm.cell.default: _cell,
+}
+"""What torch.onnx.export takes as `custom_translation_table`."""

@@ -1,0 +1,156 @@
+"""torch.onnx.export: the standard operator LSTM, with the numbers of the module."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from oracle import flatten, rand, rand_state
+from torch import Tensor, nn
+
+from fused_lstm import FusedLSTM, FusedLSTMCell
+from fused_lstm.models import LSTMClassifier, LSTMSequencePredictor, Seq2Seq
+
+onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+fused_lstm_onnx = pytest.importorskip("fused_lstm.onnx")
+
+T, B, D, H = 5, 3, 4, 6
+pytestmark = pytest.mark.filterwarnings("ignore")  # of the exporter, about itself
+LAYERS = {
+    "plain": {},
+    "stacked": {"num_layers": 2, "bidirectional": True},
+    "no bias": {"bias": False, "bidirectional": True},
+    "batch first": {"num_layers": 2, "batch_first": True},
+}
+
+
+def export(module, inputs, path, dynamic_shapes):
+    program = torch.onnx.export(
+        module.eval(),
+        inputs,
+        dynamo=True,
+        dynamic_shapes=dynamic_shapes,
+        custom_translation_table=fused_lstm_onnx.TRANSLATIONS,
+        verbose=False,
+    )
+    program.save(path)
+    operators = [node.op_type for node in program.model.graph]
+    return onnxruntime.InferenceSession(path), operators
+
+
+def run(session, inputs):
+    names = [value.name for value in session.get_inputs()]
+    given = {name: x.numpy() for name, x in zip(names, inputs, strict=True)}
+    return [torch.from_numpy(x) for x in session.run(None, given)]
+
+
+def assert_same(session, module, *calls):
+    """`calls` are tuples of tensors: the module's inputs, flat."""
+    for inputs in calls:
+        with torch.no_grad():
+            result = module(*inputs)
+        expected = [result] if isinstance(result, Tensor) else list(result)
+        found = run(session, inputs)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+class Flat(nn.Module):
+    """A FusedLSTM whose call takes and returns tensors: x, then hx or lengths."""
+
+    def __init__(self, state: bool = False, **arguments):
+        super().__init__()
+        self.lstm, self.state = FusedLSTM(D, H, **arguments), state
+
+    def forward(self, x, *more):
+        options = {} if self.state or not more else {"lengths": more[0]}
+        named = flatten(self.lstm(x, more if self.state else None, **options))
+        return tuple(named.values())
+
+
+TIME, BATCH = torch.export.Dim("time", min=1), torch.export.Dim("batch", min=1)
+
+
+@pytest.mark.parametrize("state", [False, True])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_layers(tmp_path, layer, state):
+    module = Flat(state, **LAYERS[layer])
+
+    def call(steps, batch):
+        rows = (batch, steps) if module.lstm.batch_first else (steps, batch)
+        x = rand(*rows, D, dtype=torch.float32)
+        return (x, *rand_state(module.lstm, batch)) if state else (x,)
+
+    time, batch = (1, 0) if module.lstm.batch_first else (0, 1)
+    shapes = ({time: TIME, batch: BATCH}, *([({1: BATCH}, {1: BATCH})] if state else []))
+    session, operators = export(module, call(T, B), tmp_path / "lstm.onnx", shapes)
+    assert operators.count("LSTM") == module.lstm.num_layers
+    assert_same(session, module, call(T, B), call(2, 7))
+
+
+def test_lengths(tmp_path):
+    """As sequence_lens, an empty sequence too: its outputs are zero, its states stay."""
+    module = Flat(num_layers=2, bidirectional=True)
+    calls = [
+        (rand(T, B, D, dtype=torch.float32), torch.tensor([5, 0, 2])),
+        (rand(4, 2, D, dtype=torch.float32), torch.tensor([1, 4])),
+    ]
+    shapes = ({0: TIME, 1: BATCH}, ({0: BATCH},))
+    session, operators = export(module, calls[0], tmp_path / "lstm.onnx", shapes)
+    assert operators.count("LSTM") == 2
+    assert_same(session, module, *calls)
+
+
+def test_without_a_batch(tmp_path):
+    module = Flat(bidirectional=True)
+    calls = [(rand(T, D, dtype=torch.float32),), (rand(3, D, dtype=torch.float32),)]
+    session, _ = export(module, calls[0], tmp_path / "lstm.onnx", ({0: TIME},))
+    assert_same(session, module, *calls)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_cell(tmp_path, bias):
+    module = FusedLSTMCell(D, H, bias)
+    calls = [(rand(batch, D, dtype=torch.float32),) for batch in (B, 7)]
+    session, operators = export(module, calls[0], tmp_path / "cell.onnx", ({0: BATCH},))
+    assert operators.count("LSTM") == 1
+    assert_same(session, module, *calls)
+
+
+@pytest.mark.parametrize(
+    ("model", "shapes", "layers"),
+    [
+        (LSTMClassifier(D, H, 2, pooling="max"), [(B, T, D)], 1),
+        (LSTMSequencePredictor(D, H, 2, 2, summary="final_states"), [(B, T, D)], 2),
+        (Seq2Seq(D, H, 2), [(B, T, D), (B, T + 1, 2)], 2),
+    ],
+    ids=["classifier", "predictor", "seq2seq"],
+)
+def test_models(tmp_path, model, shapes, layers):
+    inputs = tuple(rand(*shape, dtype=torch.float32) for shape in shapes)
+    session, operators = export(model, inputs, tmp_path / "model.onnx", None)
+    assert operators.count("LSTM") == layers
+    assert_same(session, model, inputs)
+
+
+class With(nn.Module):
+    def __init__(self, options, **arguments):
+        super().__init__()
+        self.lstm, self.options = FusedLSTM(D, H, **arguments), options
+
+    def forward(self, x):
+        return self.lstm(x, **self.options)[0]
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        (With({}, proj_size=2), "proj_size"),
+        (With({}, proj_size=2, bidirectional=True, bias=False), "proj_size"),
+        (With({"reset": torch.zeros(T, B, dtype=torch.bool)}), "reset"),
+        (With({"return_states": True}), "return_states"),
+    ],
+)
+def test_what_onnx_lacks_is_named(tmp_path, module, name):
+    x = rand(T, B, D, dtype=torch.float32)
+    with pytest.raises(torch.onnx.OnnxExporterError, match=f"has no counterpart of {name}:"):
+        export(module, (x,), tmp_path / "lstm.onnx", None)
