@@ -166,7 +166,9 @@ class CpuDevice final : public Device {
 
   void product(at::Tensor& out, const at::Tensor& a, const at::Tensor& b,
                bool accumulate) const override {
-    if (accumulate) {
+    if (out.scalar_type() != a.scalar_type()) {  // which the library does not have
+      product(out, a.to(out.scalar_type()), b.to(out.scalar_type()), accumulate);
+    } else if (accumulate) {
       at::addmm_out(out, out, a, b);
     } else {
       at::mm_out(out, a, b);
@@ -295,7 +297,7 @@ class CpuDevice final : public Device {
           at::Tensor grad_hidden = layer.grad_hidden.select(0, d);
           const at::Tensor& weight = layer.weights[d].hh;
           product(grad_hidden, layer.grad_preactivations.select(0, d),
-                  weight.to(layer.grad_hidden.scalar_type()), /*accumulate=*/true);
+                  weight.to(operand_type(weight.scalar_type())), /*accumulate=*/true);
         }
       }
     });
