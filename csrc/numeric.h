@@ -129,7 +129,7 @@ FUSED_LSTM_INLINE I to_half(F x) {
 }
 
 // The first `count` neighbours from memory into a block of lanes, and back. A part of a block is
-// moved in powers of two, which takes no call and no loop.
+// moved in powers of two, which takes no call and no loop; cpu/vector.h may have better.
 template <int size, class T>
 FUSED_LSTM_INLINE void copy_part(T* to, const T* from, int count) {
   if constexpr (size > 0) {
@@ -139,28 +139,32 @@ FUSED_LSTM_INLINE void copy_part(T* to, const T* from, int count) {
   }
 }
 template <class Block, class T>
-FUSED_LSTM_INLINE Block copy_in(const T* from, int count) {
-  constexpr int lanes = sizeof(Block) / sizeof(T);
-  Block block;
-  if (count == lanes) {
-    __builtin_memcpy(&block, from, sizeof(Block));
-  } else {
+struct Partial {
+  static constexpr int lanes = sizeof(Block) / sizeof(T);
+  static FUSED_LSTM_INLINE Block load(const T* from, int count) {
     T part[lanes] = {};
     copy_part<lanes / 2>(part, from, count);
+    Block block;
     __builtin_memcpy(&block, part, sizeof(Block));
+    return block;
   }
-  return block;
-}
-template <class Block, class T>
-FUSED_LSTM_INLINE void copy_out(T* to, const Block& block, int count) {
-  constexpr int lanes = sizeof(Block) / sizeof(T);
-  if (count == lanes) {
-    __builtin_memcpy(to, &block, sizeof(Block));
-  } else {
+  static FUSED_LSTM_INLINE void store(T* to, const Block& block, int count) {
     T part[lanes];
     __builtin_memcpy(part, &block, sizeof(Block));
     copy_part<lanes / 2>(to, part, count);
   }
+};
+template <class Block, class T>
+FUSED_LSTM_INLINE Block copy_in(const T* from, int count) {
+  if (count * sizeof(T) != sizeof(Block)) return Partial<Block, T>::load(from, count);
+  Block block;
+  __builtin_memcpy(&block, from, sizeof(Block));
+  return block;
+}
+template <class Block, class T>
+FUSED_LSTM_INLINE void copy_out(T* to, const Block& block, int count) {
+  if (count * sizeof(T) != sizeof(Block)) return Partial<Block, T>::store(to, block, count);
+  __builtin_memcpy(to, &block, sizeof(Block));
 }
 
 // 16-bit patterns to the 32-bit lanes of V and back.

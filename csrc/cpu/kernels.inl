@@ -152,14 +152,14 @@ void pack(const Packing<Types>& w, int64_t panel, typename Types::Operand* to) {
   }
 }
 
-// Depth as panels have it, and how many rows a product may read where it needs `rows`.
+// Depth as panels have it, and the rows of memory that products of `rows` rows may touch.
 template <class Types>
 int64_t panel_depth(int64_t depth) {
   return is_narrow<Types> ? (depth + tile_depth - 1) / tile_depth * tile_depth : depth;
 }
 template <class Types>
 int64_t readable_rows(int64_t rows) {
-  return is_narrow<Types> ? (rows + tile_rows - 1) / tile_rows * tile_rows : rows;
+  return is_narrow<Types> ? rows + tile_rows - 1 : rows;
 }
 
 // How dot products go through the numbers X of one factor and T of the other: `width` at a time.
@@ -384,7 +384,8 @@ FUSED_LSTM_INLINE void store_tile_row(Scalar* to, const V (&sums)[tile_vectors])
 }
 
 // tile(std::integral_constant highest, accumulate) with the way to add the products of a weight
-// [4H, depth] and units j .. to a tile's sums: from a panel, or from where the weight lies.
+// [4H, depth] and units j .. to a tile's sums: from a panel, or from where the weight lies. Nothing
+// for products in AMX tiles, whose sums are in memory.
 template <class Types, class Tile>
 FUSED_LSTM_INLINE void for_tiles(const Forward<Types>& f, const Weight<Types>& weight, bool direct,
                                  int64_t depth, int64_t j, const Scratch<Types>& scratch,
@@ -469,9 +470,6 @@ void multiply_input(const Forward<Types>& f, const Part& part, const Scratch<Typ
           multiply_tile(scratch.input + row * depth, depth, depth, panel, bias, 0,
                         products + row * width);
         }
-        bias += width;
-        products += scratch.rows * width;
-        continue;
       }
     }
     Rows all(steps, part, first);
@@ -565,7 +563,6 @@ void take_step(const Forward<Types>& f, const Part& part, const Scratch<Types>& 
           const int64_t height = rows - row < tile_rows ? rows - row : tile_rows;
           finish_tile<V>(f, step, part.begin + row, height, j, tile, hidden, next);
         }
-        continue;
       }
     }
     const auto tile = [&](auto highest, const auto& accumulate) {

@@ -89,6 +89,29 @@ struct Arithmetic<Floats> {
 };
 #endif
 
+#if defined(__x86_64__) && FUSED_LSTM_VECTOR_BYTES == 64
+// AVX-512 moves a part of a vector by a mask.
+template <class T>
+struct Partial<Floats, T> {
+  static FUSED_LSTM_INLINE Floats load(const T* from, int count) {
+    const uint32_t mask = (uint32_t{1} << count) - 1;
+    if constexpr (sizeof(T) == 4) {
+      return bits_as<Floats>(_mm512_maskz_loadu_epi32(mask, from));
+    } else {
+      return bits_as<Floats>(_mm512_maskz_loadu_epi16(mask, from));
+    }
+  }
+  static FUSED_LSTM_INLINE void store(T* to, const Floats& block, int count) {
+    const uint32_t mask = (uint32_t{1} << count) - 1;
+    if constexpr (sizeof(T) == 4) {
+      _mm512_mask_storeu_epi32(to, mask, bits_as<__m512i>(block));
+    } else {
+      _mm512_mask_storeu_epi16(to, mask, bits_as<__m512i>(block));
+    }
+  }
+};
+#endif
+
 // Lane i of the result is lane indices[i] of a, or, from Lanes::count on, of b.
 template <class V, int... indices>
 FUSED_LSTM_INLINE V pick(V a, V b) {
