@@ -130,7 +130,9 @@ def test_any_configuration(device, configuration, dtype):
     else:
         plain = evaluate(module, *call, call=partial(reference_lstm, module), **options)
         assert found.keys() == truth.keys()
-        assert_as_accurate(found, plain, truth, times=4)
+        # The cell states too, in float32 as they are: what they sum up was rounded to 16 bits.
+        narrow = ({k: v.to(dtype) for k, v in results.items()} for results in (found, plain))
+        assert_as_accurate(*narrow, truth, times=4)
     del options["frozen"]
     with torch.no_grad():
         results = flatten(module(*call, **options))

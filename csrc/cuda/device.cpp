@@ -53,10 +53,11 @@ struct Factor {
 };
 
 Factor factor_of(const at::Tensor& matrix) {
-  if (matrix.stride(1) == 1) {
+  if (matrix.stride(1) == 1 || matrix.size(1) == 1) {  // the stride of one number says nothing
     return {matrix.const_data_ptr(), std::max(matrix.stride(0), matrix.size(1)), false};
   }
-  TORCH_INTERNAL_ASSERT(matrix.stride(0) == 1, "a factor must be dense one way or the other");
+  TORCH_INTERNAL_ASSERT(matrix.stride(0) == 1 || matrix.size(0) == 1,
+                        "a factor must be dense one way or the other");
   return {matrix.const_data_ptr(), std::max(matrix.stride(1), matrix.size(0)), true};
 }
 
