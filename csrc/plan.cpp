@@ -13,12 +13,14 @@ constexpr int64_t max_direct_steps = 8;
 // Rows of input that share one reading of weight_ih.
 constexpr int64_t chunk_rows = 96;
 
-// Below this many floating-point operations waking a second thread costs more than it gives.
+// Below this many floating-point operations waking a second thread is taken to cost more than it
+// gives; not measured.
 constexpr int64_t min_parallel_work = 1'000'000;
-// The same of one step of one part, for threads that wait for one another at each step.
+// The same of one step of one part, for threads that wait for one another at each step. Not
+// measured either.
 constexpr int64_t min_shared_step = 100'000;
 // Recurrent weights (numbers) that fit the cache of one core: each thread then takes its own
-// sequences, with all weights, if it has enough of them to fill a tile.
+// sequences, with all weights, if it has enough of them to fill a tile. Reasoned, not measured.
 constexpr int64_t max_cached_weights = 262'144;
 constexpr int64_t min_batch_slice = 6;
 

@@ -1,5 +1,6 @@
-// The layer on a CPU: library GEMMs for whole sequences, and the kernels of kernels.h for the
-// walk over time, spread over the threads by direction, sequences and hidden units.
+// The layer on a CPU: library GEMMs for the gradients of weights and input, and the kernels of
+// kernels.h for the walk over time, spread over the threads by direction, sequences and hidden
+// units.
 #include "../device.h"
 
 #include <ATen/Parallel.h>

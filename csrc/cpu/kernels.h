@@ -41,7 +41,7 @@ struct Packing {
 // What one thread takes: some sequences, and some of the hidden units of all of them.
 struct Part {
   int64_t begin, end;             // sequences
-  int64_t first_unit, last_unit;  // hidden units; multiples of `unit_block` but for H itself
+  int64_t first_unit, last_unit;  // hidden units; whole panels but for the end at H
   Barrier* barrier;               // of the parts that share these sequences; null: there are none
   int64_t weight;                 // how many of those this one stands for
   int64_t number;                 // 0, 1, ..: which scratch is its own
@@ -59,8 +59,8 @@ struct Forward {
   const typename Types::Storage* bias_ih;  // [4H], or null
   const typename Types::Storage* bias_hh;  // [4H], or null
   int64_t chunk;                           // steps whose products with the input are taken at once
-  typename Types::Operand* hidden[2];      // [B, P] a step reads one and writes the other
-  typename Types::Accum* scratch;          // forward_scratch numbers for each part
+  typename Types::Operand* hidden[2];  // [B + 15, hidden_stride] a step reads one, writes the other
+  typename Types::Accum* scratch;      // forward_scratch numbers for each part
   int64_t scratch_size;
 };
 
