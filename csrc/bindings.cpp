@@ -1,13 +1,16 @@
 // fused_lstm._C: loads the operators, and tells what is not a tensor.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 #include <torch/version.h>
 
 #include <string>
+#include <tuple>
 
 #include "cpu/kernels.h"
 #include "plan.h"
+#include "wanted.h"
 #ifdef FUSED_LSTM_WITH_CUDA
-#include "cuda/kernels.h"
+#include "cuda/streamed.h"
 #endif
 
 namespace py = pybind11;
@@ -36,10 +39,30 @@ py::dict build_info() {
   return info;
 }
 
-py::dict plan(bool cuda, int threads, bool team, int64_t length, int64_t batch, int64_t input,
-              int64_t hidden, int64_t projection, int64_t directions) {
-  const Plan plan = make_plan(
-      {cuda, threads, team, length, batch, length * batch, hidden, projection, input, directions});
+// gpu: (compute capability, multiprocessors, bytes of shared memory of a block), or None for a CPU.
+using GpuFacts = std::optional<std::tuple<int, int, int64_t>>;
+
+Problem problem_of(const GpuFacts& gpu, int64_t length, int64_t batch, int64_t input,
+                   int64_t hidden, int64_t projection, int64_t directions) {
+  Problem problem = {};
+  if (gpu) problem.gpu = {std::get<0>(*gpu), std::get<1>(*gpu), std::get<2>(*gpu)};
+  problem.length = length;
+  problem.batch = batch;
+  problem.rows = length * batch;
+  problem.input = input;
+  problem.hidden = hidden;
+  problem.projection = projection;
+  problem.projected = projection != hidden;
+  problem.directions = directions;
+  return problem;
+}
+
+py::dict cpu_plan(int threads, bool team, int64_t length, int64_t batch, int64_t input,
+                  int64_t hidden, int64_t projection, int64_t directions) {
+  Problem problem = problem_of({}, length, batch, input, hidden, projection, directions);
+  problem.threads = threads;
+  problem.team = team;
+  const Plan plan = make_plan(problem);
   py::dict result;
   result["kernel"] = kernel_name(plan.kernel);
   result["batch_slices"] = plan.batch_slices;
@@ -51,6 +74,48 @@ py::dict plan(bool cuda, int threads, bool team, int64_t length, int64_t batch, 
   return result;
 }
 
+py::dict gpu_plan(const GpuFacts& gpu, int64_t length, int64_t batch, int64_t input, int64_t hidden,
+                  int64_t projection, int64_t directions, bool backward, int number_bytes,
+                  bool tensor_cores, const std::optional<std::string>& wanted) {
+  Problem problem = problem_of(gpu, length, batch, input, hidden, projection, directions);
+  problem.backward = backward;
+  problem.number_bytes = number_bytes;
+  problem.tensor_cores = tensor_cores;
+  if (wanted) problem.wanted = kernel_named(*wanted);
+  py::list choices;
+  for (const Choice& choice : gpu_choices(problem)) {
+    py::dict one;
+    one["kernel"] = kernel_name(choice.kernel);
+    one["obstacle"] = choice.obstacle ? py::object(py::str(choice.obstacle)) : py::none();
+    one["microseconds"] = choice.microseconds;
+    one["blocks"] = choice.placement.blocks;
+    one["units"] = choice.placement.units;
+    one["slices"] = choice.placement.slices;
+    one["sequences"] = choice.placement.sequences;
+    choices.append(one);
+  }
+  py::dict result;
+  result["kernel"] = kernel_name(make_plan(problem).kernel);
+  result["choices"] = choices;
+  return result;
+}
+
+// The name of the kernel wanted until now, or None.
+std::optional<std::string> use_kernel(const std::optional<std::string>& name) {
+  const std::optional<Kernel> before = wanted_kernel();
+  std::optional<Kernel> kernel;
+  if (name) {
+    kernel = kernel_named(*name);
+    if (!kernel || !is_gpu_kernel(*kernel)) {
+      throw py::value_error("kernel is " + *name +
+                            ", must be block, cluster, grid, streamed or None");
+    }
+  }
+  set_wanted_kernel(kernel);
+  if (!before) return std::nullopt;
+  return kernel_name(*before);
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -59,9 +124,15 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "cpu_instruction_set", [] { return cpu::kernels().name; },
       "The instruction set of the CPU kernels; FUSED_LSTM_CPU_ISA forces a lower one.");
-  m.def("plan", &plan, "The kernel that a call with padded input takes.", py::kw_only(),
-        py::arg("cuda"), py::arg("threads"), py::arg("team"), py::arg("length"), py::arg("batch"),
-        py::arg("input"), py::arg("hidden"), py::arg("projection"), py::arg("directions"));
+  m.def("cpu_plan", &cpu_plan, "How a call with padded input runs on a CPU.", py::kw_only(),
+        py::arg("threads"), py::arg("team"), py::arg("length"), py::arg("batch"), py::arg("input"),
+        py::arg("hidden"), py::arg("projection"), py::arg("directions"));
+  m.def("gpu_plan", &gpu_plan, "Which kernel a call takes on a GPU, and what the others would be.",
+        py::kw_only(), py::arg("gpu"), py::arg("length"), py::arg("batch"), py::arg("input"),
+        py::arg("hidden"), py::arg("projection"), py::arg("directions"), py::arg("backward"),
+        py::arg("number_bytes"), py::arg("tensor_cores"), py::arg("wanted") = py::none());
+  m.def("use_kernel", &use_kernel, "Sets the kernel of GPU layers; returns the one before.",
+        py::arg("name").none(true));
 }
 
 }  // namespace fused_lstm

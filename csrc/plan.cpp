@@ -1,6 +1,9 @@
 #include "plan.h"
 
 #include <algorithm>
+#include <stdexcept>
+#include <string>
+#include <string_view>
 
 namespace fused_lstm {
 namespace {
@@ -26,11 +29,31 @@ constexpr int64_t min_batch_slice = 6;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+Plan gpu_plan(const Problem& problem) {
+  Plan plan = {};
+  const Choice* best = nullptr;
+  const std::array<Choice, 4> choices = gpu_choices(problem);
+  for (const Choice& choice : choices) {
+    if (problem.wanted && choice.kernel != *problem.wanted) continue;
+    if (choice.obstacle) {
+      if (problem.wanted) {
+        throw std::invalid_argument(std::string("the kernel ") + kernel_name(choice.kernel) +
+                                    " cannot take this layer: " + choice.obstacle);
+      }
+      continue;
+    }
+    if (!best || choice.microseconds < best->microseconds) best = &choice;
+  }
+  plan.kernel = best->kernel;
+  plan.placement = best->placement;
+  return plan;
+}
+
 }  // namespace
 
 Plan make_plan(const Problem& problem) {
-  Plan plan = {Kernel::streamed, 1, 1, false, 1, false, false, false, false};
-  if (problem.cuda) return plan;
+  if (problem.gpu) return gpu_plan(problem);
+  Plan plan = {Kernel::direct, 1, 1, false, 1, false, false, false, false, {}};
 
   const int64_t recurrent = 4 * problem.hidden * problem.projection;
   const int64_t work = problem.rows * problem.directions * 2 * recurrent;
@@ -58,16 +81,34 @@ Plan make_plan(const Problem& problem) {
   return plan;
 }
 
+namespace {
+
+struct Name {
+  Kernel kernel;
+  const char* name;
+};
+constexpr Name names[] = {{Kernel::direct, "direct"},     {Kernel::panels, "panels"},
+                          {Kernel::block, "block"},       {Kernel::cluster, "cluster"},
+                          {Kernel::grid, "grid"},         {Kernel::streamed, "streamed"}};
+
+}  // namespace
+
 const char* kernel_name(Kernel kernel) {
-  switch (kernel) {
-    case Kernel::direct:
-      return "direct";
-    case Kernel::panels:
-      return "panels";
-    case Kernel::streamed:
-      return "streamed";
+  for (const Name& one : names) {
+    if (one.kernel == kernel) return one.name;
   }
   return "unknown";
+}
+
+bool is_gpu_kernel(Kernel kernel) {
+  return kernel != Kernel::direct && kernel != Kernel::panels;
+}
+
+std::optional<Kernel> kernel_named(std::string_view name) {
+  for (const Name& one : names) {
+    if (name == one.name) return one.kernel;
+  }
+  return std::nullopt;
 }
 
 }  // namespace fused_lstm

@@ -2,27 +2,43 @@
 // the device. Free of torch.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <optional>
+#include <string_view>
+
+#include "cuda/placement.h"
 
 namespace fused_lstm {
 
+// What a plan needs to know of a GPU.
+struct Gpu {
+  int capability;         // 90 for compute capability 9.0
+  int multiprocessors;
+  int64_t shared_memory;  // bytes that one block can have
+};
+
 struct Problem {
-  bool cuda;
-  int threads;         // of a CPU
-  bool team;           // they all run at once, so that one may wait for another
+  std::optional<Gpu> gpu;  // else a CPU
+
   int64_t length;      // T
   int64_t batch;       // B
   int64_t rows;        // T * B, or what a packed sequence has of them
+  int64_t input;       // D
   int64_t hidden;      // H
   int64_t projection;  // P; H without a projection
-  int64_t input;       // D
+  bool projected;
   int64_t directions;
-};
 
-enum class Kernel {
-  direct,    // CPU, few sequences: dot products with the recurrent weights where they lie
-  panels,    // CPU: tiles of sequences and units over weights packed into panels
-  streamed,  // CUDA: a GEMM and one fused pointwise launch for each step
+  // Of a CPU:
+  int threads;
+  bool team;  // they all run at once, so that one may wait for another
+
+  // Of a GPU:
+  bool backward;
+  int number_bytes;              // of a weight: 2, 4, 8
+  bool tensor_cores;             // of 4 bytes: products in TF32
+  std::optional<Kernel> wanted;  // this kernel or none
 };
 
 struct Plan {
@@ -38,10 +54,28 @@ struct Plan {
   bool direct_recurrent;  // those with weight_hh are
   bool pack_input;        // pack weight_ih ahead; else each panel when it is needed
   bool pack_recurrent;    // the same of weight_hh
+
+  // Of the GPU's kernels block, cluster and grid.
+  Placement placement;
 };
 
+// What stands for and against one kernel of a GPU.
+struct Choice {
+  Kernel kernel;
+  const char* obstacle;  // why it cannot run, or null
+  Placement placement;   // its best
+  double microseconds;   // estimated, of a step
+};
+
+// Throws std::invalid_argument if the wanted kernel cannot run.
 Plan make_plan(const Problem& problem);
 
+// Every kernel of a GPU, in the order block, cluster, grid, streamed. make_plan takes the fastest of
+// those without an obstacle.
+std::array<Choice, 4> gpu_choices(const Problem& problem);
+
 const char* kernel_name(Kernel kernel);
+std::optional<Kernel> kernel_named(std::string_view name);
+bool is_gpu_kernel(Kernel kernel);
 
 }  // namespace fused_lstm

@@ -97,7 +97,7 @@ struct Step {
 
 namespace {
 
-inline Step make_step(const Steps& steps, int64_t index) {
+FUSED_LSTM_INLINE Step make_step(const Steps& steps, int64_t index) {
   const auto time = [&](int64_t i) {
     return i < 0 || i >= steps.length ? -1 : steps.reverse ? steps.length - 1 - i : i;
   };
@@ -151,15 +151,14 @@ FUSED_LSTM_INLINE V first_hidden(const ForwardParams<Types>& p, const Step& step
   return load<V>(p.hidden_0 + b * p.projection_size + j, count);
 }
 
-// The hidden state h of units j .. j + count of sequence b, after step `step`: into the output,
-// and from `hidden` on into `next` (both [B, hidden_stride], or one and the same) for the step
-// after, which may begin a new episode.
+// The hidden state h of units j .. j + count of sequence b, after step `step`: into the output, and
+// into `next` for the step after, which may begin a new episode. `hidden` is what the units have
+// had until now; it may be the same memory as `next`.
 template <class V, class Types>
 FUSED_LSTM_INLINE void emit_hidden(const ForwardParams<Types>& p, const Step& step, int64_t b,
                                    int64_t j, V h, const typename Types::Operand* hidden,
                                    typename Types::Operand* next, int count) {
   const int64_t state = b * p.projection_size + j;
-  const int64_t running = b * p.hidden_stride + j;
   typename Types::Storage* output = p.output + (step.offset + b) * p.output_stride + j;
   V seen;
   if (is_live(p.borders, step.t, b)) {
@@ -171,9 +170,9 @@ FUSED_LSTM_INLINE void emit_hidden(const ForwardParams<Types>& p, const Step& st
     }
   } else {
     store<V>(output, V{}, count);
-    seen = load<V>(hidden + running, count);
+    seen = load<V>(hidden, count);
   }
-  store<V>(next + running, seen, count);
+  store<V>(next, seen, count);
   if (b >= step.next_rows) store<V>(p.hidden_n + state, seen, count);
 }
 
@@ -184,15 +183,16 @@ struct Updated {
 };
 
 // The gates and the cell state of units j .. j + count of sequence b at step `step`, from their
-// preactivations `sum`.
+// preactivations `sum`. cell_state: theirs, updated in place.
 template <class V, class Types>
 FUSED_LSTM_INLINE Updated<V> update_cell(const ForwardParams<Types>& p, const Step& step, int64_t b,
-                                         int64_t j, const Gates<V>& sum, int count) {
+                                         int64_t j, const Gates<V>& sum,
+                                         typename Types::Accum* cell_state, int count) {
   const int64_t H = p.hidden_size;
   const int64_t row = step.offset + b;
   const int64_t state = b * H + j;
 
-  V cell = load<V>(p.cell_state + state, count);
+  V cell = load<V>(cell_state, count);
   Gates<V> gate = {V{}, V{}, V{}, V{}};
   if (is_live(p.borders, step.t, b)) {
     if (is_fresh(p.borders, p.steps, step.t, b)) {
@@ -200,7 +200,7 @@ FUSED_LSTM_INLINE Updated<V> update_cell(const ForwardParams<Types>& p, const St
     }
     gate = activate(sum);
     cell = next_cell(gate, cell);
-    store<V>(p.cell_state + state, cell, count);
+    store<V>(cell_state, cell, count);
   }
   if (p.gates) store_gates<V>(p.gates + row * 4 * H, H, j, gate, count);
   if (p.cells) store<V>(p.cells + row * H + j, cell, count);
@@ -222,81 +222,113 @@ FUSED_LSTM_INLINE void update_hidden(const ForwardParams<Types>& p, const Step& 
   }
 }
 
+// The hidden state that entered step `step`, for the gradient of the recurrent weight.
+template <class V, class Types>
+FUSED_LSTM_INLINE void note_hidden_before(const BackwardParams<Types>& p, const Step& step,
+                                          int64_t b, int64_t j, int count) {
+  const int64_t state = b * p.projection_size + j;
+  V before = {};
+  if (!is_live(p.borders, step.t, b)) {
+    // Nothing entered.
+  } else if (is_fresh(p.borders, p.steps, step.t, b)) {
+    if (p.borders.reset_to_initial) before = load<V>(p.hidden_0 + state, count);
+  } else if (b < step.previous_rows && is_live(p.borders, step.previous, b)) {
+    before = load<V>(p.output + (step.previous_offset + b) * p.output_stride + j, count);
+  } else {
+    before = load<V>(p.hidden_0 + state, count);
+  }
+  store<V>(p.hidden_before + (step.offset + b) * p.projection_size + j, before, count);
+}
+
+template <class V, class Types>
+FUSED_LSTM_INLINE V load_grad_output(const BackwardParams<Types>& p, const Step& step, int64_t b,
+                                     int64_t j, int count) {
+  if (!p.grad_output) return V{};
+  return load<V>(p.grad_output + (step.offset + b) * p.output_stride + j, count);
+}
+
 // The gradient of the hidden state of units j .. j + count of sequence b after step `step`: from
-// the output, and from the step after (grad_hidden, which is left empty for the step's own
-// product). Also notes the hidden state that entered the step.
+// the output, and from the step after: grad_hidden, theirs, which is left empty for the step's own
+// product.
 template <class V, class Types>
 FUSED_LSTM_INLINE V collect_grad_hidden(const BackwardParams<Types>& p, const Step& step, int64_t b,
-                                        int64_t j, int count) {
-  const int64_t row = step.offset + b;
-  const int64_t state = b * p.projection_size + j;
-  typename Types::Operand* before = p.hidden_before + row * p.projection_size + j;
-  if (!is_live(p.borders, step.t, b)) {
-    store<V>(before, V{}, count);
-    return V{};
-  }
-  V grad = load<V>(p.grad_hidden + state, count);
-  store<V>(p.grad_hidden + state, V{}, count);
+                                        int64_t j, V grad_output,
+                                        typename Types::Accum* grad_hidden, int count) {
+  if (!is_live(p.borders, step.t, b)) return V{};
+  V grad = load<V>(grad_hidden, count);
+  store<V>(grad_hidden, V{}, count);
   if (is_fresh(p.borders, p.steps, step.next, b)) {
     if (p.grad_hidden_0) {
-      store<V>(p.grad_hidden_0 + state, load<V>(p.grad_hidden_0 + state, count) + grad, count);
+      typename Types::Accum* const first = p.grad_hidden_0 + b * p.projection_size + j;
+      store<V>(first, load<V>(first, count) + grad, count);
     }
     grad = V{};
   }
-  if (p.grad_output) {
-    grad = grad + load<V>(p.grad_output + row * p.output_stride + j, count);
-  }
-
-  if (is_fresh(p.borders, p.steps, step.t, b)) {
-    store<V>(before, p.borders.reset_to_initial ? load<V>(p.hidden_0 + state, count) : V{}, count);
-  } else if (b < step.previous_rows && is_live(p.borders, step.previous, b)) {
-    store<V>(before, load<V>(p.output + (step.previous_offset + b) * p.output_stride + j, count),
-             count);
-  } else {
-    store<V>(before, load<V>(p.hidden_0 + state, count), count);
-  }
-  return grad;
+  return grad + grad_output;
 }
 
-// Units j .. j + count of sequence b back through step `step`, from the gradient of o tanh(c).
+// What backward needs of units of a sequence at one step, none of which comes from another step's
+// backward.
+template <class V>
+struct Saved {
+  Gates<V> gate, grad_gate;
+  V before, after;  // cell states
+  V grad_after;     // of `after`, from the caller
+};
+
 template <class V, class Types>
-FUSED_LSTM_INLINE void backward_units(const BackwardParams<Types>& p, const Step& step, int64_t b,
-                                      int64_t j, V grad_hidden, int count) {
+FUSED_LSTM_INLINE Saved<V> load_saved(const BackwardParams<Types>& p, const Step& step, int64_t b,
+                                      int64_t j, int count) {
   const int64_t H = p.hidden_size;
   const int64_t row = step.offset + b;
   const int64_t state = b * H + j;
-  typename Types::Operand* grad_preactivations = p.grad_preactivations + row * 4 * H;
-
-  V grad_cell = load<V>(p.grad_cell + state, count);
-  if (p.grad_cells) grad_cell = grad_cell + load<V>(p.grad_cells + row * H + j, count);
-  if (!is_live(p.borders, step.t, b)) {
-    store<V>(p.grad_cell + state, grad_cell, count);
-    store_gates<V>(grad_preactivations, H, j, {V{}, V{}, V{}, V{}}, count);
-    if (p.projected) store<V>(p.unprojected + row * H + j, V{}, count);
-    return;
-  }
-
-  const bool fresh = is_fresh(p.borders, p.steps, step.t, b);
-  V cell = {};
-  if (fresh) {
-    if (p.borders.reset_to_initial) cell = load<V>(p.cell_0 + state, count);
+  Saved<V> saved = {};
+  if (p.grad_cells) saved.grad_after = load<V>(p.grad_cells + row * H + j, count);
+  if (!is_live(p.borders, step.t, b)) return saved;
+  if (is_fresh(p.borders, p.steps, step.t, b)) {
+    if (p.borders.reset_to_initial) saved.before = load<V>(p.cell_0 + state, count);
   } else if (b < step.previous_rows) {
-    cell = load<V>(p.cells + (step.previous_offset + b) * H + j, count);
+    saved.before = load<V>(p.cells + (step.previous_offset + b) * H + j, count);
   } else {
-    cell = load<V>(p.cell_0 + state, count);
+    saved.before = load<V>(p.cell_0 + state, count);
   }
-  const V after = load<V>(p.cells + row * H + j, count);
-  const Gates<V> gate = load_gates<V>(p.gates + row * 4 * H, H, j, count);
-  Gates<V> grad_gate = {V{}, V{}, V{}, V{}};
-  if (p.grad_gates) grad_gate = load_gates<V>(p.grad_gates + row * 4 * H, H, j, count);
+  saved.after = load<V>(p.cells + row * H + j, count);
+  saved.gate = load_gates<V>(p.gates + row * 4 * H, H, j, count);
+  if (p.grad_gates) saved.grad_gate = load_gates<V>(p.grad_gates + row * 4 * H, H, j, count);
+  return saved;
+}
 
-  const CellGradient<V> grad = cell_backward(gate, cell, after, grad_hidden, grad_cell, grad_gate);
-  store_gates<V>(grad_preactivations, H, j, grad.preactivations, count);
-  if (p.projected) store<V>(p.unprojected + row * H + j, next_hidden(gate.o, after), count);
-  if (fresh && p.grad_cell_0) {
-    store<V>(p.grad_cell_0 + state, load<V>(p.grad_cell_0 + state, count) + grad.cell, count);
+// Units j .. j + count of sequence b back through step `step`, from the gradient of o tanh(c) and
+// of the cell state: grad_cell, theirs, updated in place. Returns the gradients of the
+// preactivations.
+template <class V, class Types>
+FUSED_LSTM_INLINE Gates<V> backward_units(const BackwardParams<Types>& p, const Step& step,
+                                          int64_t b, int64_t j, V grad_hidden,
+                                          const Saved<V>& saved, typename Types::Accum* grad_cell,
+                                          int count) {
+  const int64_t H = p.hidden_size;
+  const int64_t row = step.offset + b;
+  const V grad_after = load<V>(grad_cell, count) + saved.grad_after;
+  Gates<V> grad_preactivations = {V{}, V{}, V{}, V{}};
+  V grad_before = grad_after, unprojected = {};
+  if (is_live(p.borders, step.t, b)) {
+    const CellGradient<V> grad = cell_backward(saved.gate, saved.before, saved.after, grad_hidden,
+                                               grad_after, saved.grad_gate);
+    grad_preactivations = grad.preactivations;
+    grad_before = grad.cell;
+    if (is_fresh(p.borders, p.steps, step.t, b)) {
+      if (p.grad_cell_0) {
+        typename Types::Accum* const first = p.grad_cell_0 + b * H + j;
+        store<V>(first, load<V>(first, count) + grad_before, count);
+      }
+      grad_before = V{};
+    }
+    if (p.projected) unprojected = next_hidden(saved.gate.o, saved.after);
   }
-  store<V>(p.grad_cell + state, fresh ? V{} : grad.cell, count);
+  store_gates<V>(p.grad_preactivations + row * 4 * H, H, j, grad_preactivations, count);
+  if (p.projected) store<V>(p.unprojected + row * H + j, unprojected, count);
+  store<V>(grad_cell, grad_before, count);
+  return grad_preactivations;
 }
 
 }  // namespace

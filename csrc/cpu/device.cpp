@@ -40,8 +40,18 @@ Plan plan_for(const Sizes& sizes) {
 #else
   constexpr bool team = false;
 #endif
-  return make_plan({/*cuda=*/false, at::get_num_threads(), team, sizes.T, sizes.B, sizes.N, sizes.H,
-                    sizes.P, sizes.D, sizes.directions});
+  Problem problem = {};
+  problem.threads = at::get_num_threads();
+  problem.team = team;
+  problem.length = sizes.T;
+  problem.batch = sizes.B;
+  problem.rows = sizes.N;
+  problem.input = sizes.D;
+  problem.hidden = sizes.H;
+  problem.projection = sizes.P;
+  problem.projected = sizes.projected;
+  problem.directions = sizes.directions;
+  return make_plan(problem);
 }
 
 // body(begin, end) over parts of 0 .. n, on all threads or on this one.

@@ -515,14 +515,16 @@ __attribute__((noinline)) void finish_tile(const Forward<Types>& f, const Step& 
     for (int64_t r = 0; r < rows; ++r) {
       typename Types::Accum* const row = sums + r * tile_vectors * lanes;
       const Updated<V> updated =
-          update_cell<V>(f.layer, step, b + r, j, load_gates<V>(row, lanes, 0, lanes), count);
+          update_cell<V>(f.layer, step, b + r, j, load_gates<V>(row, lanes, 0, lanes),
+                         f.layer.cell_state + (b + r) * f.layer.hidden_size + j, count);
       store<V>(row, updated.cell, lanes);
       store<V>(row + lanes, updated.output_gate, lanes);
     }
     for (int64_t r = 0; r < rows; ++r) {
       const typename Types::Accum* const row = sums + r * tile_vectors * lanes;
+      const int64_t running = (b + r) * f.layer.hidden_stride + j;
       update_hidden<V>(f.layer, step, b + r, j, {load<V>(row, lanes), load<V>(row + lanes, lanes)},
-                       hidden, next, count);
+                       hidden + running, next + running, count);
     }
   };
   const int64_t left = f.layer.hidden_size - j;
@@ -590,7 +592,8 @@ void take_step(const Forward<Types>& f, const Part& part, const Scratch<Types>& 
     for (int64_t b = part.begin; b < part.begin + rows; ++b) {
       for_vectors<V>(0, P, [&](int64_t j, int count) {
         const V h = load<V>(p.projection + b * P + j, count);
-        emit_hidden<V>(p, step, b, j, h, hidden, next, count);
+        const int64_t running = b * p.hidden_stride + j;
+        emit_hidden<V>(p, step, b, j, h, hidden + running, next + running, count);
       });
     }
   }
@@ -655,7 +658,10 @@ void backward(const Backward<Types>& f, const Part& part) {
     if (p.projected) {
       for (int64_t b = part.begin; b < end; ++b) {
         for_vectors<V>(0, P, [&](int64_t j, int count) {
-          const V grad = collect_grad_hidden<V>(p, step, b, j, count);
+          note_hidden_before<V>(p, step, b, j, count);
+          const V grad =
+              collect_grad_hidden<V>(p, step, b, j, load_grad_output<V>(p, step, b, j, count),
+                                     p.grad_hidden + b * P + j, count);
           store<V>(p.grad_projection + (step.offset + b) * P + j, grad, count);
         });
       }
@@ -665,9 +671,17 @@ void backward(const Backward<Types>& f, const Part& part) {
     }
     for (int64_t b = part.begin; b < end; ++b) {
       for_vectors<V>(part.first_unit, part.last_unit, [&](int64_t j, int count) {
-        const V grad = p.projected ? load<V>(p.grad_unprojected + b * H + j, count)
-                                   : collect_grad_hidden<V>(p, step, b, j, count);
-        backward_units<V>(p, step, b, j, grad, count);
+        const int64_t state = b * H + j;
+        V grad;
+        if (p.projected) {
+          grad = load<V>(p.grad_unprojected + state, count);
+        } else {
+          note_hidden_before<V>(p, step, b, j, count);
+          grad = collect_grad_hidden<V>(p, step, b, j, load_grad_output<V>(p, step, b, j, count),
+                                        p.grad_hidden + state, count);
+        }
+        backward_units<V>(p, step, b, j, grad, load_saved<V>(p, step, b, j, count),
+                          p.grad_cell + state, count);
       });
     }
     if (index == 0 && !f.last_product) return;

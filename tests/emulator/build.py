@@ -1,9 +1,7 @@
 """Builds fused_lstm with its CUDA sources compiled for the host: python build.py FOLDER.
 
-FOLDER then holds a package fused_lstm that takes the CUDA path, csrc/cuda/device.cpp and
-csrc/cuda/kernels.cu unmodified, for tensors on the CPU. With FOLDER first on PYTHONPATH the test
-suite runs on it; kernels see memory in the order in which a GPU's threads would ask for it, one
-after the other.
+FOLDER then holds a package fused_lstm that takes the CUDA path, csrc/cuda unmodified, for tensors on
+the CPU. With FOLDER first on PYTHONPATH the test suite runs on it. machine.cpp says how kernels run.
 """
 
 from __future__ import annotations
@@ -45,16 +43,18 @@ def package(folder: Path, sources: list[Path], cflags: list[str], ldflags: list[
 
 
 def build(folder: Path) -> None:
-    kernels = folder / "cuda_kernels.cpp"  # a .cu would go to nvcc
-    if not kernels.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        kernels.write_text('#include "cuda/kernels.cu"\n')
+    folder.mkdir(parents=True, exist_ok=True)
+    kernels = []
+    for source in sorted((CSRC / "cuda").glob("*.cu")):  # a .cu would go to nvcc
+        kernels.append(folder / f"{source.stem}_kernels.cpp")
+        if not kernels[-1].exists():
+            kernels[-1].write_text(f'#include "cuda/{source.name}"\n')
     sources = [
         *sorted(CSRC.glob("*.cpp")),
         *sorted(set((CSRC / "cpu").glob("*.cpp")) - {CSRC / "cpu" / "device.cpp"}),
-        CSRC / "cuda" / "device.cpp",
-        HERE / "route.cpp",
-        kernels,
+        *sorted((CSRC / "cuda").glob("*.cpp")),
+        *sorted(HERE.glob("*.cpp")),
+        *kernels,
     ]
     # The emulated headers come before torch's own.
     package(folder, sources, ["-O2", "-fopenmp", f"-I{HERE / 'include'}"], ["-fopenmp"])

@@ -1,12 +1,16 @@
-// CUDA on the host, as far as the kernels use it: a launch runs every thread of every block, one
-// after the other. Enough for kernels whose threads share nothing.
+// CUDA on the host: what csrc/cuda asks of the runtime, and of the language. Kernels run on
+// tests/emulator/machine.cpp.
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <functional>
 
 #define __global__
 #define __device__
 #define __host__
+#define __forceinline__ inline
+#define __grid_constant__
 #define __launch_bounds__(...)
 #define __CUDA_ARCH_LIST__ 0
 
@@ -14,28 +18,92 @@ struct dim3 {
   unsigned x = 1, y = 1, z = 1;
   dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
-inline thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
+struct alignas(8) uint2 {
+  uint32_t x, y;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
 
 using cudaStream_t = void*;
-enum cudaError_t { cudaSuccess, cudaErrorInvalidConfiguration };
-inline const char* cudaGetErrorString(cudaError_t error) {
-  return error == cudaSuccess ? "no error" : "invalid configuration argument";
-}
+enum cudaError_t {
+  cudaSuccess,
+  cudaErrorInvalidValue,
+  cudaErrorInvalidConfiguration,
+  cudaErrorCooperativeLaunchTooLarge,
+  cudaErrorLaunchFailure,
+};
+const char* cudaGetErrorString(cudaError_t error);
 
+enum cudaLaunchAttributeID { cudaLaunchAttributeCooperative, cudaLaunchAttributeClusterDimension };
+struct cudaLaunchAttribute {
+  cudaLaunchAttributeID id;
+  union {
+    int cooperative;
+    struct {
+      unsigned x, y, z;
+    } clusterDim;
+  } val;
+};
 struct cudaLaunchConfig_t {
   dim3 gridDim, blockDim;
   size_t dynamicSmemBytes = 0;
   cudaStream_t stream = nullptr;
+  cudaLaunchAttribute* attrs = nullptr;
+  unsigned numAttrs = 0;
 };
+enum cudaFuncAttribute {
+  cudaFuncAttributeMaxDynamicSharedMemorySize,
+  cudaFuncAttributeNonPortableClusterSizeAllowed
+};
+struct cudaDeviceProp {
+  int major, minor, multiProcessorCount;
+  size_t sharedMemPerBlockOptin;
+};
+
+namespace emulator {
+
+// The GPU: few multiprocessors, each with the shared memory of compute capability 9.0.
+inline constexpr cudaDeviceProp properties = {9, 0, 12, 227 * 1024};
+
+cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int value);
+cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
+                   const std::function<void()>& thread);
+
+// Waits until all threads of the block, of the warp, or of the cluster have come here.
+// The last of a warp calls `together` first.
+void wait_for_block();
+void wait_for_warp(const char* what, void* mine, void (*together)(void* const (&all)[32]));
+
+}  // namespace emulator
+
+extern dim3 threadIdx, blockIdx, blockDim, gridDim;  // of the running thread
+
+inline void __syncthreads() { emulator::wait_for_block(); }
+
+inline float __shfl_xor_sync(unsigned /*mask: all*/, float value, int lane_mask) {
+  struct Exchanged {
+    float value;
+    int lane_mask;
+    float result;
+  } mine = {value, lane_mask, 0};
+  emulator::wait_for_warp("__shfl_xor_sync", &mine, [](void* const(&all)[32]) {
+    for (int lane = 0; lane < 32; ++lane) {
+      auto* const own = static_cast<Exchanged*>(all[lane]);
+      own->result = static_cast<Exchanged*>(all[lane ^ own->lane_mask])->value;
+    }
+  });
+  return mine.result;
+}
+
+template <class Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute attribute, int value) {
+  return emulator::set_attribute(reinterpret_cast<const void*>(kernel), attribute, value);
+}
 
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
-  if (config->gridDim.x == 0 || config->blockDim.x == 0) return cudaErrorInvalidConfiguration;
-  gridDim = config->gridDim;
-  blockDim = config->blockDim;
-  for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) {
-    for (threadIdx.x = 0; threadIdx.x < blockDim.x; ++threadIdx.x) kernel(arguments...);
-  }
-  return cudaSuccess;
+  return emulator::launch(*config, reinterpret_cast<const void*>(kernel),
+                          [&] { kernel(arguments...); });
 }

@@ -7,4 +7,5 @@
 namespace at::cuda {
 inline cublasHandle_t getCurrentCUDABlasHandle() { return nullptr; }
 inline cudaStream_t getCurrentCUDAStream() { return nullptr; }
+inline const cudaDeviceProp* getCurrentDeviceProperties() { return &emulator::properties; }
 }  // namespace at::cuda

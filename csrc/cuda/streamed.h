@@ -7,14 +7,10 @@
 #include <vector>
 
 #include "../sequence.h"
+#include "types.h"
 
 namespace fused_lstm {
 namespace cuda {
-
-using Float = Types<float, float, float>;
-using Double = Types<double, double, double>;
-using HalfFloat = Types<Half, float, Half>;
-using BFloat16Float = Types<BFloat16, float, BFloat16>;
 
 template <class Types>
 struct StreamedForward {

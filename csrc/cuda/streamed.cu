@@ -1,6 +1,6 @@
 #include <cuda_runtime.h>
 
-#include "kernels.h"
+#include "streamed.h"
 
 namespace fused_lstm {
 namespace cuda {
@@ -28,8 +28,10 @@ __global__ void __launch_bounds__(block_size)
     Gates<V> sum = load_gates<V>(p.preactivations + (step.offset + b) * 4 * H, H, j, 1);
     if (p.bias_ih) sum = add(sum, load_gates<V>(p.bias_ih, H, j, 1));
     if (p.bias_hh) sum = add(sum, load_gates<V>(p.bias_hh, H, j, 1));
-    const Updated<V> updated = update_cell<V>(p.layer, step, b, j, sum, 1);
-    update_hidden<V>(p.layer, step, b, j, updated, p.hidden, p.hidden, 1);
+    const Updated<V> updated =
+        update_cell<V>(p.layer, step, b, j, sum, p.layer.cell_state + b * H + j, 1);
+    typename Types::Operand* const hidden = p.hidden + b * p.layer.hidden_stride + j;
+    update_hidden<V>(p.layer, step, b, j, updated, hidden, hidden, 1);
   });
 }
 
@@ -39,7 +41,8 @@ __global__ void __launch_bounds__(block_size)
   using V = typename Types::Accum;
   const int64_t P = p.layer.projection_size;
   for_units(step.rows, P, [&](int64_t b, int64_t j) {
-    emit_hidden<V>(p.layer, step, b, j, p.layer.projection[b * P + j], p.hidden, p.hidden, 1);
+    typename Types::Operand* const hidden = p.hidden + b * p.layer.hidden_stride + j;
+    emit_hidden<V>(p.layer, step, b, j, p.layer.projection[b * P + j], hidden, hidden, 1);
   });
 }
 
@@ -48,8 +51,11 @@ __global__ void __launch_bounds__(block_size)
     collect_kernel(const BackwardParams<Types> p, const Step step) {
   using V = typename Types::Accum;
   for_units(step.rows, p.projection_size, [&](int64_t b, int64_t j) {
-    const V grad = collect_grad_hidden<V>(p, step, b, j, 1);
-    store<V>(p.grad_projection + (step.offset + b) * p.projection_size + j, grad, 1);
+    const int64_t P = p.projection_size;
+    note_hidden_before<V>(p, step, b, j, 1);
+    const V grad = collect_grad_hidden<V>(p, step, b, j, load_grad_output<V>(p, step, b, j, 1),
+                                          p.grad_hidden + b * P + j, 1);
+    store<V>(p.grad_projection + (step.offset + b) * P + j, grad, 1);
   });
 }
 
@@ -58,9 +64,16 @@ __global__ void __launch_bounds__(block_size)
     backward_kernel(const BackwardParams<Types> p, const Step step) {
   using V = typename Types::Accum;
   for_units(step.rows, p.hidden_size, [&](int64_t b, int64_t j) {
-    const V grad = p.projected ? p.grad_unprojected[b * p.hidden_size + j]
-                               : collect_grad_hidden<V>(p, step, b, j, 1);
-    backward_units<V>(p, step, b, j, grad, 1);
+    const int64_t state = b * p.hidden_size + j;
+    V grad;
+    if (p.projected) {
+      grad = p.grad_unprojected[state];
+    } else {
+      note_hidden_before<V>(p, step, b, j, 1);
+      grad = collect_grad_hidden<V>(p, step, b, j, load_grad_output<V>(p, step, b, j, 1),
+                                    p.grad_hidden + state, 1);
+    }
+    backward_units<V>(p, step, b, j, grad, load_saved<V>(p, step, b, j, 1), p.grad_cell + state, 1);
   });
 }
 

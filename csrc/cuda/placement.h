@@ -1,0 +1,106 @@
+// How a persistent kernel spreads a layer over the blocks of a GPU, and what lies where in the
+// shared memory of each: plain arithmetic for the plan, the launch and the kernel. Free of torch.
+//
+// A step of the walk is one product for each direction and slice of the batch,
+//   forward:   [4 H, H] x [H, B]   rows: the gates of each unit;  depth: h of each unit
+//   backward:  [H, 4 H] x [4 H, B] rows: the units;               depth: the gates' gradients
+// with the weights on the left, which never move. A team of blocks shares its rows, unit by unit;
+// the warps of a block share the block's rows and, if there are fewer row tiles than warps, depth.
+#pragma once
+
+#include <cstdint>
+
+#include "../numeric.h"
+
+namespace fused_lstm {
+
+enum class Kernel {
+  direct,    // CPU, few sequences: dot products with the recurrent weights where they lie
+  panels,    // CPU: tiles of sequences and units over weights packed into panels
+  block,     // CUDA: all steps in one launch, the recurrent weights in each block
+  cluster,   // CUDA: likewise, in each cluster of blocks
+  grid,      // CUDA: likewise, over the whole GPU
+  streamed,  // CUDA: a GEMM and one fused pointwise launch for each step
+};
+
+constexpr int warp_threads = 32;
+constexpr int block_warps = 8;
+constexpr int block_threads = block_warps * warp_threads;
+constexpr int tile_rows = 16;           // of the weights; 32 bytes of depth
+constexpr int tile_sequences = 8;       // of the operand
+constexpr int max_sequence_tiles = 4;   // whose sums a warp holds at once
+constexpr int max_pairs = 4;            // of a unit and a sequence, whose states a thread holds
+constexpr int fragment_bytes = 16;      // of a tile, in each thread of a warp
+constexpr int resident_fragments = 24;  // in registers; the others lie in shared memory
+
+struct Placement {
+  int blocks;     // of a team
+  int units;      // hidden units of each block
+  int slices;     // of the batch: each has a team of its own
+  int sequences;  // of a slice
+};
+
+// The walk's share of the sizes: rows and depth that a hidden unit takes.
+struct UnitShape {
+  int rows, depth;
+};
+constexpr UnitShape forward_shape = {4, 1};
+constexpr UnitShape backward_shape = {1, 4};
+
+// Strides and offsets of shared memory in bytes.
+struct Layout {
+  int row_tiles;       // of a block
+  int groups;          // of warps, each with every groups-th row tile
+  int splits;          // parts of the depth, each a warp's of every group
+  int depth_tiles;     // 32 bytes each
+  int split_depth;     // depth tiles of a split
+  int fragments;       // that a warp holds at most
+  int operand_stride;  // of one sequence
+  int partial_stride;  // of one sequence; the sums of a block's rows
+  int weights, partials, operand;
+  int64_t operand_bytes;  // of one buffer
+  int64_t total;
+};
+
+// Buffers of the operand in a block's shared memory: two, where others write into them.
+FUSED_LSTM_INLINE constexpr int operand_buffers(Kernel kernel) {
+  return kernel == Kernel::grid ? 1 : 2;
+}
+
+FUSED_LSTM_INLINE constexpr int64_t round_up(int64_t x, int64_t multiple) {
+  return (x + multiple - 1) / multiple * multiple;
+}
+
+// buffers: of the operand. number_bytes: of a weight.
+FUSED_LSTM_INLINE constexpr Layout make_layout(const Placement& placement, UnitShape shape,
+                                               int hidden_size, int number_bytes, int buffers) {
+  Layout l = {};
+  l.row_tiles = (placement.units * shape.rows + tile_rows - 1) / tile_rows;
+  l.groups = 1;
+  while (2 * l.groups <= l.row_tiles && 2 * l.groups <= block_warps) l.groups *= 2;
+  l.depth_tiles = (hidden_size * shape.depth * number_bytes + 31) / 32;
+  l.split_depth = (l.depth_tiles * l.groups + block_warps - 1) / block_warps;
+  l.splits = (l.depth_tiles + l.split_depth - 1) / l.split_depth;
+  l.fragments = (l.row_tiles + l.groups - 1) / l.groups * l.split_depth;
+  // Rows of four that lie 32 bytes apart modulo 128 are read from different banks.
+  l.operand_stride = 32 * (l.depth_tiles | 1);
+  l.partial_stride = 4 * (l.row_tiles * tile_rows + 4);
+
+  const int sequences = static_cast<int>(round_up(placement.sequences, tile_sequences));
+  const int spilled = l.fragments > resident_fragments ? l.fragments - resident_fragments : 0;
+  l.weights = 0;
+  l.partials = spilled * block_threads * fragment_bytes;
+  l.operand = l.partials + l.splits * sequences * l.partial_stride;
+  l.operand = static_cast<int>(round_up(l.operand, 32));
+  l.operand_bytes = static_cast<int64_t>(sequences) * l.operand_stride;
+  l.total = l.operand + buffers * l.operand_bytes;
+  return l;
+}
+
+// Numbers of one buffer of the operand in global memory: there its sequences lie without gaps.
+FUSED_LSTM_INLINE constexpr int64_t exchange_size(const Layout& layout, const Placement& placement,
+                                                  int number_bytes) {
+  return static_cast<int64_t>(placement.sequences) * 32 * layout.depth_tiles / number_bytes;
+}
+
+}  // namespace fused_lstm

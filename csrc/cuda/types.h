@@ -1,0 +1,15 @@
+// The types of the layers that the kernels take. Free of torch.
+#pragma once
+
+#include "../numeric.h"
+
+namespace fused_lstm {
+namespace cuda {
+
+using Float = Types<float, float, float>;
+using Double = Types<double, double, double>;
+using HalfFloat = Types<Half, float, Half>;
+using BFloat16Float = Types<BFloat16, float, BFloat16>;
+
+}  // namespace cuda
+}  // namespace fused_lstm

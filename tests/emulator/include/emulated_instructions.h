@@ -1,0 +1,119 @@
+// The host's twins of csrc/cuda/instructions.h.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "numeric.h"
+
+namespace emulator {
+
+char* block_memory();
+unsigned cluster_rank();
+char* map_shared(char* shared, unsigned rank);
+void cluster_arrive();
+void cluster_wait();
+void copy_later(void* to, const void* from, size_t bytes);
+void copy_now();
+void add_release(unsigned* counter, unsigned value);
+unsigned load_acquire(const unsigned* counter);
+
+// What a lane brings to mma, and its sums.
+struct Multiplied {
+  float* sums;
+  const uint32_t* weights;
+  const uint32_t* operand;
+};
+
+// mma.m16n8, of numbers of which a 32-bit word holds `each`: the fragments as the PTX manual has
+// them. value(word, index) is a number.
+template <int each, class Value>
+void multiply_fragments(void* const (&lanes)[32], const Value& value) {
+  constexpr int depth = 8 * each;
+  float weights[16][depth], operand[depth][8];
+  for (int lane = 0; lane < 32; ++lane) {
+    const auto& mine = *static_cast<const Multiplied*>(lanes[lane]);
+    const int group = lane / 4, in_group = lane % 4;
+    for (int w = 0; w < 4; ++w) {
+      for (int e = 0; e < each; ++e) {
+        const int k = (in_group + (w >> 1) * 4) * each + e;
+        weights[group + (w & 1) * 8][k] = value(mine.weights[w], e);
+        if (w < 2) operand[(in_group + w * 4) * each + e][group] = value(mine.operand[w], e);
+      }
+    }
+  }
+  for (int lane = 0; lane < 32; ++lane) {
+    const auto& mine = *static_cast<const Multiplied*>(lanes[lane]);
+    for (int i = 0; i < 4; ++i) {
+      const int row = lane / 4 + (i >> 1) * 8, column = 2 * (lane % 4) + (i & 1);
+      float sum = mine.sums[i];
+      for (int k = 0; k < depth; ++k) sum += weights[row][k] * operand[k][column];
+      mine.sums[i] = sum;
+    }
+  }
+}
+
+}  // namespace emulator
+
+namespace fused_lstm {
+namespace cuda {
+namespace {
+
+inline char* dynamic_shared() { return emulator::block_memory(); }
+
+inline void multiply_half(float (&sums)[4], const uint32_t (&weights)[4],
+                          const uint32_t (&operand)[2]) {
+  emulator::Multiplied mine = {sums, weights, operand};
+  emulator::wait_for_warp("mma.f16", &mine, [](void* const(&lanes)[32]) {
+    emulator::multiply_fragments<2>(lanes, [](uint32_t word, int index) {
+      const Half number = {static_cast<uint16_t>(word >> (16 * index))};
+      return load<float>(&number, 1);
+    });
+  });
+}
+
+inline void multiply_bfloat16(float (&sums)[4], const uint32_t (&weights)[4],
+                              const uint32_t (&operand)[2]) {
+  emulator::Multiplied mine = {sums, weights, operand};
+  emulator::wait_for_warp("mma.bf16", &mine, [](void* const(&lanes)[32]) {
+    emulator::multiply_fragments<2>(lanes, [](uint32_t word, int index) {
+      const BFloat16 number = {static_cast<uint16_t>(word >> (16 * index))};
+      return load<float>(&number, 1);
+    });
+  });
+}
+
+// The instruction ignores the 13 last bits; what is not rounded to the others shows here.
+inline void multiply_tf32(float (&sums)[4], const uint32_t (&weights)[4],
+                          const uint32_t (&operand)[2]) {
+  emulator::Multiplied mine = {sums, weights, operand};
+  emulator::wait_for_warp("mma.tf32", &mine, [](void* const(&lanes)[32]) {
+    emulator::multiply_fragments<1>(
+        lanes, [](uint32_t word, int) { return bits_as<float>(word & ~0x1fffu); });
+  });
+}
+
+inline float to_tf32(float x) {
+  uint32_t bits = bits_as<uint32_t>(x);
+  if (x - x != 0) return x;  // infinite or NaN
+  bits += 0x1000;            // to nearest, ties away from zero
+  return bits_as<float>(bits & ~0x1fffu);
+}
+
+inline void copy_async(void* shared, const void* global) {
+  emulator::copy_later(shared, global, 16);
+}
+inline void wait_for_copies() { emulator::copy_now(); }
+
+inline void add_release(unsigned* counter, unsigned value) {
+  emulator::add_release(counter, value);
+}
+inline unsigned load_acquire(const unsigned* counter) { return emulator::load_acquire(counter); }
+
+inline unsigned cluster_rank() { return emulator::cluster_rank(); }
+inline char* map_shared(char* shared, unsigned rank) { return emulator::map_shared(shared, rank); }
+inline void cluster_arrive() { emulator::cluster_arrive(); }
+inline void cluster_wait() { emulator::cluster_wait(); }
+
+}  // namespace
+}  // namespace cuda
+}  // namespace fused_lstm
