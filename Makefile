@@ -16,11 +16,12 @@ SITE_FOLDER := import sysconfig; print(sysconfig.get_path("purelib"))
 PYTHON_CHECK := import sys; sys.version_info >= (3, 10) or sys.exit("Python is " \
 	+ sys.version.split()[0] + ", must be 3.10 or later: make PYTHON=/path/to/python")
 
-# What the CUDA sources compute; the other tests are about the CPU's kernels or about Python
-EMULATED := $(addprefix tests/test_,accuracy.py cell.py gradients.py hypothesis.py lengths.py \
+# What the kernels compute; the other tests are about the choice of one or about Python
+COMPUTED := $(addprefix tests/test_,accuracy.py cell.py gradients.py hypothesis.py lengths.py \
 	recompute.py reset.py states.py)
+EMULATED := $(COMPUTED) tests/test_persistent.py tests/emulator/test_faults.py
 
-SANITIZED := $(EMULATED) $(addprefix tests/test_,autocast.py cpu_kernels.py errors.py operators.py)
+SANITIZED := $(COMPUTED) $(addprefix tests/test_,autocast.py cpu_kernels.py errors.py operators.py)
 # But for two that want libgomp's threads
 RACES := tests/test_cpu_kernels.py tests/test_accuracy.py \
 	-k "not test_built_with_threads and not test_threads_share_the_work"
@@ -38,13 +39,20 @@ test: build  # ARGS="-k packed" and so on
 fuzz: build  # 10,000 whole configurations against the definition
 	FUSED_LSTM_FUZZ=10000 $(BIN)/python -m pytest tests/test_hypothesis.py $(ARGS)
 
+# The allocator fills what it hands out: nobody finds zeros where nobody has written
 emulate: build  # the CUDA sources, compiled for the host, through the tests of their results
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/emulator/build.py build/emulated
-	cd build/emulated && PYTHONPATH=. ../../$(BIN)/python -m pytest $(EMULATED:%=../../%) $(ARGS)
+	cd build/emulated && PYTHONPATH=. FUSED_LSTM_EMULATED=1 MALLOC_PERTURB_=1 \
+		../../$(BIN)/python -m pytest $(EMULATED:%=../../%) $(ARGS)
 
-sanitize: build  # the CPU path under AddressSanitizer and UBSan, its threads under ThreadSanitizer
+# The CPU path and the emulated CUDA path under AddressSanitizer and UBSan, the CPU's threads under
+# ThreadSanitizer
+sanitize: build
 	PATH="$(CURDIR)/$(BIN):$$PATH" \
 		$(BIN)/python tests/sanitizers/run.py address build/address $(SANITIZED) $(ARGS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" \
+		$(BIN)/python tests/sanitizers/run.py emulated build/emulated-address \
+		tests/test_persistent.py $(ARGS)
 	PATH="$(CURDIR)/$(BIN):$$PATH" \
 		$(BIN)/python tests/sanitizers/run.py thread build/thread $(RACES) $(ARGS)
 

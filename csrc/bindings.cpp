@@ -92,6 +92,7 @@ py::dict gpu_plan(const GpuFacts& gpu, int64_t length, int64_t batch, int64_t in
     one["units"] = choice.placement.units;
     one["slices"] = choice.placement.slices;
     one["sequences"] = choice.placement.sequences;
+    one["shared_memory"] = choice.shared_memory;
     choices.append(one);
   }
   py::dict result;
@@ -100,20 +101,20 @@ py::dict gpu_plan(const GpuFacts& gpu, int64_t length, int64_t batch, int64_t in
   return result;
 }
 
-// The name of the kernel wanted until now, or None.
-std::optional<std::string> use_kernel(const std::optional<std::string>& name) {
-  const std::optional<Kernel> before = wanted_kernel();
-  std::optional<Kernel> kernel;
-  if (name) {
-    kernel = kernel_named(*name);
-    if (!kernel || !is_gpu_kernel(*kernel)) {
-      throw py::value_error("kernel is " + *name +
-                            ", must be block, cluster, grid, streamed or None");
-    }
+std::optional<std::string> wanted_name() {
+  const std::optional<Kernel> kernel = wanted_kernel();
+  if (!kernel) return std::nullopt;
+  return kernel_name(*kernel);
+}
+
+void use_kernel(const std::optional<std::string>& name) {
+  if (!name) return set_wanted_kernel(std::nullopt);
+  const std::optional<Kernel> kernel = kernel_named(*name);
+  if (!kernel || !is_gpu_kernel(*kernel)) {
+    throw py::value_error("name is '" + *name +
+                          "', must be block, cluster, grid, streamed or None");
   }
   set_wanted_kernel(kernel);
-  if (!before) return std::nullopt;
-  return kernel_name(*before);
 }
 
 }  // namespace
@@ -131,8 +132,8 @@ PYBIND11_MODULE(_C, m) {
         py::kw_only(), py::arg("gpu"), py::arg("length"), py::arg("batch"), py::arg("input"),
         py::arg("hidden"), py::arg("projection"), py::arg("directions"), py::arg("backward"),
         py::arg("number_bytes"), py::arg("tensor_cores"), py::arg("wanted") = py::none());
-  m.def("use_kernel", &use_kernel, "Sets the kernel of GPU layers; returns the one before.",
-        py::arg("name").none(true));
+  m.def("wanted_kernel", &wanted_name, "The kernel that GPU layers take where they can, or None.");
+  m.def("use_kernel", &use_kernel, "Sets it.", py::arg("name").none(true));
 }
 
 }  // namespace fused_lstm

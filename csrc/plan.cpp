@@ -1,8 +1,7 @@
 #include "plan.h"
 
 #include <algorithm>
-#include <stdexcept>
-#include <string>
+#include <limits>
 #include <string_view>
 
 namespace fused_lstm {
@@ -31,21 +30,17 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 Plan gpu_plan(const Problem& problem) {
   Plan plan = {};
-  const Choice* best = nullptr;
-  const std::array<Choice, 4> choices = gpu_choices(problem);
-  for (const Choice& choice : choices) {
-    if (problem.wanted && choice.kernel != *problem.wanted) continue;
-    if (choice.obstacle) {
-      if (problem.wanted) {
-        throw std::invalid_argument(std::string("the kernel ") + kernel_name(choice.kernel) +
-                                    " cannot take this layer: " + choice.obstacle);
-      }
-      continue;
-    }
-    if (!best || choice.microseconds < best->microseconds) best = &choice;
+  plan.kernel = Kernel::streamed;  // it can take everything
+  double least = std::numeric_limits<double>::infinity();
+  for (const Choice& choice : gpu_choices(problem)) {
+    if (choice.obstacle) continue;
+    const bool wanted = problem.wanted == choice.kernel;
+    if (!wanted && choice.microseconds >= least) continue;
+    plan.kernel = choice.kernel;
+    plan.placement = choice.placement;
+    if (wanted) break;
+    least = choice.microseconds;
   }
-  plan.kernel = best->kernel;
-  plan.placement = best->placement;
   return plan;
 }
 
@@ -87,9 +82,9 @@ struct Name {
   Kernel kernel;
   const char* name;
 };
-constexpr Name names[] = {{Kernel::direct, "direct"},     {Kernel::panels, "panels"},
-                          {Kernel::block, "block"},       {Kernel::cluster, "cluster"},
-                          {Kernel::grid, "grid"},         {Kernel::streamed, "streamed"}};
+constexpr Name names[] = {{Kernel::direct, "direct"}, {Kernel::panels, "panels"},
+                          {Kernel::block, "block"},   {Kernel::cluster, "cluster"},
+                          {Kernel::grid, "grid"},     {Kernel::streamed, "streamed"}};
 
 }  // namespace
 
@@ -100,9 +95,7 @@ const char* kernel_name(Kernel kernel) {
   return "unknown";
 }
 
-bool is_gpu_kernel(Kernel kernel) {
-  return kernel != Kernel::direct && kernel != Kernel::panels;
-}
+bool is_gpu_kernel(Kernel kernel) { return kernel != Kernel::direct && kernel != Kernel::panels; }
 
 std::optional<Kernel> kernel_named(std::string_view name) {
   for (const Name& one : names) {

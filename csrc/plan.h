@@ -13,7 +13,7 @@ namespace fused_lstm {
 
 // What a plan needs to know of a GPU.
 struct Gpu {
-  int capability;         // 90 for compute capability 9.0
+  int capability;  // 90 for compute capability 9.0
   int multiprocessors;
   int64_t shared_memory;  // bytes that one block can have
 };
@@ -37,8 +37,8 @@ struct Problem {
   // Of a GPU:
   bool backward;
   int number_bytes;              // of a weight: 2, 4, 8
-  bool tensor_cores;             // of 4 bytes: products in TF32
-  std::optional<Kernel> wanted;  // this kernel or none
+  bool tensor_cores;             // take the products; of float32 in TF32
+  std::optional<Kernel> wanted;  // this kernel, if it can run
 };
 
 struct Plan {
@@ -62,16 +62,16 @@ struct Plan {
 // What stands for and against one kernel of a GPU.
 struct Choice {
   Kernel kernel;
-  const char* obstacle;  // why it cannot run, or null
-  Placement placement;   // its best
-  double microseconds;   // estimated, of a step
+  const char* obstacle;   // why it cannot run, or null
+  Placement placement;    // its best
+  int64_t shared_memory;  // bytes of a block there
+  double microseconds;    // estimated, of a step
 };
 
-// Throws std::invalid_argument if the wanted kernel cannot run.
 Plan make_plan(const Problem& problem);
 
-// Every kernel of a GPU, in the order block, cluster, grid, streamed. make_plan takes the fastest of
-// those without an obstacle.
+// Every kernel of a GPU, in the order block, cluster, grid, streamed. make_plan takes the fastest
+// of those without an obstacle.
 std::array<Choice, 4> gpu_choices(const Problem& problem);
 
 const char* kernel_name(Kernel kernel);

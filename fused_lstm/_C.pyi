@@ -2,9 +2,8 @@ from typing import Any
 
 def build_info() -> dict[str, Any]: ...
 def cpu_instruction_set() -> str: ...
-def plan(
+def cpu_plan(
     *,
-    cuda: bool,
     threads: int,
     team: bool,
     length: int,
@@ -14,3 +13,19 @@ def plan(
     projection: int,
     directions: int,
 ) -> dict[str, Any]: ...
+def gpu_plan(
+    *,
+    gpu: tuple[int, ...],
+    length: int,
+    batch: int,
+    input: int,
+    hidden: int,
+    projection: int,
+    directions: int,
+    backward: bool,
+    number_bytes: int,
+    tensor_cores: bool,
+    wanted: str | None = None,
+) -> dict[str, Any]: ...
+def wanted_kernel() -> str | None: ...
+def use_kernel(name: str | None) -> None: ...

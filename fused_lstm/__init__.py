@@ -2,9 +2,18 @@
 
 from fused_lstm import ops as _ops  # noqa: F401  (loads the operators, or says what to rebuild)
 from fused_lstm.cell import FusedLSTMCell
+from fused_lstm.explain import explain, use_kernel
 from fused_lstm.lstm import FusedLSTM, LSTMStates
 from fused_lstm.replace import replace_lstm
 
 __version__ = "0.1.0"
 
-__all__ = ["FusedLSTM", "FusedLSTMCell", "LSTMStates", "__version__", "replace_lstm"]
+__all__ = [
+    "FusedLSTM",
+    "FusedLSTMCell",
+    "LSTMStates",
+    "__version__",
+    "explain",
+    "replace_lstm",
+    "use_kernel",
+]

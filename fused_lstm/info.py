@@ -33,23 +33,10 @@ def main(argv: list[str]) -> int:
         )
     for label, value in rows:
         print(f"{label:14}{value}")
-    print("\nKernel for      B    T     H")
+    devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     for batch, length, hidden in [(1, 1, 64), (1, 100, 512), (32, 20, 64), (128, 500, 1024)]:
-        shape = {
-            "length": length,
-            "batch": batch,
-            "input": hidden,
-            "hidden": hidden,
-            "projection": hidden,
-        }
-        for cuda in [False, True] if build["cuda"] else [False]:
-            threads = torch.get_num_threads()
-            plan = _C.plan(cuda=cuda, threads=threads, team=True, directions=1, **shape)
-            where = "CUDA" if cuda else "CPU"
-            shared = "".join(
-                f", {plan[f'{what}_slices']} slices of the {name}"
-                for what, name in (("batch", "batch"), ("unit", "hidden units"))
-                if plan[f"{what}_slices"] > 1
-            )
-            print(f"{where:12}{batch:5}{length:5}{hidden:6}   {plan['kernel']}{shared}")
+        layer = fused_lstm.FusedLSTM(hidden, hidden, device="meta")
+        for device in devices if build["cuda"] else devices[:1]:
+            print(f"\n{device}, B {batch}, T {length}, H {hidden}")
+            print(fused_lstm.explain(layer, batch, length, device=device))
     return 0

@@ -31,3 +31,9 @@ def dtype(request) -> torch.dtype:
 @pytest.fixture(autouse=True)
 def _same_numbers_every_time():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _float32_is_float32(monkeypatch):
+    """TF32 has tests of its own; with it, float32 errors would hide behind its rounding."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)

@@ -53,12 +53,6 @@ def nn_lstm_or_none(module, *call):
         raise
 
 
-@pytest.fixture(autouse=True)
-def _float32_is_float32(monkeypatch):
-    """TF32 has tests of its own; with it, float32 errors would hide behind cuDNN's."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-
-
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_odd_sizes(device, dtype, shape):
     T, B, D, H = shape

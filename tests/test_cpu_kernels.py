@@ -131,9 +131,9 @@ def test_calls_from_several_threads():
 
 
 def plan(**shape):
-    defaults = {"cuda": False, "threads": 2, "team": True, "length": 50, "batch": 32, "hidden": 128}
+    defaults = {"threads": 2, "team": True, "length": 50, "batch": 32, "hidden": 128}
     defaults |= {"projection": 128, "input": 64, "directions": 1}
-    return _C.plan(**defaults | shape)
+    return _C.cpu_plan(**defaults | shape)
 
 
 def test_few_sequences_read_the_weights_where_they_lie():
@@ -195,11 +195,6 @@ def test_threads_take_units_where_sequences_are_few_or_weights_large():
     assert slices(batch=1, hidden=64, projection=64) == (1, 1)
     assert slices(hidden=512, projection=64)[1] == 1
     assert slices(team=False, **wide) == (2, 1)
-
-
-def test_cuda_has_one_walk():
-    assert plan(cuda=True)["kernel"] == "streamed"
-    assert not plan(cuda=True)["parallel"]
 
 
 # Sigmoid and tanh

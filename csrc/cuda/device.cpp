@@ -27,7 +27,7 @@ Plan plan_of(const Sizes& s, at::ScalarType storage, bool backward) {
   problem.directions = s.directions;
   problem.backward = backward;
   problem.number_bytes = static_cast<int>(at::elementSize(storage));
-  problem.tensor_cores = storage == at::kFloat && cuda::allows_tf32();
+  problem.tensor_cores = storage == at::kFloat ? cuda::allows_tf32() : storage != at::kDouble;
   problem.wanted = wanted_kernel();
   return make_plan(problem);
 }

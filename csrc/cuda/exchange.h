@@ -28,7 +28,8 @@ struct Exchange {
 
   // Zeroes the buffers: what nobody sends stays zero.
   __device__ void start() {
-    for (int64_t i = threadIdx.x; i < operand_buffers(kernel) * shared_bytes / 4; i += block_threads) {
+    for (int64_t i = threadIdx.x; i < operand_buffers(kernel) * shared_bytes / 4;
+         i += block_threads) {
       reinterpret_cast<uint32_t*>(shared)[i] = 0;
     }
     if (kernel == Kernel::cluster) {  // from here on others may write to them
@@ -69,30 +70,37 @@ struct Exchange {
     }
   }
 
-  // The newest version of the first `sequences`, complete, in shared memory.
-  __device__ const char* receive(int sequences) const {
-    if (kernel != Kernel::grid) {
-      if (kernel == Kernel::cluster) {
-        cluster_wait();
-      } else {
-        __syncthreads();
-      }
-      return shared + ((sent - 1) & 1) * shared_bytes;
+  // The newest version of sequences first .. first + count, complete, in shared memory. `first` is
+  // zero but for the grid, which has room for some at a time.
+  __device__ const char* receive(int first, int count) const {
+    if (kernel == Kernel::block) {
+      __syncthreads();
+    } else if (kernel == Kernel::cluster) {
+      cluster_wait();
+    } else {
+      fetch(first, count);
+      return shared;
     }
-    if (threadIdx.x == 0) {
-      while (load_acquire(arrived) < sent * blocks) {
+    return shared + ((sent - 1) & 1) * shared_bytes;
+  }
+
+ private:
+  __device__ void fetch(int first, int count) const {
+    if (first == 0) {
+      if (threadIdx.x == 0) {
+        while (load_acquire(arrived) < sent * blocks) {
+        }
       }
+      __syncthreads();
     }
-    __syncthreads();
-    const char* const buffer = global + ((sent - 1) & 1) * global_bytes;
+    const char* const buffer = global + ((sent - 1) & 1) * global_bytes + first * global_stride;
     const int chunks = global_stride / 16;  // of a sequence
-    for (int i = threadIdx.x; i < sequences * chunks; i += block_threads) {
+    for (int i = threadIdx.x; i < count * chunks; i += block_threads) {
       const int b = i / chunks, chunk = i % chunks;
       copy_async(shared + b * shared_stride + 16 * chunk, buffer + b * global_stride + 16 * chunk);
     }
     wait_for_copies();
     __syncthreads();
-    return shared;
   }
 };
 

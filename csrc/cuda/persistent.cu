@@ -1,6 +1,5 @@
-#include "persistent.h"
-
 #include "exchange.h"
+#include "persistent.h"
 #include "tiles.h"
 
 namespace fused_lstm {
@@ -171,13 +170,22 @@ class WarpProduct {
     const int tiles = (layout.row_tiles - group_ + layout.groups - 1) / layout.groups;
     fragments_ = tiles * depth_;
     spilled_ = reinterpret_cast<Fragment*>(shared + layout.weights) + threadIdx.x;
+    int row_tile = group_, depth = 0;
+    const auto next = [&] {
+      const Fragment fragment =
+          gather(row_tile, first_depth_ + depth, lane_, weight_hh, hidden_size, first_unit);
+      if (++depth == depth_) {
+        depth = 0;
+        row_tile += layout_.groups;
+      }
+      return fragment;
+    };
 #pragma unroll
-    for (int f = 0; f < resident_fragments; ++f) {
-      if (f < fragments_) resident_[f] = gather(f, weight_hh, hidden_size, first_unit);
+    for (int f = 0; f < Tile::resident; ++f) {
+      if (f < fragments_) resident_[f] = next();
     }
-    for (int f = resident_fragments; f < fragments_; ++f) {
-      spilled_[(f - resident_fragments) * block_threads] =
-          gather(f, weight_hh, hidden_size, first_unit);
+    for (int f = Tile::resident; f < fragments_; ++f) {
+      spilled_[(f - Tile::resident) * block_threads] = next();
     }
   }
 
@@ -185,50 +193,52 @@ class WarpProduct {
   // sequences, into `partials` [splits, all_sequences, partial_stride].
   __device__ void multiply(const char* operand, int tiles, int all_sequences,
                            char* partials) const {
-    typename Tile::Sums sums[max_sequence_tiles] = {};
-    char* to = partials + split_ * all_sequences * layout_.partial_stride;
-    int row_tile = group_, depth = 0;
-    const auto take = [&](const Fragment& weights) {
-      const char* const at = operand + (first_depth_ + depth) * 32;
-#pragma unroll
-      for (int n = 0; n < max_sequence_tiles; ++n) {
-        if (n >= tiles) break;
-        Tile::multiply(sums[n], weights, at + n * tile_sequences * layout_.operand_stride,
-                       layout_.operand_stride, lane_);
-      }
-      if (++depth < depth_) return;
-#pragma unroll
-      for (int n = 0; n < max_sequence_tiles; ++n) {
-        if (n >= tiles) break;
-        Tile::store(sums[n],
-                    to + n * tile_sequences * layout_.partial_stride +
-                        row_tile * tile_rows * static_cast<int>(sizeof(float)),
-                    layout_.partial_stride, lane_);
-        for (float& sum : sums[n]) sum = 0;
-      }
-      depth = 0;
-      row_tile += layout_.groups;
-    };
-#pragma unroll
-    for (int f = 0; f < resident_fragments; ++f) {
-      if (f < fragments_) take(resident_[f]);
-    }
-    for (int f = resident_fragments; f < fragments_; ++f) {
-      take(spilled_[(f - resident_fragments) * block_threads]);
+    partials += split_ * all_sequences * layout_.partial_stride;
+    for (int tile = 0; tile < tiles; tile += tiles_at_once) {
+      const int sequence = tile * tile_sequences;
+      multiply_tiles(operand + sequence * layout_.operand_stride, tiles - tile > 1,
+                     partials + sequence * layout_.partial_stride);
     }
   }
 
  private:
-  // Fragment f of the warp.
-  __device__ Fragment gather(int f, const Weight* weight_hh, int64_t H, int64_t first_unit) const {
-    return gather(group_ + f / depth_ * layout_.groups, first_depth_ + f % depth_, lane_, weight_hh,
-                  H, first_unit);
+  // Two tiles of sequences, or one: two independent chains of sums, and each fragment that lies in
+  // shared memory read once for both.
+  __device__ void multiply_tiles(const char* operand, bool two, char* to) const {
+    typename Tile::Sums sums[tiles_at_once] = {};
+    const int second_operand = tile_sequences * layout_.operand_stride;
+    const int second_sums = tile_sequences * layout_.partial_stride;
+    operand += first_depth_ * depth_bytes;
+    to += group_ * tile_rows * static_cast<int>(sizeof(float));
+    int depth = 0;
+    const auto take = [&](const Fragment& weights) {
+      const char* const at = operand + depth * depth_bytes;
+      Tile::multiply(sums[0], weights, at, layout_.operand_stride, lane_);
+      if (two) Tile::multiply(sums[1], weights, at + second_operand, layout_.operand_stride, lane_);
+      if (++depth < depth_) return;
+      Tile::store(sums[0], to, layout_.partial_stride, lane_);
+      if (two) Tile::store(sums[1], to + second_sums, layout_.partial_stride, lane_);
+      for (auto& of_tile : sums) {
+        for (float& sum : of_tile) sum = 0;
+      }
+      depth = 0;
+      to += layout_.groups * tile_rows * static_cast<int>(sizeof(float));
+    };
+#pragma unroll
+    for (int f = 0; f < Tile::resident; ++f) {
+      if (f < fragments_) take(resident_[f]);
+    }
+#pragma unroll 1
+    for (int f = Tile::resident; f < fragments_; ++f) {
+      take(spilled_[(f - Tile::resident) * block_threads]);
+    }
   }
+
   // Kept out of line: it is needed once a launch for every register. Free of `this`, whose
   // fragments would otherwise need an address, that is, memory.
-  __attribute__((noinline)) static __device__ Fragment gather(int row_tile, int depth_tile, int lane,
-                                                              const Weight* weight_hh, int64_t H,
-                                                              int64_t first_unit) {
+  __attribute__((noinline)) static __device__ Fragment gather(int row_tile, int depth_tile,
+                                                              int lane, const Weight* weight_hh,
+                                                              int64_t H, int64_t first_unit) {
     using Number = typename Tile::Number;
     constexpr int each = 4 / sizeof(Number);  // numbers of a word
     Fragment fragment;
@@ -241,16 +251,18 @@ class WarpProduct {
         const int depth = (depth_tile * 8 + place.word) * each + e;
         const int64_t k = depth / Walk::shape.depth;
         if (j >= H || k >= H) continue;
-        numbers[e] = Tile::number(weight_hh[Walk::weight(H, j, row % Walk::shape.rows, k,
-                                                         depth % Walk::shape.depth)]);
+        numbers[e] = Tile::number(
+            weight_hh[Walk::weight(H, j, row % Walk::shape.rows, k, depth % Walk::shape.depth)]);
       }
       fragment.word[w] = bits_as<uint32_t>(numbers);
     }
     return fragment;
   }
 
+  static constexpr int tiles_at_once = 2;
+
   const Layout& layout_;
-  Fragment resident_[resident_fragments];
+  Fragment resident_[Tile::resident];
   Fragment* spilled_;  // shared [fragments beyond those, threads]
   int lane_, group_, split_, first_depth_, depth_, fragments_;
 };
@@ -287,7 +299,7 @@ __global__ void __launch_bounds__(block_threads, 1)
                        layout.operand_bytes,
                        params.exchange_size * static_cast<int64_t>(sizeof(Number)),
                        layout.operand_stride,
-                       32 * layout.depth_tiles};
+                       depth_bytes * layout.depth_tiles};
   const WarpProduct<Walk> product(layout, shared, params.weight_hh[direction], H, first_unit);
   char* const partials = shared + layout.partials;
   exchange.start();
@@ -331,10 +343,11 @@ __global__ void __launch_bounds__(block_threads, 1)
 
     typename Walk::Fetched fetched[max_pairs];  // on its way while the others still send
     for_pairs(now, [&](int i, int64_t b, int64_t j) { fetched[i] = walk.fetch(step, b, j); });
-    if (multiplied > 0) {
-      const char* const operand = exchange.receive(multiplied);
-      product.multiply(operand, (multiplied + tile_sequences - 1) / tile_sequences, all_sequences,
-                       partials);
+    for (int first = 0; first < multiplied; first += placement.staged) {
+      const int count = within(multiplied, first, placement.staged);
+      product.multiply(exchange.receive(first, count),
+                       (count + tile_sequences - 1) / tile_sequences, all_sequences,
+                       partials + first * layout.partial_stride);
       __syncthreads();
     }
     for_pairs(now > multiplied ? now : multiplied, [&](int i, int64_t b, int64_t j) {
@@ -410,17 +423,15 @@ __global__ void __launch_bounds__(upload_count)
 template <class Types>
 cudaError_t launch_forward(const PersistentForward<Types>& params, bool tensor_cores,
                            cudaStream_t stream) {
-  return with_tile<Types>(tensor_cores, [&](auto tile) {
-    return launch<Forward<decltype(tile)>>(params, stream);
-  });
+  return with_tile<Types>(
+      tensor_cores, [&](auto tile) { return launch<Forward<decltype(tile)>>(params, stream); });
 }
 
 template <class Types>
 cudaError_t launch_backward(const PersistentBackward<Types>& params, bool tensor_cores,
                             cudaStream_t stream) {
-  return with_tile<Types>(tensor_cores, [&](auto tile) {
-    return launch<Backward<decltype(tile)>>(params, stream);
-  });
+  return with_tile<Types>(
+      tensor_cores, [&](auto tile) { return launch<Backward<decltype(tile)>>(params, stream); });
 }
 
 template cudaError_t launch_forward(const PersistentForward<Float>&, bool, cudaStream_t);

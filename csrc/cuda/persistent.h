@@ -34,9 +34,9 @@ constexpr int counter_stride = 32;  // counters in cache lines of their own
 template <class Types>
 struct PersistentForward : Persistent<Types> {
   ForwardParams<Types> layer[2];
-  const typename Types::Accum* preactivations[2];   // [N, 4H] the products with the input
-  const typename Types::Storage* bias_ih[2];        // [4H], or null
-  const typename Types::Storage* bias_hh[2];        // [4H], or null
+  const typename Types::Accum* preactivations[2];  // [N, 4H] the products with the input
+  const typename Types::Storage* bias_ih[2];       // [4H], or null
+  const typename Types::Storage* bias_hh[2];       // [4H], or null
 };
 
 template <class Types>
@@ -44,7 +44,8 @@ struct PersistentBackward : Persistent<Types> {
   BackwardParams<Types> layer[2];
 };
 
-// tensor_cores: of a float32 layer, products in TF32; 16-bit ones are always theirs.
+// tensor_cores: of a float32 layer, products in TF32; 16-bit ones are always theirs. It decides
+// params.layout too.
 template <class Types>
 cudaError_t launch_forward(const PersistentForward<Types>& params, bool tensor_cores,
                            cudaStream_t stream);

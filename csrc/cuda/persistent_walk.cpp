@@ -23,8 +23,8 @@ struct Common {
     constexpr int number_bytes = sizeof(typename Types::Operand);
     p.kernel = plan.kernel;
     p.placement = plan.placement;
-    p.layout = make_layout(plan.placement, shape, static_cast<int>(s.H), number_bytes,
-                           operand_buffers(plan.kernel));
+    p.layout = make_layout(plan.kernel, plan.placement, shape, static_cast<int>(s.H), number_bytes,
+                           number_bytes == 2 || allows_tf32());
     p.directions = static_cast<int>(s.directions);
     for (int64_t d = 0; d < s.directions; ++d) {
       p.weight_hh[d] = pointer<typename Types::Storage>(layer.weights[d].hh);
@@ -39,8 +39,8 @@ struct Common {
     }
     if (s.packed) {
       offsets = allocate({s.T + 1}, example.options().dtype(at::kLong));
-      check(upload(sequence.offsets.data(), s.T + 1, pointer<int64_t>(offsets), stream), "upload", s,
-            plan);
+      check(upload(sequence.offsets.data(), s.T + 1, pointer<int64_t>(offsets), stream), "upload",
+            s, plan);
     }
   }
 
@@ -48,8 +48,8 @@ struct Common {
     const Placement& its = plan.placement;
     TORCH_CHECK(error == cudaSuccess, "fused_lstm: the ", what, " launch of the kernel ",
                 kernel_name(plan.kernel), " (T ", s.T, ", B ", s.B, ", H ", s.H, ", directions ",
-                s.directions, ": ", its.slices, " slices of ", its.sequences, " sequences, each on ",
-                its.blocks, " blocks of ", its.units,
+                s.directions, ": ", its.slices, " slices of ", its.sequences,
+                " sequences, each on ", its.blocks, " blocks of ", its.units,
                 " units) failed: ", cudaGetErrorString(error));
   }
 };

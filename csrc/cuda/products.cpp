@@ -51,19 +51,18 @@ Products::Products(at::ScalarType operand)
 }
 
 void Products::operator()(void* out, at::ScalarType out_type, int64_t M, int64_t N, int64_t K,
-                const Factor& a, const Factor& b, bool accumulate) const {
+                          const Factor& a, const Factor& b, bool accumulate) const {
   if (M == 0 || N == 0) return;
   const float one = 1, beta = accumulate ? 1 : 0;
   const double one_double = 1, beta_double = beta;
   // cuBLAS thinks column by column: it sees every matrix transposed, and out' = b' a'.
-  TORCH_CUDABLAS_CHECK(cublasGemmEx_64(
-      handle_, b.transposed ? CUBLAS_OP_T : CUBLAS_OP_N, a.transposed ? CUBLAS_OP_T : CUBLAS_OP_N,
-      N, M, K, is_double_ ? static_cast<const void*>(&one_double) : &one, b.data, operand_,
-      b.leading, a.data, operand_, a.leading,
-      is_double_ ? static_cast<const void*>(&beta_double) : &beta, out, cuda_type(out_type), N,
-      compute_, CUBLAS_GEMM_DEFAULT));
+  TORCH_CUDABLAS_CHECK(cublasGemmEx_64(handle_, b.transposed ? CUBLAS_OP_T : CUBLAS_OP_N,
+                                       a.transposed ? CUBLAS_OP_T : CUBLAS_OP_N, N, M, K,
+                                       is_double_ ? static_cast<const void*>(&one_double) : &one,
+                                       b.data, operand_, b.leading, a.data, operand_, a.leading,
+                                       is_double_ ? static_cast<const void*>(&beta_double) : &beta,
+                                       out, cuda_type(out_type), N, compute_, CUBLAS_GEMM_DEFAULT));
 }
-
 
 void Products::operator()(at::Tensor& out, const at::Tensor& a, const at::Tensor& b,
                           bool accumulate) const {

@@ -61,8 +61,8 @@ void streamed_forward(const Sequence& sequence, const LayerForward& layer) {
       p.hidden = pointer<Operand>(hidden, d);
       for (int64_t index = 0; index < s.T; ++index) {
         const Step step = make_step(p.layer.steps, index);
-        products(pointer<Accum>(preactivations) + step.offset * 4 * s.H, accum, step.rows,
-                 4 * s.H, s.P, {p.hidden, s.P, false}, {w.hh.const_data_ptr(), s.P, true},
+        products(pointer<Accum>(preactivations) + step.offset * 4 * s.H, accum, step.rows, 4 * s.H,
+                 s.P, {p.hidden, s.P, false}, {w.hh.const_data_ptr(), s.P, true},
                  /*accumulate=*/true);
         check_launch(Launch<Types>::forward(p, step, stream), "forward", s);
         if (s.projected) {
@@ -75,7 +75,6 @@ void streamed_forward(const Sequence& sequence, const LayerForward& layer) {
     }
   });
 }
-
 
 void streamed_backward(const Sequence& sequence, const LayerBackward& layer) {
   const Sizes& s = sequence.sizes;

@@ -1,6 +1,6 @@
 // One warp's product of a tile of weights with a tile of the operand, for each kind of number. A
-// tile of weights has 16 rows and 32 bytes of depth; thread `lane` of the warp holds 16 bytes of it,
-// a fragment. Free of torch.
+// tile of weights has 16 rows and 32 bytes of depth; thread `lane` of the warp holds 16 bytes of
+// it, a fragment. Free of torch.
 //
 // Which numbers of the depth meet in which instruction is free as long as weights and operand
 // agree. So a thread takes neighbours of the operand, 8 or 16 bytes in one access.
@@ -37,12 +37,14 @@ __device__ __forceinline__ void multiply_tile(float, float (&sums)[4], const Wor
   multiply_tf32(sums, weights, operand);
 }
 
-// Tensor cores: mma's fragments. Sums: rows lane / 4 and lane / 4 + 8, sequences 2 (lane % 4) + 0, 1.
+// Tensor cores: mma's fragments. Sums: rows lane / 4 and lane / 4 + 8, sequences 2 (lane % 4) +
+// 0, 1.
 template <class Types_>
 struct TensorTile {
   using Types = Types_;
   using Number = typename Types::Operand;  // what operand and weights are made of
   using Sums = float[4];
+  static constexpr int resident = resident_fragments(/*tensor_cores=*/true);
 
   static __device__ Number number(typename Types::Storage x) {
     if constexpr (sizeof(Number) == 4) {
@@ -59,7 +61,8 @@ struct TensorTile {
   // operand: of 8 sequences, `stride` bytes apart, at the tile's depth.
   static __device__ __forceinline__ void multiply(Sums& sums, const Fragment& weights,
                                                   const char* operand, int stride, int lane) {
-    const uint2 read = *reinterpret_cast<const uint2*>(operand + lane / 4 * stride + 8 * (lane % 4));
+    const uint2 read =
+        *reinterpret_cast<const uint2*>(operand + lane / 4 * stride + 8 * (lane % 4));
     multiply_tile(Number{}, sums, weights.word, {read.x, read.y});
   }
 
@@ -78,6 +81,7 @@ struct ScalarTile {
   using Types = fused_lstm::Types<float, float, float>;
   using Number = float;
   using Sums = float[tile_sequences];
+  static constexpr int resident = resident_fragments(/*tensor_cores=*/false);
 
   static __device__ Number number(float x) { return x; }
 

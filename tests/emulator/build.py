@@ -29,6 +29,8 @@ def package(folder: Path, sources: list[Path], cflags: list[str], ldflags: list[
         dirs_exist_ok=True,
     )
     objects.mkdir(parents=True, exist_ok=True)
+    for old in set(objects.glob("*.o")) - {objects / f"{path.stem}.o" for path in sources}:
+        old.unlink()  # of a source that is no more
     with mock.patch.object(torch.ops, "load_library"):  # it is built for another process
         library = cpp_extension.load(
             name="_C",
@@ -42,22 +44,29 @@ def package(folder: Path, sources: list[Path], cflags: list[str], ldflags: list[
     shutil.copy2(library, target / "_C.so")
 
 
-def build(folder: Path) -> None:
+def sources(folder: Path) -> list[Path]:
+    """The package's sources with the CUDA path in place of the CPU's; some are written anew."""
     folder.mkdir(parents=True, exist_ok=True)
     kernels = []
     for source in sorted((CSRC / "cuda").glob("*.cu")):  # a .cu would go to nvcc
         kernels.append(folder / f"{source.stem}_kernels.cpp")
         if not kernels[-1].exists():
             kernels[-1].write_text(f'#include "cuda/{source.name}"\n')
-    sources = [
+    return [
         *sorted(CSRC.glob("*.cpp")),
         *sorted(set((CSRC / "cpu").glob("*.cpp")) - {CSRC / "cpu" / "device.cpp"}),
         *sorted((CSRC / "cuda").glob("*.cpp")),
         *sorted(HERE.glob("*.cpp")),
         *kernels,
     ]
-    # The emulated headers come before torch's own.
-    package(folder, sources, ["-O2", "-fopenmp", f"-I{HERE / 'include'}"], ["-fopenmp"])
+
+
+# The emulated headers come before torch's own.
+FLAGS = [f"-I{HERE / 'include'}", "-fopenmp", "-Wno-unknown-pragmas"]
+
+
+def build(folder: Path) -> None:
+    package(folder, sources(folder), ["-O2", *FLAGS], ["-fopenmp"])
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Tests on a build with sanitizers: python run.py address|thread FOLDER [TESTS ...].
+"""Tests on a build with sanitizers: python run.py address|emulated|thread FOLDER [TESTS ...].
 
-`address` looks for memory errors and undefined behaviour (AddressSanitizer, UBSan), `thread` for
-data races (ThreadSanitizer). Python and torch themselves are not instrumented: what they allocate
+`address` looks for memory errors and undefined behaviour (AddressSanitizer, UBSan), `emulated` for
+the same in the CUDA sources on the emulator, `thread` for data races (ThreadSanitizer). Python and torch themselves are not instrumented: what they allocate
 is watched, what they do with it is not.
 """
 
@@ -13,17 +13,24 @@ import sys
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))
+from emulator import build as emulator
 from emulator.build import CSRC, ROOT, package
 
 HERE = Path(__file__).resolve().parent
 # -O2 multiplies and adds in one rounding, as the kernels' accuracy is measured; -O1 does not.
 COMMON = ["-O2", "-g", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all"]
+# vptr needs the type information of classes that torch hides
+ADDRESS = ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fopenmp"]
 FLAGS = {
-    # vptr needs the type information of classes that torch hides
-    "address": ["-fsanitize=address,undefined", "-fno-sanitize=vptr", "-fopenmp"],
+    "address": ADDRESS,
+    "emulated": [*ADDRESS, *emulator.FLAGS],
     "thread": ["-fsanitize=thread", "-DINTRA_OP_PARALLEL", f"-include{HERE / 'threads.h'}"],
 }
-RUNTIMES = {"address": ["libasan.so", "libubsan.so"], "thread": ["libtsan.so"]}
+RUNTIMES = {
+    "address": ["libasan.so", "libubsan.so"],
+    "emulated": ["libasan.so", "libubsan.so"],
+    "thread": ["libtsan.so"],
+}
 OPTIONS = {
     # Python and torch keep much until they exit.
     "ASAN_OPTIONS": "detect_leaks=0",
@@ -34,7 +41,11 @@ OPTIONS = {
 
 
 def main(kind: str, folder: Path, tests: list[str]) -> int:
-    sources = [*sorted(CSRC.glob("*.cpp")), *sorted((CSRC / "cpu").glob("*.cpp"))]
+    if kind == "emulated":
+        sources = emulator.sources(folder)
+        os.environ["FUSED_LSTM_EMULATED"] = "1"
+    else:
+        sources = [*sorted(CSRC.glob("*.cpp")), *sorted((CSRC / "cpu").glob("*.cpp"))]
     flags = [*COMMON, *FLAGS[kind]]
     package(folder, sources, flags, [f for f in flags if f.startswith(("-fsan", "-fopenmp"))])
     compiler = os.environ.get("CXX", "c++")

@@ -1,0 +1,167 @@
+"""Which kernel a layer takes, and how to make it take another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+
+from fused_lstm import _C
+from fused_lstm.lstm import FusedLSTM
+
+
+class Gpu(NamedTuple):
+    """What the choice of a kernel depends on."""
+
+    capability: int
+    """90 for compute capability 9.0."""
+    multiprocessors: int
+    shared_memory: int
+    """Bytes that one block of threads can have."""
+
+
+GPUS = {
+    "H200": Gpu(90, 132, 227 * 1024),
+    "H100": Gpu(90, 132, 227 * 1024),
+    "A100": Gpu(80, 108, 163 * 1024),
+    "L4": Gpu(89, 58, 99 * 1024),
+    "RTX 4090": Gpu(89, 128, 99 * 1024),
+}
+"""GPUs that `explain` knows by name (NVIDIA's data sheets; the H100 is the SXM5 one)."""
+
+
+def explain(
+    module: FusedLSTM, batch: int, length: int, *, device: torch.device | str | Gpu | None = None
+) -> str:
+    """Which kernel each layer of `module` takes, and why not the others.
+
+    Args:
+        module: the layers.
+        batch: sequences, B.
+        length: time steps, T.
+        device: "cpu", a CUDA device, or a GPU that need not be there: a name in `GPUS`, or a
+            `Gpu`. Default: where the module's parameters lie.
+
+    Returns:
+        A text, one paragraph for each layer and pass. Times are estimates for one time step, in
+        microseconds, by which the plan compares kernels; they are no measurements.
+
+    Raises:
+        ValueError: `batch` or `length` is not positive, or `device` is neither a CPU, nor a CUDA
+            device, nor one of `GPUS`.
+
+    Example:
+        >>> print(fused_lstm.explain(FusedLSTM(64, 512), batch=16, length=100, device="H100"))
+    """
+    for name, value in (("batch", batch), ("length", length)):
+        if value < 1:
+            raise ValueError(f"{name} is {value}, must be at least 1")
+    weight = module.weight_ih_l0
+    gpu = _gpu(weight.device if device is None else device)
+    paragraphs = []
+    for layer in range(module.num_layers):
+        directions = 2 if module.bidirectional else 1
+        projection = module.proj_size or module.hidden_size
+        sizes = {
+            "length": length,
+            "batch": batch,
+            "input": module.input_size if layer == 0 else directions * projection,
+            "hidden": module.hidden_size,
+            "projection": projection,
+            "directions": directions,
+        }
+        if gpu is None:
+            paragraphs.append(f"layer {layer}: {_on_cpu(sizes)}")
+            continue
+        for backward in (False, True):
+            choice = _C.gpu_plan(
+                gpu=tuple(gpu),
+                backward=backward,
+                number_bytes=weight.element_size(),
+                tensor_cores=_tensor_cores(weight.dtype),
+                wanted=_C.wanted_kernel(),
+                **sizes,
+            )
+            paragraphs.append(
+                f"layer {layer} {'backward' if backward else 'forward'}: {_on_gpu(choice)}"
+            )
+    return "\n".join(paragraphs)
+
+
+@contextmanager
+def use_kernel(name: str | None) -> Iterator[None]:
+    """GPU layers inside take the kernel `name` where they can; `explain` says where not, and why.
+
+    It holds for the whole process, for backward runs in threads of its own; so a backward pass is
+    subject to the context in which it runs. The environment variable FUSED_LSTM_KERNEL does the
+    same from the start.
+
+    Args:
+        name: "block", "cluster", "grid" or "streamed"; None: the fastest by the plan's estimate.
+
+    Raises:
+        ValueError: `name` is none of these.
+    """
+    before = _C.wanted_kernel()
+    _C.use_kernel(name)
+    try:
+        yield
+    finally:
+        _C.use_kernel(before)
+
+
+def _gpu(device: torch.device | str | Gpu) -> Gpu | None:
+    if isinstance(device, Gpu):
+        return device
+    if isinstance(device, str) and device in GPUS:
+        return GPUS[device]
+    kinds = f"must be a CPU, a CUDA device or one of {', '.join(GPUS)}"
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device is {device!r}, {kinds}") from None
+    if device.type == "cpu":
+        return None
+    if device.type != "cuda":
+        raise ValueError(f"device is {device}, {kinds}")
+    found = torch.cuda.get_device_properties(device)
+    return Gpu(
+        10 * found.major + found.minor,
+        found.multi_processor_count,
+        found.shared_memory_per_block_optin,
+    )
+
+
+def _tensor_cores(dtype: torch.dtype) -> bool:
+    if dtype == torch.float32:
+        return bool(torch.backends.cudnn.allow_tf32)
+    return dtype != torch.float64
+
+
+def _on_cpu(sizes: dict[str, int]) -> str:
+    plan = _C.cpu_plan(threads=torch.get_num_threads(), team=_C.build_info()["openmp"], **sizes)
+    shared = [
+        f"{plan[f'{what}_slices']} slices of the {name}"
+        for what, name in (("batch", "batch"), ("unit", "hidden units"))
+        if plan[f"{what}_slices"] > 1
+    ]
+    return ", ".join([plan["kernel"], *shared])
+
+
+def _on_gpu(plan: dict) -> str:
+    lines = []
+    for choice in plan["choices"]:
+        kernel = choice["kernel"]
+        if choice["obstacle"]:
+            lines.append(f"  {kernel}: cannot, {choice['obstacle']}")
+            continue
+        where = ""
+        if kernel != "streamed":
+            where = (
+                f"; {choice['slices']} slices of {choice['sequences']} sequences, each on "
+                f"{choice['blocks']} blocks of {choice['units']} hidden units"
+            )
+        lines.append(f"  {kernel}: {choice['microseconds']:.1f} us a step, estimated{where}")
+    return "\n".join([plan["kernel"], *lines])

@@ -1,0 +1,79 @@
+"""The emulator sees faults: each one planted makes a wrong number, or a report."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from faults import FAULTS, build
+
+import fused_lstm
+
+EMULATED = Path(fused_lstm.__file__).parents[1]
+
+# One fault shows in one kernel, another in another: all of them run, on several slices.
+PROGRAM = """
+import sys
+
+sys.path.insert(0, sys.argv[1])
+import torch
+from oracle import assert_as_accurate, cast, evaluate, rand, rand_state, twin
+
+import fused_lstm
+
+torch.manual_seed(0)
+module = fused_lstm.FusedLSTM(3, 72, dtype=torch.bfloat16)
+call = rand(6, 11, 3, dtype=torch.bfloat16), rand_state(module, 11)
+truth = evaluate(twin(module, dtype=torch.float64), *cast(call, torch.float64))
+theirs = evaluate(twin(module), *call)
+for kernel in ("block", "cluster", "grid"):
+    with fused_lstm.use_kernel(kernel):
+        assert_as_accurate(evaluate(module, *call), theirs, truth)
+print("right")
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("faults")
+    build(EMULATED, folder)
+    return folder
+
+
+def run(folder: Path, fault: int | None, seed: int) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(folder), "EMULATOR_SEED": str(seed)}
+    if fault is not None:
+        environment["EMULATOR_FAULT"] = str(fault)
+    tests = str(Path(__file__).resolve().parents[1])
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM, tests],
+        env=environment,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_no_fault(folder):
+    done = run(folder, None, seed=1)
+    assert done.stdout == "right\n", done.stderr
+
+
+@pytest.mark.parametrize("number", range(1, len(FAULTS) + 1), ids=[f[0] for f in FAULTS])
+def test_fault(folder, number):
+    done = run(folder, number, seed=1)
+    assert done.returncode != 0, done.stdout
+    assert "is off by" in done.stderr or "emulator:" in done.stderr, done.stderr
+
+
+def test_a_deadlock_says_who_waits_where(folder):
+    [number] = [n for n, fault in enumerate(FAULTS, 1) if "for ever" in fault[0]]
+    said = run(folder, number, seed=1).stderr
+    assert "emulator: nobody can go on" in said
+    assert "block 0 warp 0: threads that wait for __syncthreads: 31" in said
+    assert "block 0 warp 0: threads that wait for a counter in global memory: 1" in said
+    assert "the forward launch of the kernel grid (T 6, B 11, H 72" in said

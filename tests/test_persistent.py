@@ -1,0 +1,160 @@
+"""The CUDA kernels that take all steps in one launch, each asked for by name: on a GPU, and on the
+emulator (make emulate), where tensors on the CPU take them."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from oracle import (
+    assert_as_accurate,
+    assert_same_bits,
+    cast,
+    evaluate,
+    rand,
+    rand_state,
+    reference_lstm,
+    twin,
+)
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import fused_lstm
+from fused_lstm import FusedLSTM
+from fused_lstm.explain import Gpu
+
+EMULATED = os.environ.get("FUSED_LSTM_EMULATED") == "1"
+EMULATOR = Gpu(90, 12, 227 * 1024)  # tests/emulator/include/cuda_runtime_api.h
+
+# T, B, D, H: on each side of a tile of 8 sequences, of a tile of rows or depth, of a slice of the
+# batch, and of what the registers of a block hold of the weights.
+SHAPES = [
+    (1, 1, 1, 20),
+    (5, 3, 2, 17),
+    (4, 9, 3, 33),
+    (3, 33, 2, 48),
+    (2, 17, 4, 100),
+    (2, 41, 1, 20),
+    (2, 1, 1, 200),
+]
+NUMBERS = ["float32", "tf32", "bfloat16", "float16"]
+
+
+@pytest.fixture(params=["block", "cluster", "grid"])
+def kernel(request, device) -> str:
+    if device == "cpu" and not EMULATED:
+        pytest.skip("a CUDA kernel")
+    with fused_lstm.use_kernel(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=NUMBERS)
+def numbers(request, monkeypatch) -> torch.dtype:
+    """A dtype; float32 with and without tensor cores."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", request.param == "tf32")
+    return torch.float32 if request.param == "tf32" else getattr(torch, request.param)
+
+
+def must_take(kernel: str, module: nn.Module, T: int, B: int) -> None:
+    """Skips where the GPU cannot run the kernel; never on the emulator but for `block`."""
+    device = EMULATOR if EMULATED else module.weight_ih_l0.device
+    said = fused_lstm.explain(module, B, T, device=device)
+    lines = [line for line in said.splitlines() if line.startswith("layer")]
+    if all(line.endswith(f": {kernel}") for line in lines):
+        return
+    assert not EMULATED or kernel == "block", said
+    pytest.skip(said)
+
+
+def assert_right(module: nn.Module, *call, **options) -> None:
+    """As accurate as nn.LSTM in the same dtype, or where that has no such options, as the streamed
+    kernel; with TF32, as TF32 is."""
+    wide = cast(call, torch.float64)
+    ours = evaluate(module, *call, **options)
+    if options:
+        exact = twin(module, FusedLSTM, torch.float64)
+        truth = evaluate(
+            exact, *wide, call=lambda *a, **k: reference_lstm(exact, *a, **k), **options
+        )
+        with fused_lstm.use_kernel("streamed"):
+            theirs = evaluate(module, *call, **options)
+    else:
+        truth = evaluate(twin(module, dtype=torch.float64), *wide)
+        theirs = evaluate(twin(module), *call)
+    if module.weight_ih_l0.dtype == torch.float32 and torch.backends.cudnn.allow_tf32:
+        for name, true in truth.items():
+            error = (ours[name] - true).abs().max().item()
+            assert error <= 2**-8 * max(1.0, true.abs().max().item()), f"{name} is off by {error}"
+    else:
+        assert_as_accurate(ours, theirs, truth, times=2)
+
+
+def make(kernel, device, numbers, T, B, D, H, **options):
+    module = FusedLSTM(D, H, device=device, dtype=numbers, **options)
+    must_take(kernel, module, T, B)
+    return module, rand(T, B, D, device=device, dtype=numbers), rand_state(module, B)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_shapes(kernel, device, numbers, shape):
+    assert_right(*make(kernel, device, numbers, *shape))
+
+
+@pytest.mark.parametrize("options", [{"bidirectional": True}, {"bias": False}], ids=str)
+def test_layers(kernel, device, numbers, options):
+    assert_right(*make(kernel, device, numbers, 4, 10, 3, 36, **options))
+
+
+def test_packed(kernel, device, numbers):
+    """Slices whose sequences are long over, and slices that begin late, in either direction."""
+    module, x, state = make(kernel, device, numbers, 6, 43, 3, 24, bidirectional=True)
+    lengths = torch.cat([torch.tensor([6, 6, 5]), torch.full((30,), 3), torch.ones(10)]).long()
+    assert_right(module, pack_padded_sequence(x, lengths), state)
+
+
+@pytest.mark.parametrize("kind", ["lengths", "zero", "initial", "both"])
+def test_borders(kernel, device, numbers, kind):
+    T, B = 5, 11
+    module, x, state = make(kernel, device, numbers, T, B, 3, 24, bidirectional=True)
+    options = {}
+    if kind in ("lengths", "both"):
+        options["lengths"] = torch.randint(0, T + 1, (B,), device=device)
+    if kind != "lengths":
+        options["reset"] = torch.rand(T, B, device=device) < 0.4
+        options["reset_to"] = "zero" if kind == "both" else kind
+    assert_right(module, x, state, **options)
+
+
+def test_states_and_their_gradients(kernel, device, numbers):
+    module, x, state = make(kernel, device, numbers, 3, 5, 3, 24)
+    assert_right(module, x, state, return_states=True)
+
+
+def test_tf32_is_seen(kernel, device, monkeypatch):
+    """The products differ in TF32: the tests of float32 have not taken it."""
+    call = make(kernel, device, torch.float32, 3, 5, 3, 24)
+    exact = evaluate(*call)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    must_take(kernel, call[0], 3, 5)
+    rounded = evaluate(*call)
+    assert (exact["output"] - rounded["output"]).abs().max() > 1e-5
+
+
+def test_same_bits_every_time(kernel, device, numbers):
+    """Whoever comes first to a barrier: the emulator draws another order at each launch."""
+    call = make(kernel, device, numbers, 4, 12, 3, 40)
+    first = evaluate(*call)
+    for _ in range(4):
+        assert_same_bits(evaluate(*call), first)
+
+
+def test_inference_keeps_nothing(kernel, device, numbers):
+    module, x, state = make(kernel, device, numbers, 4, 12, 3, 40)
+    with torch.no_grad():
+        output, (h_n, c_n) = module(x, state)
+    trained = evaluate(module, x, state)
+    assert_same_bits(
+        {"output": output, "h_n": h_n, "c_n": c_n},
+        {name: trained[name] for name in ("output", "h_n", "c_n")},
+    )

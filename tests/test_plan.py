@@ -1,0 +1,185 @@
+"""Which kernel a GPU takes: the plan is a pure function, tested without a GPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import fused_lstm
+from fused_lstm import _C, FusedLSTM
+from fused_lstm.explain import GPUS, Gpu
+
+NUMBERS = {"16 bits": (2, True), "TF32": (4, True), "float32": (4, False), "float64": (8, False)}
+
+
+def plan(gpu: str | Gpu, batch: int, hidden: int, numbers: str = "16 bits", **options):
+    number_bytes, tensor_cores = NUMBERS[numbers]
+    sizes = {"length": 100, "batch": batch, "input": hidden, "hidden": hidden}
+    sizes |= {"projection": hidden, "directions": 1, "backward": False}
+    return _C.gpu_plan(
+        gpu=tuple(GPUS[gpu] if isinstance(gpu, str) else gpu),
+        number_bytes=number_bytes,
+        tensor_cores=tensor_cores,
+        **sizes | options,
+    )
+
+
+def kernels(gpu: str, numbers: str, batch: int = 16, **options) -> str:
+    """The first letters of the kernels for growing H."""
+    sizes = (64, 128, 256, 512, 768, 1024, 1536)
+    return "".join(plan(gpu, batch, H, numbers, **options)["kernel"][0] for H in sizes)
+
+
+# b block, c cluster, g grid, s streamed
+FORWARD = {
+    ("H200", "16 bits"): "bcccggg",
+    ("H200", "TF32"): "bccgggs",
+    ("H200", "float32"): "cccgggs",
+    ("A100", "16 bits"): "bbggggg",
+    ("A100", "TF32"): "bggggss",
+    ("L4", "16 bits"): "bbgggss",
+    ("L4", "TF32"): "bgggsss",
+    ("RTX 4090", "16 bits"): "bbggggs",
+    ("RTX 4090", "TF32"): "bgggggs",
+}
+BACKWARD = {
+    ("H200", "16 bits"): "bcccggg",
+    ("H200", "TF32"): "bccggss",
+    ("H200", "float32"): "cccgsss",
+    ("A100", "16 bits"): "bbggggs",
+    ("A100", "TF32"): "bgggsss",
+    ("L4", "16 bits"): "bbgggss",
+    ("L4", "TF32"): "bggssss",
+    ("RTX 4090", "16 bits"): "bbgggss",
+    ("RTX 4090", "TF32"): "bggssss",
+}
+
+
+@pytest.mark.parametrize("gpu, numbers", FORWARD)
+def test_forward(gpu, numbers):
+    assert kernels(gpu, numbers) == FORWARD[gpu, numbers]
+
+
+@pytest.mark.parametrize("gpu, numbers", BACKWARD)
+def test_backward(gpu, numbers):
+    assert kernels(gpu, numbers, backward=True) == BACKWARD[gpu, numbers]
+
+
+def test_an_h100_is_planned_like_an_h200():
+    for numbers in NUMBERS:
+        assert kernels("H100", numbers) == kernels("H200", numbers)
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("numbers", ["16 bits", "TF32", "float32"])
+@pytest.mark.parametrize("gpu", GPUS)
+def test_placements_fit(gpu, numbers, backward):
+    """Every unit and every sequence has its place, and every block has room."""
+    facts = GPUS[gpu]
+    for hidden in (1, 7, 64, 100, 200, 333, 512, 768, 1000, 1536, 2000):
+        for batch in (1, 8, 9, 50, 128, 1000):
+            for directions in (1, 2):
+                options = {"backward": backward, "directions": directions}
+                choices = plan(gpu, batch, hidden, numbers, **options)["choices"]
+                assert [c["kernel"] for c in choices] == ["block", "cluster", "grid", "streamed"]
+                assert choices[-1]["obstacle"] is None
+                for choice in choices[:-1]:
+                    if choice["obstacle"]:
+                        continue
+                    assert choice["blocks"] * choice["units"] >= hidden
+                    assert choice["slices"] * choice["sequences"] >= batch
+                    assert (choice["slices"] - 1) * choice["sequences"] < batch
+                    assert choice["units"] * choice["sequences"] <= 1024
+                    assert choice["sequences"] <= 32
+                    assert 0 < choice["shared_memory"] <= facts.shared_memory
+                    if choice["kernel"] == "block":
+                        assert choice["blocks"] == 1
+                    if choice["kernel"] == "cluster":
+                        assert choice["blocks"] in (2, 4, 8, 16)
+                    if choice["kernel"] == "grid":
+                        teams = directions * choice["slices"]
+                        assert teams * choice["blocks"] <= facts.multiprocessors
+
+
+def test_the_fastest_by_estimate_is_taken():
+    for hidden in (64, 256, 1024, 4096):
+        made = plan("H100", 16, hidden)
+        able = [c for c in made["choices"] if not c["obstacle"]]
+        assert made["kernel"] == min(able, key=lambda c: c["microseconds"])["kernel"]
+
+
+def test_a_wanted_kernel_is_taken_where_it_can():
+    assert plan("H100", 16, 256, wanted="grid")["kernel"] == "grid"
+    assert plan("H100", 16, 256, wanted="streamed")["kernel"] == "streamed"
+    assert plan("H100", 16, 256, wanted="block")["kernel"] == "cluster"
+
+
+@pytest.mark.parametrize(
+    "options, obstacle",
+    [
+        ({"numbers": "float64"}, "float64"),
+        ({"projection": 32}, "proj_size"),
+        ({"hidden": 10_000}, "8192"),
+        ({"batch": 2**20 + 1}, "2^20"),
+        ({"gpu": Gpu(75, 40, 64 * 1024)}, "compute capability"),
+    ],
+    ids=str,
+)
+def test_what_only_the_streamed_kernel_takes(options, obstacle):
+    made = plan(**{"gpu": "H100", "batch": 16, "hidden": 64} | options)
+    assert made["kernel"] == "streamed"
+    assert all(obstacle in choice["obstacle"] for choice in made["choices"][:-1])
+
+
+def test_a_large_batch_and_wide_layers_are_streamed():
+    """No slice of the batch may wait for one that does not fit beside it."""
+    made = plan("H100", 4096, 1024)
+    assert made["kernel"] == "streamed"
+    assert "at once" in made["choices"][2]["obstacle"]
+
+
+# explain and use_kernel
+
+
+def test_explain_says_which_and_why_not():
+    module = FusedLSTM(10, 512, 2, dtype=torch.bfloat16)
+    said = fused_lstm.explain(module, 16, 100, device="A100")
+    assert said.count("layer 0 forward: grid") == said.count("layer 1 backward: grid") == 1
+    assert "block: cannot, the recurrent weights do not fit into one block" in said
+    assert "cluster: cannot, the GPU has no clusters" in said
+    assert "estimated" in said
+
+
+def test_explain_on_the_cpu():
+    assert fused_lstm.explain(FusedLSTM(10, 64), 1, 20) == "layer 0: direct"
+    assert "panels" in fused_lstm.explain(FusedLSTM(10, 64), 32, 20, device="cpu")
+
+
+@pytest.mark.parametrize("device", ["A1000", "meta"])
+def test_explain_refuses_other_devices(device):
+    with pytest.raises(ValueError, match=f"device is .*{device}.*, must be"):
+        fused_lstm.explain(FusedLSTM(10, 64), 1, 20, device=device)
+
+
+def test_explain_refuses_empty_calls():
+    with pytest.raises(ValueError, match="batch is 0, must be at least 1"):
+        fused_lstm.explain(FusedLSTM(10, 64), 0, 20)
+
+
+def test_use_kernel_holds_inside():
+    module = FusedLSTM(10, 256, dtype=torch.bfloat16)
+    with fused_lstm.use_kernel("grid"):
+        assert "forward: grid" in fused_lstm.explain(module, 16, 100, device="H100")
+        with fused_lstm.use_kernel(None):
+            assert "forward: cluster" in fused_lstm.explain(module, 16, 100, device="H100")
+        assert "forward: grid" in fused_lstm.explain(module, 16, 100, device="H100")
+    assert "forward: cluster" in fused_lstm.explain(module, 16, 100, device="H100")
+
+
+@pytest.mark.parametrize("name", ["cudnn", "panels", ""])
+def test_use_kernel_refuses_other_names(name):
+    with (
+        pytest.raises(ValueError, match=f"name is '{name}', must be block"),
+        fused_lstm.use_kernel(name),
+    ):
+        pass
