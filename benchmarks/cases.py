@@ -9,9 +9,9 @@ from itertools import product
 GRIDS = {
     "cpu": {"batch": (1, 8, 32, 128), "steps": (1, 20, 100), "hidden": (64, 128, 256, 512, 1024)},
     "cuda": {
-        "batch": (1, 32, 128),
-        "steps": (1, 20, 100, 500),
-        "hidden": (64, 128, 256, 512, 1024),
+        "batch": (1, 8, 16, 64, 128),
+        "steps": (32, 256, 1024),
+        "hidden": (64, 128, 256, 512, 768, 1024, 1536),
     },
 }
 # On CUDA the whole grid runs in every dtype; on a CPU, where it takes many minutes, the 16-bit

@@ -11,6 +11,7 @@
 #include "wanted.h"
 #ifdef FUSED_LSTM_WITH_CUDA
 #include "cuda/streamed.h"
+#include "device.h"
 #endif
 
 namespace py = pybind11;
@@ -39,13 +40,14 @@ py::dict build_info() {
   return info;
 }
 
-// gpu: (compute capability, multiprocessors, bytes of shared memory of a block), or None for a CPU.
-using GpuFacts = std::optional<std::tuple<int, int, int64_t>>;
+// Compute capability, multiprocessors, bytes of shared memory of a block, blocks of a cluster; or
+// None for a CPU.
+using GpuFacts = std::optional<std::tuple<int, int, int64_t, int>>;
 
 Problem problem_of(const GpuFacts& gpu, int64_t length, int64_t batch, int64_t input,
                    int64_t hidden, int64_t projection, int64_t directions) {
   Problem problem = {};
-  if (gpu) problem.gpu = {std::get<0>(*gpu), std::get<1>(*gpu), std::get<2>(*gpu)};
+  if (gpu) problem.gpu = std::make_from_tuple<Gpu>(*gpu);
   problem.length = length;
   problem.batch = batch;
   problem.rows = length * batch;
@@ -101,6 +103,16 @@ py::dict gpu_plan(const GpuFacts& gpu, int64_t length, int64_t batch, int64_t in
   return result;
 }
 
+// What a plan knows of a CUDA device.
+std::tuple<int, int, int64_t, int> gpu_facts([[maybe_unused]] int index) {
+#ifdef FUSED_LSTM_WITH_CUDA
+  const Gpu& gpu = gpu_of(index);
+  return {gpu.capability, gpu.multiprocessors, gpu.shared_memory, gpu.largest_cluster};
+#else
+  throw std::runtime_error("fused_lstm was built without CUDA");
+#endif
+}
+
 std::optional<std::string> wanted_name() {
   const std::optional<Kernel> kernel = wanted_kernel();
   if (!kernel) return std::nullopt;
@@ -132,6 +144,7 @@ PYBIND11_MODULE(_C, m) {
         py::kw_only(), py::arg("gpu"), py::arg("length"), py::arg("batch"), py::arg("input"),
         py::arg("hidden"), py::arg("projection"), py::arg("directions"), py::arg("backward"),
         py::arg("number_bytes"), py::arg("tensor_cores"), py::arg("wanted") = py::none());
+  m.def("gpu", &gpu_facts, "What a plan knows of a CUDA device.", py::arg("index"));
   m.def("wanted_kernel", &wanted_name, "The kernel that GPU layers take where they can, or None.");
   m.def("use_kernel", &use_kernel, "Sets it.", py::arg("name").none(true));
 }

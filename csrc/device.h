@@ -88,6 +88,8 @@ class Device {
 
 const Device& cpu_device();
 const Device& cuda_device();
+// What a plan knows of a CUDA device, asked once.
+const Gpu& gpu_of(int index);
 
 // float32 or wider: the type of sums and of the cell state.
 inline at::ScalarType accum_type(at::ScalarType storage) {

@@ -16,6 +16,7 @@ struct Gpu {
   int capability;  // 90 for compute capability 9.0
   int multiprocessors;
   int64_t shared_memory;  // bytes that one block can have
+  int largest_cluster;    // blocks, each with all of that; 0 without clusters
 };
 
 struct Problem {

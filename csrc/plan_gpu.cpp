@@ -15,6 +15,7 @@ constexpr double block_barrier = 50;
 constexpr double cluster_barrier = 400;
 constexpr double grid_barrier = 1700;
 constexpr double global_latency = 700;         // to and from the L2 cache, copies included
+constexpr double gathering = 250;              // of a fragment
 constexpr double step_overhead = 500;          // gates, and latencies that nothing hides
 constexpr double tensor_tile = 10;             // 16 x 8 sums over 32 bytes of depth, of a warp
 constexpr double scalar_tile = 40;             // the same without tensor cores
@@ -25,7 +26,6 @@ constexpr double streamed_step = 5;            // microseconds of two launches
 constexpr double streamed_operations = 100e6;  // a microsecond, of a GEMM with few rows
 constexpr double streamed_numbers = 0.5e6;     // a microsecond, of the pointwise kernel
 
-constexpr int max_cluster = 16;
 constexpr int schedulers = 4;  // of a multiprocessor
 constexpr int64_t max_hidden = 8192;
 
@@ -81,6 +81,8 @@ double step_time(const Problem& problem, Kernel kernel, const Placement& placeme
   } else {
     cycles += block_barrier;
   }
+  // Each launch first gathers the weights, some fragments at a time.
+  cycles += gathering * layout.fragments / static_cast<double>(problem.length);
   return waves * cycles / cycles_per_microsecond;
 }
 
@@ -143,18 +145,17 @@ std::array<Choice, 4> gpu_choices(const Problem& problem) {
                       offer(problem, choice, place(problem, problem.hidden, sequences));
                     });
 
-  // 12.x has clusters too, of 8 blocks with little shared memory: not tried.
-  if (gpu.capability < 90 || gpu.capability >= 120) {
-    choices[1].obstacle =
-        "the GPU has no clusters of 16 blocks (compute capability 9.0 and 10.x do)";
+  if (gpu.largest_cluster < 2) {
+    choices[1].obstacle = "the GPU has no clusters of blocks (from compute capability 9.0 on)";
   } else {
     choices[1] =
-        best(Kernel::cluster, "the recurrent weights do not fit into 16 blocks, or need only one",
+        best(Kernel::cluster,
+             "the recurrent weights do not fit into a cluster of blocks, or need only one block",
              problem, [&](Choice& choice, int64_t sequences) {
-               for (int blocks = 2; blocks <= max_cluster; blocks *= 2) {
+               for (int blocks = 2; blocks <= gpu.largest_cluster; blocks *= 2) {
                  const int64_t units = round_up(ceil_div(problem.hidden, blocks), whole);
                  Placement placement = place(problem, units, sequences);
-                 if (placement.blocks < 2 || blocks > gpu.multiprocessors) continue;
+                 if (placement.blocks < 2) continue;
                  placement.blocks = blocks;  // some of them may have no units
                  offer(problem, choice, placement);
                }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,14 +20,16 @@ class Gpu(NamedTuple):
     multiprocessors: int
     shared_memory: int
     """Bytes that one block of threads can have."""
+    largest_cluster: int
+    """Blocks, each with all of that; 0 where there are no clusters."""
 
 
 GPUS = {
-    "H200": Gpu(90, 132, 227 * 1024),
-    "H100": Gpu(90, 132, 227 * 1024),
-    "A100": Gpu(80, 108, 163 * 1024),
-    "L4": Gpu(89, 58, 99 * 1024),
-    "RTX 4090": Gpu(89, 128, 99 * 1024),
+    "H200": Gpu(90, 132, 227 * 1024, 16),
+    "H100": Gpu(90, 132, 227 * 1024, 16),
+    "A100": Gpu(80, 108, 163 * 1024, 0),
+    "L4": Gpu(89, 58, 99 * 1024, 0),
+    "RTX 4090": Gpu(89, 128, 99 * 1024, 0),
 }
 """GPUs that `explain` knows by name (NVIDIA's data sheets; the H100 is the SXM5 one)."""
 
@@ -58,7 +60,7 @@ def explain(
     for name, value in (("batch", batch), ("length", length)):
         if value < 1:
             raise ValueError(f"{name} is {value}, must be at least 1")
-    weight = module.weight_ih_l0
+    weight = next(module.parameters())
     gpu = _gpu(weight.device if device is None else device)
     paragraphs = []
     for layer in range(module.num_layers):
@@ -126,12 +128,7 @@ def _gpu(device: torch.device | str | Gpu) -> Gpu | None:
         return None
     if device.type != "cuda":
         raise ValueError(f"device is {device}, {kinds}")
-    found = torch.cuda.get_device_properties(device)
-    return Gpu(
-        10 * found.major + found.minor,
-        found.multi_processor_count,
-        found.shared_memory_per_block_optin,
-    )
+    return Gpu(*_C.gpu(torch.cuda.current_device() if device.index is None else device.index))
 
 
 def _tensor_cores(dtype: torch.dtype) -> bool:
@@ -150,7 +147,7 @@ def _on_cpu(sizes: dict[str, int]) -> str:
     return ", ".join([plan["kernel"], *shared])
 
 
-def _on_gpu(plan: dict) -> str:
+def _on_gpu(plan: dict[str, Any]) -> str:
     lines = []
     for choice in plan["choices"]:
         kernel = choice["kernel"]

@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     devices = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     for batch, length, hidden in [(1, 1, 64), (1, 100, 512), (32, 20, 64), (128, 500, 1024)]:
         layer = fused_lstm.FusedLSTM(hidden, hidden, device="meta")
-        for device in devices if build["cuda"] else devices[:1]:
-            print(f"\n{device}, B {batch}, T {length}, H {hidden}")
-            print(fused_lstm.explain(layer, batch, length, device=device))
+        for where in devices if build["cuda"] else devices[:1]:
+            print(f"\n{where}, B {batch}, T {length}, H {hidden}")
+            print(fused_lstm.explain(layer, batch, length, device=where))
     return 0

@@ -76,9 +76,10 @@ class TestCases:
             if c.group == "grid" and c.dtype == "float32"
         }
         batch, steps = ({1, 8, 32, 128}, {1, 20, 100})
-        if device == "cuda":
-            batch, steps = ({1, 32, 128}, {1, 20, 100, 500})
         hidden, modes = {64, 128, 256, 512, 1024}, {True, False}
+        if device == "cuda":
+            batch, steps = ({1, 8, 16, 64, 128}, {32, 256, 1024})
+            hidden |= {768, 1536}
         threads = {1, 2} if device == "cpu" else {None}
         assert grid == set(itertools.product(batch, steps, hidden, modes, threads))
         for model in ("classifier", "predictor", "seq2seq"):

@@ -55,12 +55,12 @@ BACKWARD = {
 }
 
 
-@pytest.mark.parametrize("gpu, numbers", FORWARD)
+@pytest.mark.parametrize(("gpu", "numbers"), FORWARD)
 def test_forward(gpu, numbers):
     assert kernels(gpu, numbers) == FORWARD[gpu, numbers]
 
 
-@pytest.mark.parametrize("gpu, numbers", BACKWARD)
+@pytest.mark.parametrize(("gpu", "numbers"), BACKWARD)
 def test_backward(gpu, numbers):
     assert kernels(gpu, numbers, backward=True) == BACKWARD[gpu, numbers]
 
@@ -96,6 +96,7 @@ def test_placements_fit(gpu, numbers, backward):
                         assert choice["blocks"] == 1
                     if choice["kernel"] == "cluster":
                         assert choice["blocks"] in (2, 4, 8, 16)
+                        assert choice["blocks"] <= facts.largest_cluster
                     if choice["kernel"] == "grid":
                         teams = directions * choice["slices"]
                         assert teams * choice["blocks"] <= facts.multiprocessors
@@ -115,13 +116,13 @@ def test_a_wanted_kernel_is_taken_where_it_can():
 
 
 @pytest.mark.parametrize(
-    "options, obstacle",
+    ("options", "obstacle"),
     [
         ({"numbers": "float64"}, "float64"),
         ({"projection": 32}, "proj_size"),
         ({"hidden": 10_000}, "8192"),
         ({"batch": 2**20 + 1}, "2^20"),
-        ({"gpu": Gpu(75, 40, 64 * 1024)}, "compute capability"),
+        ({"gpu": Gpu(75, 40, 64 * 1024, 0)}, "compute capability"),
     ],
     ids=str,
 )

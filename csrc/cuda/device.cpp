@@ -5,7 +5,11 @@
 #include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAGuard.h>
 
+#include <map>
+#include <mutex>
+
 #include "../wanted.h"
+#include "persistent.h"
 #include "products.h"
 #include "walks.h"
 
@@ -13,10 +17,8 @@ namespace fused_lstm {
 namespace {
 
 Plan plan_of(const Sizes& s, at::ScalarType storage, bool backward) {
-  const cudaDeviceProp& device = *at::cuda::getCurrentDeviceProperties();
   Problem problem = {};
-  problem.gpu = {device.major * 10 + device.minor, device.multiProcessorCount,
-                 static_cast<int64_t>(device.sharedMemPerBlockOptin)};
+  problem.gpu = gpu_of(at::cuda::current_device());
   problem.length = s.T;
   problem.batch = s.B;
   problem.rows = s.N;
@@ -65,6 +67,20 @@ class CudaDevice final : public Device {
 };
 
 }  // namespace
+
+const Gpu& gpu_of(int index) {
+  static std::mutex mutex;
+  static std::map<int, Gpu> known;  // its references stay valid
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(index);
+  if (found != known.end()) return found->second;
+  const c10::cuda::CUDAGuard guard(at::Device(at::kCUDA, static_cast<at::DeviceIndex>(index)));
+  const cudaDeviceProp& device = *at::cuda::getCurrentDeviceProperties();
+  const int capability = device.major * 10 + device.minor;
+  const int64_t shared_memory = static_cast<int64_t>(device.sharedMemPerBlockOptin);
+  const int cluster = capability >= 90 ? cuda::largest_cluster(shared_memory) : 0;
+  return known[index] = {capability, device.multiProcessorCount, shared_memory, cluster};
+}
 
 const Device& cuda_device() {
   static const CudaDevice device;

@@ -19,6 +19,9 @@ __device__ __forceinline__ char* dynamic_shared() {
   return shared;
 }
 
+// An older GPU never takes the kernels that need what follows: there it need only compile.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
+
 // sums [16, 8] += weights [16, 16] operand [16, 8], in the fragments of mma.m16n8k16.
 __device__ __forceinline__ void multiply_half(float (&sums)[4], const uint32_t (&weights)[4],
                                               const uint32_t (&operand)[2]) {
@@ -61,6 +64,26 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global) {
 __device__ __forceinline__ void wait_for_copies() {
   asm volatile("cp.async.wait_all;" ::: "memory");
 }
+
+#else
+
+__device__ __forceinline__ void multiply_half(float (&)[4], const uint32_t (&)[4],
+                                              const uint32_t (&)[2]) {
+  __trap();
+}
+__device__ __forceinline__ void multiply_bfloat16(float (&)[4], const uint32_t (&)[4],
+                                                  const uint32_t (&)[2]) {
+  __trap();
+}
+__device__ __forceinline__ void multiply_tf32(float (&)[4], const uint32_t (&)[4],
+                                              const uint32_t (&)[2]) {
+  __trap();
+}
+__device__ __forceinline__ float to_tf32(float x) { return x; }
+__device__ __forceinline__ void copy_async(void*, const void*) { __trap(); }
+__device__ __forceinline__ void wait_for_copies() { __trap(); }
+
+#endif
 
 // A counter in global memory through which the blocks of a grid wait for one another.
 __device__ __forceinline__ void add_release(unsigned* counter, unsigned value) {

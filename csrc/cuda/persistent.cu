@@ -170,22 +170,21 @@ class WarpProduct {
     const int tiles = (layout.row_tiles - group_ + layout.groups - 1) / layout.groups;
     fragments_ = tiles * depth_;
     spilled_ = reinterpret_cast<Fragment*>(shared + layout.weights) + threadIdx.x;
-    int row_tile = group_, depth = 0;
-    const auto next = [&] {
-      const Fragment fragment =
-          gather(row_tile, first_depth_ + depth, lane_, weight_hh, hidden_size, first_unit);
-      if (++depth == depth_) {
-        depth = 0;
-        row_tile += layout_.groups;
-      }
-      return fragment;
-    };
+    const Gathering gathering = {weight_hh,    hidden_size, first_unit, lane_,        group_,
+                                 first_depth_, depth_,      fragments_, layout.groups};
 #pragma unroll
-    for (int f = 0; f < Tile::resident; ++f) {
-      if (f < fragments_) resident_[f] = next();
+    for (int f = 0; f < Tile::resident; f += gathered_at_once) {
+      if (f >= fragments_) break;
+      const FewFragments few = gather(gathering, f);
+#pragma unroll
+      for (int i = 0; i < gathered_at_once; ++i) resident_[f + i] = few.fragment[i];
     }
-    for (int f = Tile::resident; f < fragments_; ++f) {
-      spilled_[(f - Tile::resident) * block_threads] = next();
+#pragma unroll 1
+    for (int f = Tile::resident; f < fragments_; f += gathered_at_once) {
+      const FewFragments few = gather(gathering, f);
+      for (int i = 0; i < gathered_at_once && f + i < fragments_; ++i) {
+        spilled_[(f + i - Tile::resident) * block_threads] = few.fragment[i];
+      }
     }
   }
 
@@ -234,29 +233,49 @@ class WarpProduct {
     }
   }
 
-  // Kept out of line: it is needed once a launch for every register. Free of `this`, whose
-  // fragments would otherwise need an address, that is, memory.
-  __attribute__((noinline)) static __device__ Fragment gather(int row_tile, int depth_tile,
-                                                              int lane, const Weight* weight_hh,
-                                                              int64_t H, int64_t first_unit) {
+  static constexpr int gathered_at_once = 4;
+  static_assert(Tile::resident % gathered_at_once == 0, "whole gatherings fill the registers");
+
+  struct FewFragments {
+    Fragment fragment[gathered_at_once];
+  };
+  struct Gathering {
+    const Weight* weight_hh;
+    int64_t hidden_size, first_unit;
+    int lane, group, first_depth, depth, fragments, groups;
+  };
+
+  // Fragments f, .. of a warp; zero beyond its last, and where the layer has no unit. Several at a
+  // time, so that their reads are under way together. Kept out of line, for each is needed by name
+  // once a launch; free of `this`, whose fragments would otherwise need an address, that is,
+  // memory.
+  __attribute__((noinline)) static __device__ FewFragments gather(const Gathering& g, int f) {
     using Number = typename Tile::Number;
     constexpr int each = 4 / sizeof(Number);  // numbers of a word
-    Fragment fragment;
-    for (int w = 0; w < 4; ++w) {
-      const WordPlace place = Tile::place(lane, w);
-      const int row = row_tile * tile_rows + place.row;
-      const int64_t j = first_unit + row / Walk::shape.rows;
-      Number numbers[each] = {};
-      for (int e = 0; e < each; ++e) {
-        const int depth = (depth_tile * 8 + place.word) * each + e;
-        const int64_t k = depth / Walk::shape.depth;
-        if (j >= H || k >= H) continue;
-        numbers[e] = Tile::number(
-            weight_hh[Walk::weight(H, j, row % Walk::shape.rows, k, depth % Walk::shape.depth)]);
+    FewFragments few = {};
+#pragma unroll
+    for (int i = 0; i < gathered_at_once; ++i) {
+      if (f + i >= g.fragments) break;
+      const int row_tile = g.group + (f + i) / g.depth * g.groups;
+      const int depth_tile = g.first_depth + (f + i) % g.depth;
+#pragma unroll
+      for (int w = 0; w < 4; ++w) {
+        const WordPlace place = Tile::place(g.lane, w);
+        const int row = row_tile * tile_rows + place.row;
+        const int64_t j = g.first_unit + row / Walk::shape.rows;
+        Number numbers[each] = {};
+#pragma unroll
+        for (int e = 0; e < each; ++e) {
+          const int depth = (depth_tile * 8 + place.word) * each + e;
+          const int64_t k = depth / Walk::shape.depth;
+          if (j >= g.hidden_size || k >= g.hidden_size) continue;
+          numbers[e] = Tile::number(g.weight_hh[Walk::weight(
+              g.hidden_size, j, row % Walk::shape.rows, k, depth % Walk::shape.depth)]);
+        }
+        few.fragment[i].word[w] = bits_as<uint32_t>(numbers);
       }
-      fragment.word[w] = bits_as<uint32_t>(numbers);
     }
-    return fragment;
+    return few;
   }
 
   static constexpr int tiles_at_once = 2;
@@ -370,33 +389,54 @@ __global__ void __launch_bounds__(block_threads, 1)
   for_pairs(sequences, [&](int i, int64_t b, int64_t j) { walk.finish(b, j, states[i]); });
 }
 
+// How many blocks, in clusters of how many, or all at once.
+struct Launch {
+  cudaLaunchConfig_t config = {};
+  cudaLaunchAttribute attribute = {};
+
+  Launch(int64_t blocks, int64_t shared_memory, cudaStream_t stream) {
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(block_threads);
+    config.dynamicSmemBytes = static_cast<size_t>(shared_memory);
+    config.stream = stream;
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+  }
+  void in_clusters(int blocks) {
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+  }
+  void all_at_once(bool all) {
+    attribute.id = cudaLaunchAttributeCooperative;
+    attribute.val.cooperative = all;
+  }
+};
+
+// Allows the kernel what it is not allowed by default.
+template <class Kernel>
+cudaError_t prepare(Kernel kernel, int64_t shared_memory, int cluster) {
+  const cudaError_t error = cudaFuncSetAttribute(
+      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_memory));
+  if (error != cudaSuccess || cluster <= 1) return error;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+}
+
 template <class Walk>
 cudaError_t launch(const typename Walk::Params& params, cudaStream_t stream) {
   const auto kernel = persistent_kernel<Walk>;
-  const int blocks = params.placement.blocks;
-  cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           static_cast<int>(params.layout.total));
+  const Placement& placement = params.placement;
+  const bool in_clusters = params.kernel == Kernel::cluster;
+  const cudaError_t error =
+      prepare(kernel, params.layout.total, in_clusters ? placement.blocks : 1);
   if (error != cudaSuccess) return error;
-
-  cudaLaunchAttribute attribute = {};
-  if (params.kernel == Kernel::cluster) {
-    error = cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-    if (error != cudaSuccess) return error;
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
-  } else {  // the blocks of a grid wait for one another: all run at once, or none does
-    attribute.id = cudaLaunchAttributeCooperative;
-    attribute.val.cooperative = params.kernel == Kernel::grid;
+  Launch launch(static_cast<int64_t>(params.directions) * placement.slices * placement.blocks,
+                params.layout.total, stream);
+  if (in_clusters) {
+    launch.in_clusters(placement.blocks);
+  } else {  // the blocks of a grid wait for one another: all of them run, or none does
+    launch.all_at_once(params.kernel == Kernel::grid);
   }
-  cudaLaunchConfig_t config = {};
-  config.gridDim =
-      dim3(static_cast<unsigned>(params.directions * params.placement.slices * blocks));
-  config.blockDim = dim3(block_threads);
-  config.dynamicSmemBytes = static_cast<size_t>(params.layout.total);
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  return cudaLaunchKernelEx(&config, kernel, params);
+  return cudaLaunchKernelEx(&launch.config, kernel, params);
 }
 
 // The tile of a layer stored as Types.
@@ -440,6 +480,22 @@ template cudaError_t launch_forward(const PersistentForward<BFloat16Float>&, boo
 template cudaError_t launch_backward(const PersistentBackward<Float>&, bool, cudaStream_t);
 template cudaError_t launch_backward(const PersistentBackward<HalfFloat>&, bool, cudaStream_t);
 template cudaError_t launch_backward(const PersistentBackward<BFloat16Float>&, bool, cudaStream_t);
+
+int largest_cluster(int64_t shared_memory) {
+  const auto kernel = persistent_kernel<Backward<TensorTile<BFloat16Float>>>;
+  for (int blocks = 16; blocks > 1; blocks /= 2) {
+    if (prepare(kernel, shared_memory, blocks) != cudaSuccess) continue;
+    Launch launch(blocks, shared_memory, nullptr);
+    launch.in_clusters(blocks);
+    int clusters = 0;
+    if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config) == cudaSuccess &&
+        clusters > 0) {
+      return blocks;
+    }
+  }
+  cudaGetLastError();  // an older GPU's refusal is an answer, not an error to be found later
+  return 0;
+}
 
 cudaError_t upload(const int64_t* from, int64_t count, int64_t* to, cudaStream_t stream) {
   cudaLaunchConfig_t config = {};

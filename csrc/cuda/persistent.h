@@ -53,6 +53,10 @@ template <class Types>
 cudaError_t launch_backward(const PersistentBackward<Types>& params, bool tensor_cores,
                             cudaStream_t stream);
 
+// The blocks of the largest cluster, a power of two, that the current device runs with so many
+// bytes of shared memory each; 0 without clusters.
+int largest_cluster(int64_t shared_memory);
+
 // Host numbers into device memory, through the parameters of kernels: nothing waits, and a graph
 // that captures it keeps its own copy.
 cudaError_t upload(const int64_t* from, int64_t count, int64_t* to, cudaStream_t stream);

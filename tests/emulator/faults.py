@@ -1,7 +1,7 @@
 """The persistent kernels with faults planted: python faults.py EMULATED FOLDER.
 
-EMULATED is what build.py made. FOLDER then holds the same package, whose persistent kernels have the
-fault that EMULATOR_FAULT numbers, and none without it. tests/test_faults.py sees each.
+EMULATED is what build.py made. FOLDER then holds the same package, whose persistent kernels have
+the fault that EMULATOR_FAULT numbers, and none without it. test_faults.py sees each.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ FAULTS = [
     (
         "threads do not wait for the one that waits for the grid",
         "exchange.h",
-        "        }\n      }\n      __syncthreads();\n    }\n    const char* const buffer",
-        "        }\n      }\n      if (!faulty()) __syncthreads();\n    }\n    const char* const buffer",
+        "      __syncthreads();\n    }\n    const char* const buffer",
+        "      if (!faulty()) __syncthreads();\n    }\n    const char* const buffer",
     ),
     (
         "a block says that it has sent before all its threads have",
@@ -65,8 +65,8 @@ FAULTS = [
     (
         "a block sends to a cluster whose blocks have not begun",
         "exchange.h",
-        "      cluster_arrive();\n      cluster_wait();\n    } else {",
-        "      if (!faulty()) cluster_arrive();\n      if (!faulty()) cluster_wait();\n    } else {",
+        "cluster_arrive();\n      cluster_wait();\n    } else {",
+        "if (!faulty()) cluster_arrive();\n      if (!faulty()) cluster_wait();\n    } else {",
     ),
     (
         "a block of the cluster is never waited for",
@@ -122,10 +122,18 @@ def build(emulated: Path, folder: Path) -> None:
         [compiler, *flags, f"-I{sources}", "-c", str(kernels), "-o", str(changed)]
     )
     objects = set((emulated / "build").glob("*.o")) - {emulated / "build" / "persistent_kernels.o"}
+    options = [f"-L{libraries}", "-lc10", "-ltorch_cpu", "-ltorch", "-ltorch_python", "-fopenmp"]
+    library = folder / "fused_lstm" / "_C.so"
     subprocess.check_call(
-        [compiler, "-shared", "-fopenmp", *map(str, sorted(objects)), str(changed)]
-        + [f"-L{libraries}", "-lc10", "-ltorch_cpu", "-ltorch", "-ltorch_python"]
-        + ["-o", str(folder / "fused_lstm" / "_C.so")]
+        [
+            compiler,
+            "-shared",
+            *map(str, sorted(objects)),
+            str(changed),
+            *options,
+            "-o",
+            str(library),
+        ]
     )
 
 

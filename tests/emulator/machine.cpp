@@ -321,28 +321,55 @@ cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int v
   return cudaSuccess;
 }
 
-cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
-                   const std::function<void()>& thread) {
-  const std::lock_guard<std::mutex> lock(mutex);
-  const KernelAttributes its = attributes[kernel];
+namespace {
+
+struct Wanted {
   unsigned cluster = 1;
   bool cooperative = false;
+};
+Wanted wanted_of(const cudaLaunchConfig_t& config) {
+  Wanted wanted;
   for (unsigned i = 0; i < config.numAttrs; ++i) {
-    const cudaLaunchAttribute& attribute = config.attrs[i];
-    if (attribute.id == cudaLaunchAttributeClusterDimension) cluster = attribute.val.clusterDim.x;
-    if (attribute.id == cudaLaunchAttributeCooperative) cooperative = attribute.val.cooperative;
+    const cudaLaunchAttribute& its = config.attrs[i];
+    if (its.id == cudaLaunchAttributeClusterDimension) wanted.cluster = its.val.clusterDim.x;
+    if (its.id == cudaLaunchAttributeCooperative) wanted.cooperative = its.val.cooperative;
   }
-  if (config.gridDim.x == 0 || config.blockDim.x == 0 || config.gridDim.x % cluster != 0 ||
-      cluster > static_cast<unsigned>(its.cluster)) {
+  return wanted;
+}
+
+// Whether the launch is one that the GPU would take.
+cudaError_t check(const cudaLaunchConfig_t& config, const void* kernel) {
+  const KernelAttributes its = attributes[kernel];
+  const Wanted wanted = wanted_of(config);
+  const unsigned resident = static_cast<unsigned>(properties.multiProcessorCount);
+  if (config.gridDim.x == 0 || config.blockDim.x == 0 || config.gridDim.x % wanted.cluster != 0 ||
+      wanted.cluster > static_cast<unsigned>(its.cluster) || wanted.cluster > resident) {
     return cudaErrorInvalidConfiguration;
   }
   if (config.dynamicSmemBytes > static_cast<size_t>(its.shared_memory)) {
     return cudaErrorInvalidValue;
   }
-  if (cooperative && config.gridDim.x > static_cast<unsigned>(properties.multiProcessorCount)) {
-    return cudaErrorCooperativeLaunchTooLarge;
-  }
-  return machine().run(config, cluster, thread);
+  if (wanted.cooperative && config.gridDim.x > resident) return cudaErrorCooperativeLaunchTooLarge;
+  return cudaSuccess;
+}
+
+}  // namespace
+
+cudaError_t active_clusters(int* clusters, const cudaLaunchConfig_t& config, const void* kernel) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  const cudaError_t error = check(config, kernel);
+  *clusters = error == cudaSuccess
+                  ? properties.multiProcessorCount / static_cast<int>(wanted_of(config).cluster)
+                  : 0;
+  return error;
+}
+
+cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
+                   const std::function<void()>& thread) {
+  const std::lock_guard<std::mutex> lock(mutex);
+  const cudaError_t error = check(config, kernel);
+  if (error != cudaSuccess) return error;
+  return machine().run(config, wanted_of(config).cluster, thread);
 }
 
 void wait_for_block() {

@@ -1,8 +1,8 @@
 """Tests on a build with sanitizers: python run.py address|emulated|thread FOLDER [TESTS ...].
 
 `address` looks for memory errors and undefined behaviour (AddressSanitizer, UBSan), `emulated` for
-the same in the CUDA sources on the emulator, `thread` for data races (ThreadSanitizer). Python and torch themselves are not instrumented: what they allocate
-is watched, what they do with it is not.
+the same in the CUDA sources on the emulator, `thread` for data races (ThreadSanitizer). Python and
+torch themselves are not instrumented: what they allocate is watched, what they do with it is not.
 """
 
 from __future__ import annotations

@@ -67,6 +67,7 @@ namespace emulator {
 inline constexpr cudaDeviceProp properties = {9, 0, 12, 227 * 1024};
 
 cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int value);
+cudaError_t active_clusters(int* clusters, const cudaLaunchConfig_t& config, const void* kernel);
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
                    const std::function<void()>& thread);
 
@@ -100,6 +101,13 @@ template <class Kernel>
 cudaError_t cudaFuncSetAttribute(Kernel* kernel, cudaFuncAttribute attribute, int value) {
   return emulator::set_attribute(reinterpret_cast<const void*>(kernel), attribute, value);
 }
+
+template <class... Parameters>
+cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, void (*kernel)(Parameters...),
+                                           const cudaLaunchConfig_t* config) {
+  return emulator::active_clusters(clusters, *config, reinterpret_cast<const void*>(kernel));
+}
+inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),

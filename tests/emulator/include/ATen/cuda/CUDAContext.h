@@ -7,5 +7,6 @@
 namespace at::cuda {
 inline cublasHandle_t getCurrentCUDABlasHandle() { return nullptr; }
 inline cudaStream_t getCurrentCUDAStream() { return nullptr; }
+inline int current_device() { return 0; }
 inline const cudaDeviceProp* getCurrentDeviceProperties() { return &emulator::properties; }
 }  // namespace at::cuda
