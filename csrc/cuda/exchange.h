@@ -16,14 +16,17 @@ namespace {
 
 struct Exchange {
   Kernel kernel;
-  int blocks;         // of the team
-  char* shared;       // one buffer (grid) or two
-  char* global;       // two buffers of the grid
-  unsigned* arrived;  // blocks of the grid that have sent, over all versions
-  int64_t shared_bytes;
-  int64_t global_bytes;
-  int shared_stride;  // of a sequence, in bytes
-  int global_stride;
+  int blocks;            // of the team
+  char* shared;          // one buffer (grid) or two
+  int64_t shared_bytes;  // of a buffer
+  int shared_stride;     // of a sequence, in bytes
+
+  // Of the grid:
+  char* global = nullptr;  // two buffers
+  int64_t global_bytes = 0;
+  int global_stride = 0;
+  unsigned* arrived = nullptr;  // blocks that have sent, over all versions
+
   unsigned sent = 0;  // versions
 
   // Zeroes the buffers: what nobody sends stays zero.

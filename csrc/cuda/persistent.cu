@@ -310,15 +310,14 @@ __global__ void __launch_bounds__(block_threads, 1)
   const int sequences = within(walk.p.steps.batch, first_sequence, placement.sequences);
   const int all_sequences = static_cast<int>(round_up(placement.sequences, tile_sequences));
 
-  Exchange exchange = {params.kernel,
-                       placement.blocks,
-                       shared + layout.operand,
-                       reinterpret_cast<char*>(params.exchange + 2 * team * params.exchange_size),
-                       params.arrived + team * counter_stride,
-                       layout.operand_bytes,
-                       params.exchange_size * static_cast<int64_t>(sizeof(Number)),
-                       layout.operand_stride,
-                       depth_bytes * layout.depth_tiles};
+  Exchange exchange = {params.kernel, placement.blocks, shared + layout.operand,
+                       layout.operand_bytes, layout.operand_stride};
+  if (params.kernel == Kernel::grid) {
+    exchange.global = reinterpret_cast<char*>(params.exchange + 2 * team * params.exchange_size);
+    exchange.global_bytes = params.exchange_size * static_cast<int64_t>(sizeof(Number));
+    exchange.global_stride = depth_bytes * layout.depth_tiles;
+    exchange.arrived = params.arrived + team * counter_stride;
+  }
   const WarpProduct<Walk> product(layout, shared, params.weight_hh[direction], H, first_unit);
   char* const partials = shared + layout.partials;
   exchange.start();
