@@ -37,13 +37,28 @@ Masks masks_of(const Sequence& sequence, bool reverse) {
   return masks;
 }
 
-// A state before `step`, [rows, width]: of the step before, its rows of `states` [N, width], and
-// of `start` [B, width] for sequences that begin here.
-at::Tensor state_before(const Step& step, const at::Tensor& states, const at::Tensor& start) {
+// [N, width] as the rows of each step, [rows, width].
+std::vector<at::Tensor> by_step(const Sequence& sequence, const at::Tensor& tensor) {
+  const Sizes& s = sequence.sizes;
+  if (!s.packed) return tensor.view({s.T, s.B, tensor.size(1)}).unbind();
+  std::vector<int64_t> rows;
+  for (int64_t t = 0; t < s.T; ++t) {
+    rows.push_back(sequence.offsets[t + 1] - sequence.offsets[t]);
+  }
+  return tensor.split_with_sizes(rows);
+}
+
+// The state before a step, [rows, width]: that after the step before it, `states[step.previous]`,
+// and `start` [B, width] for sequences that begin here.
+at::Tensor state_before(const Step& step, const std::vector<at::Tensor>& states,
+                        const at::Tensor& start) {
   const int64_t running = std::min(step.rows, step.previous_rows);
-  const at::Tensor before = states.narrow(0, step.previous_offset, running);
-  if (running == step.rows) return before;
-  return at::cat({before, start.narrow(0, running, step.rows - running)});
+  if (running == 0) return start.narrow(0, 0, step.rows);
+  const at::Tensor& previous = states[step.previous];
+  if (running < step.rows) {
+    return at::cat({previous, start.narrow(0, running, step.rows - running)});
+  }
+  return running < step.previous_rows ? previous.narrow(0, 0, running) : previous;
 }
 
 // `state`, but where `fresh` says so that of a new episode.
@@ -58,14 +73,17 @@ at::Tensor renewed(const Sequence& sequence, const at::Tensor& fresh, const at::
 at::Tensor hidden_before(const Sequence& sequence, const Masks& masks, const at::Tensor& output,
                          const at::Tensor& start, bool reverse) {
   const Sizes& s = sequence.sizes;
-  const Steps steps = sequence.steps(reverse);
-  std::vector<at::Tensor> parts(s.T);  // a step each
-  for (int64_t index = 0; index < s.T; ++index) {
-    const Step step = make_step(steps, index);
-    parts[step.t] = state_before(step, output, start);
+  if (s.packed) {
+    const std::vector<at::Tensor> outputs = by_step(sequence, output);
+    std::vector<at::Tensor> before(s.T);
+    for (int64_t index = 0; index < s.T; ++index) {
+      const Step step = make_step(sequence.steps(reverse), index);
+      before[step.t] = state_before(step, outputs, start);
+    }
+    return at::cat(before);
   }
-  at::Tensor before = at::cat(parts);
-  if (s.packed) return before;
+  at::Tensor before = reverse ? at::cat({output.narrow(0, s.B, s.N - s.B), start})
+                              : at::cat({start, output.narrow(0, 0, s.N - s.B)});
   before = before.view({s.T, s.B, s.P});
   if (masks.ended.defined() && reverse) {
     // Outputs past the end are zero, but the walk comes from there with the initial state.
@@ -75,27 +93,24 @@ at::Tensor hidden_before(const Sequence& sequence, const Masks& masks, const at:
   return renewed(sequence, masks.fresh, start, before).view({s.N, s.P});
 }
 
-// cells [N, H] = f c + i g through the steps, from the gates [N, 4, H]. start: c before them [B,
-// H].
+// cells [N, H] = f c + i g through the steps, from the gates [N, 4, H]. start: the first c [B, H].
 void walk_cells(const Sequence& sequence, const Masks& masks, const at::Tensor& gates,
-                const at::Tensor& start, bool reverse, at::Tensor cells) {
+                const at::Tensor& start, bool reverse, const at::Tensor& cells) {
   const Sizes& s = sequence.sizes;
-  const Steps steps = sequence.steps(reverse);
   at::Tensor added = gates.select(1, 0).mul(gates.select(1, 2)), forget = gates.select(1, 1);
   if (masks.ended.defined()) {  // where c goes on as it is
     const at::Tensor ended = masks.ended.view({s.N, 1});
     added.masked_fill_(ended, 0);
     forget = forget.masked_fill(ended, 1);
   }
+  const auto adding = by_step(sequence, added), forgetting = by_step(sequence, forget);
+  std::vector<at::Tensor> states = by_step(sequence, cells);
   for (int64_t index = 0; index < s.T; ++index) {
-    const Step step = make_step(steps, index);
-    const auto of_step = [&](const at::Tensor& rows) {
-      return rows.narrow(0, step.offset, step.rows);
-    };
-    const at::Tensor fresh = masks.fresh.defined() ? masks.fresh.select(0, step.t) : at::Tensor();
-    const at::Tensor before = renewed(sequence, fresh, start, state_before(step, cells, start));
-    at::Tensor now = of_step(cells);
-    at::addcmul_out(now, of_step(added), of_step(forget), before);
+    const Step step = make_step(sequence.steps(reverse), index);
+    const int64_t t = step.t;
+    const at::Tensor fresh = masks.fresh.defined() ? masks.fresh.select(0, t) : at::Tensor();
+    const at::Tensor before = renewed(sequence, fresh, start, state_before(step, states, start));
+    at::addcmul_out(states[t], adding[t], forgetting[t], before);
   }
 }
 
