@@ -16,6 +16,7 @@ from oracle import (
     rand_state,
     twin,
 )
+from torch import nn
 
 from fused_lstm import FusedLSTM, FusedLSTMCell
 
@@ -120,10 +121,11 @@ def test_a_graph_of_a_training_step(kind):
         torch.testing.assert_close(captured, step())
 
 
-def test_a_graphed_callable():
+@pytest.mark.parametrize("lstm", [FusedLSTM, nn.LSTM])
+def test_a_graphed_callable(lstm):
     """PyTorch's own capture of forward and backward, replayed beside the module as it is."""
-    module, x = make()
-    sample = x.clone().requires_grad_()
+    module = lstm(D, H, 2, bidirectional=True, device="cuda")
+    sample = rand(T, B, D, device="cuda", dtype=torch.float32).requires_grad_()
     graphed = torch.cuda.make_graphed_callables(copy.deepcopy(module), (sample,))
     for _ in range(20):
         x = rand(T, B, D, device="cuda", dtype=torch.float32).requires_grad_()
