@@ -32,7 +32,7 @@ class Case:
     """One comparison: a model at a shape, in a dtype, on a device, forward only or with backward.
 
     ``model`` is "layer", "cell", "classifier", "predictor" or "seq2seq"; ``threads`` is None
-    where the host's threads do not matter.
+    where the host's threads do not matter; ``recompute`` is FusedLSTM's argument.
     """
 
     group: str
@@ -44,6 +44,7 @@ class Case:
     num_layers: int = 1
     bidirectional: bool = False
     packed: bool = False
+    recompute: bool = False
     device: str = "cpu"
     dtype: str = "float32"
     training: bool = False
@@ -60,6 +61,7 @@ class Case:
         words = [f"B{self.batch}", f"T{self.steps}", f"D{self.input_size}", f"H{self.hidden_size}"]
         words += [f"L{self.num_layers}"] * (self.num_layers > 1)
         words += ["bi"] * self.bidirectional + ["packed"] * self.packed
+        words += ["recompute"] * self.recompute
         return "-".join(words)
 
     @property
@@ -169,6 +171,7 @@ def _variants() -> Iterator[Case]:
         base = Case("", "layer", batch, 100, hidden, hidden)
         yield replace(base, group="bidirectional", bidirectional=True)
         yield replace(base, group="two-layers", num_layers=2)
+        yield replace(base, group="recompute", recompute=True)
     for batch, hidden in product((8, 32, 128), (128, 512)):
         yield Case("packed", "layer", batch, 100, hidden, hidden, packed=True)
     for batch, hidden in product((1, 32), (100, 200, 650)):
@@ -201,7 +204,8 @@ def cases(device: str, threads: tuple[int, ...] = (1, 2), quick: bool = False) -
     found = []
     for dtype in DTYPES[device]:
         for shape in _shapes(device, dtype):
-            for training, count in product((False, True), threads if device == "cpu" else (None,)):
+            modes = (True,) if shape.recompute else (False, True)  # it is about backward alone
+            for training, count in product(modes, threads if device == "cpu" else (None,)):
                 found.append(
                     replace(shape, device=device, dtype=dtype, training=training, threads=count)
                 )

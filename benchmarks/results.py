@@ -22,7 +22,7 @@ def record(
 ) -> Record:
     """What one case's comparison is kept as. Times are microseconds a call.
 
-    ``spreads`` holds "nn" and "fused", and "onnxruntime" where it took part. ``limit`` is what
+    ``spreads`` holds "nn" and "fused", and others that took part. ``limit`` is what
     the machine does at most, in the unit of ``case.limit``: GFLOP/s or GB/s.
     """
     kept = {
@@ -55,8 +55,9 @@ def record(
 
 
 def case_of(record: Record) -> Case:
-    """The case that a record is of."""
-    return Case(**{field.name: record[field.name] for field in fields(Case)})
+    """The case that a record is of; what it was made too early to know has its default."""
+    names = {field.name for field in fields(Case)}
+    return Case(**{name: value for name, value in record.items() if name in names})
 
 
 def microseconds(record: Record, side: str = "fused") -> float:

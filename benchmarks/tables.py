@@ -12,17 +12,20 @@ NOTHING = "No benchmark has been recorded yet."
 
 SMALLEST = 10  # cases listed even where none is slower
 
+# Whom else FusedLSTM is compared to in some cases, and how the tables call it
+OTHERS = {"onnxruntime": "onnxruntime", "kept": "recompute=False"}
+
 
 def table(records: list[Record]) -> str:
     """A markdown table of one dtype's records: a row a group, a column a mode and thread count.
 
-    Where onnxruntime took part, its columns follow those of nn.LSTM, which also show the median
+    Where others took part, their columns follow those of nn.LSTM, which also show the median
     share of the limit, where a row's cases have the same kind of limit.
     """
-    with_onnx = [r for r in records if has_ratio(r, "onnxruntime")]
-    shown = [("nn", c, heading(c)) for c in columns(records)] + [
-        ("onnxruntime", c, f"onnxruntime's / FusedLSTM's, {heading(c)}") for c in columns(with_onnx)
-    ]
+    shown = [("nn", column, heading(column)) for column in columns(records)]
+    for over, name in OTHERS.items():
+        taking_part = columns(r for r in records if has_ratio(r, over))
+        shown += [(over, c, f"{name}'s / FusedLSTM's, {heading(c)}") for c in taking_part]
     lines = [
         _row("nn.LSTM's time / FusedLSTM's", [title for *_, title in shown]),
         _rule(len(shown)),
@@ -161,8 +164,9 @@ def _line(record: Record) -> str:
     parts = [record["name"] + " ~" * bool(record["wide"])]
     if "limit" in record:
         parts.append(f"{percent(record['limit']['share'])} of {record['limit']['kind']}")
-    if has_ratio(record, "onnxruntime"):
-        parts.append(f"{ratio(record, 'onnxruntime'):.2f}x onnxruntime")
+    for over, name in OTHERS.items():
+        if has_ratio(record, over):
+            parts.append(f"{ratio(record, over):.2f}x {name}")
     if "peak_bytes" in record:
         before, after = (record["peak_bytes"][side] / 2**20 for side in ("nn", "fused"))
         parts.append(f"peak {before:.1f} -> {after:.1f} MiB")

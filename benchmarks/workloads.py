@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -37,8 +38,9 @@ FUSED = Implementation(FusedLSTM, FusedLSTMCell)
 def contestants(case: Case) -> dict[str, Call]:
     """The functions of a case by name, on equal weights and the same inputs.
 
-    "nn" is first and "fused" last; "onnxruntime" stands between where it can do the case and is
-    installed. Each call returns what it computed: outputs in inference, gradients in training.
+    "nn" is first and "fused" last. Between them stand "onnxruntime" where it can do the case and
+    is installed, and "kept" where "fused" recomputes: the same without. Each call returns what it
+    computed: outputs in inference, gradients in training.
     """
     torch.manual_seed(0)
     inputs = _inputs(case)
@@ -48,7 +50,11 @@ def contestants(case: Case) -> dict[str, Call]:
     if case.training:
         incoming = torch.randn_like(_outputs(reference, inputs))
         backward = partial(_forward_backward, case, inputs, incoming)
-        return {"nn": backward(reference), "fused": backward(fused)}
+        found = {"nn": backward(reference)}
+        if case.recompute:
+            found["kept"] = backward(copy.deepcopy(fused))
+            fused.recompute = True
+        return {**found, "fused": backward(fused)}
     run = _streaming_cell if case.model == "cell" else _forward
     found = {"nn": run(inputs, reference)}
     if case.in_onnx and onnx_lstm.version() is not None:

@@ -8,11 +8,13 @@
 namespace fused_lstm {
 namespace {
 
-// The type that a call runs in. On a CPU nn.LSTM with a packed sequence, and nn.LSTMCell, give
-// results of the type that their state has, whatever they multiply in.
-at::ScalarType type_of(c10::DeviceType device, bool keeps_state_type, const at::Tensor& cell) {
-  const bool kept = device == c10::DeviceType::CPU && keeps_state_type;
-  return kept ? cell.scalar_type() : at::autocast::get_autocast_dtype(device);
+// The type that a call runs in. On a CPU nn.LSTM with a packed sequence or a projection, and
+// nn.LSTMCell, add products in autocast's type to a cell state in that of the caller.
+at::ScalarType type_of(c10::DeviceType device, bool adds_to_state, const at::Tensor& cell) {
+  const at::ScalarType lower = at::autocast::get_autocast_dtype(device);
+  return device == c10::DeviceType::CPU && adds_to_state
+             ? c10::promoteTypes(lower, cell.scalar_type())
+             : lower;
 }
 
 template <c10::DeviceType device>
@@ -23,10 +25,18 @@ FiveTensors layer(const at::Tensor& input, const at::Tensor& hidden, const at::T
   static const auto op = find_operator<LayerSignature>("fused_lstm::layer");
   const c10::impl::ExcludeDispatchKeyGuard guard(
       at::autocast::get_autocast_dispatch_key_from_device_type(device));
-  const at::ScalarType dtype = type_of(device, batch_sizes.has_value(), cell);
+  const bool projected = hidden.size(-1) != cell.size(-1);
+  const at::ScalarType dtype = type_of(device, batch_sizes.has_value() || projected, cell);
   const auto cast = [&](const auto& x) { return at::autocast::cached_cast(dtype, x, device); };
-  return op.call(cast(input), cast(hidden), cast(cell), cast(weights), batch_sizes, lengths, reset,
-                 reset_to_initial, keep_states, recompute);
+  auto [output, hidden_n, cell_n, cells, gates] =
+      op.call(cast(input), cast(hidden), cast(cell), cast(weights), batch_sizes, lengths, reset,
+              reset_to_initial, keep_states, recompute);
+  const at::ScalarType lower = at::autocast::get_autocast_dtype(device);
+  if (projected) {  // the hidden state is a product
+    output = at::autocast::cached_cast(lower, output, device);
+    hidden_n = at::autocast::cached_cast(lower, hidden_n, device);
+  }
+  return {output, hidden_n, cell_n, cells, gates};
 }
 
 template <c10::DeviceType device>
@@ -35,7 +45,7 @@ FourTensors cell(const at::Tensor& input, const at::Tensor& hidden, const at::Te
   static const auto op = find_operator<CellSignature>("fused_lstm::cell");
   const c10::impl::ExcludeDispatchKeyGuard guard(
       at::autocast::get_autocast_dispatch_key_from_device_type(device));
-  const at::ScalarType dtype = type_of(device, /*keeps_state_type=*/true, cell);
+  const at::ScalarType dtype = type_of(device, /*adds_to_state=*/true, cell);
   const auto cast = [&](const auto& x) { return at::autocast::cached_cast(dtype, x, device); };
   return op.call(cast(input), cast(hidden), cast(cell), cast(weights), keep_states);
 }

@@ -116,14 +116,15 @@ class LayerFunction : public torch::autograd::Function<LayerFunction> {
                                const at::Tensor& hidden, const at::Tensor& cell,
                                at::TensorList weights, const OptionalTensor& batch_sizes,
                                const OptionalTensor& lengths, const OptionalTensor& reset,
-                               bool reset_to_initial, bool recompute) {
+                               bool reset_to_initial, bool keep_states, bool recompute) {
     auto [output, hidden_n, cell_n, cells, gates] =
         call_layer(input, hidden, cell, weights, batch_sizes, lengths, reset, reset_to_initial,
-                   /*keep_states=*/true);
+                   keep_states || !recompute);
     ctx->saved_data["reset_to_initial"] = reset_to_initial;
     save(ctx, input, hidden, cell, weights,
-         {output, cells, recompute ? at::Tensor() : gates, or_undefined(batch_sizes),
-          or_undefined(lengths), or_undefined(reset)});
+         {output, recompute ? at::Tensor() : cells, recompute ? at::Tensor() : gates,
+          or_undefined(batch_sizes), or_undefined(lengths), or_undefined(reset)});
+    if (recompute && !keep_states) ctx->mark_non_differentiable({cells, gates});  // empty
     return {output, hidden_n, cell_n, cells, gates};
   }
 
@@ -146,7 +147,7 @@ class LayerFunction : public torch::autograd::Function<LayerFunction> {
                                 /*recompute=*/false);
             return {output, hidden_n, cell_n, cells, gates};
           });
-      list.resize(n + 5);
+      list.resize(n + 6);
       return list;
     }
     static const auto op = find_operator<LayerBackwardSignature>("fused_lstm::layer_backward");
@@ -155,9 +156,10 @@ class LayerFunction : public torch::autograd::Function<LayerFunction> {
     return in_order(
         op.call(if_defined(gradients[0]), if_defined(gradients[1]), if_defined(gradients[2]),
                 if_defined(gradients[3]), if_defined(gradients[4]), inputs[0], inputs[1], inputs[2],
-                at::TensorList(inputs).slice(3), saved[n], saved[n + 1], if_defined(saved[n + 2]),
-                batch_sizes, lengths, reset, reset_to_initial, input_needed, any_needed(ctx, 3, n)),
-        input_needed, n - 3, /*others=*/5);
+                at::TensorList(inputs).slice(3), saved[n], if_defined(saved[n + 1]),
+                if_defined(saved[n + 2]), batch_sizes, lengths, reset, reset_to_initial,
+                input_needed, any_needed(ctx, 3, n)),
+        input_needed, n - 3, /*others=*/6);
   }
 };
 
@@ -170,7 +172,7 @@ FiveTensors layer(const at::Tensor& input, const at::Tensor& hidden, const at::T
                       keep_states);
   }
   const variable_list r = LayerFunction::apply(input, hidden, cell, weights, batch_sizes, lengths,
-                                               reset, reset_to_initial, recompute);
+                                               reset, reset_to_initial, keep_states, recompute);
   return {r[0], r[1], r[2], r[3], r[4]};
 }
 

@@ -5,6 +5,8 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/zeros_like.h>
 
+#include "rebuild.h"
+
 namespace fused_lstm {
 namespace {
 
@@ -203,8 +205,8 @@ LayerResult layer_forward(const LayerArguments& arguments, bool keep_states) {
 }
 
 LayerInputGradients layer_backward(const LayerGradients& gradients, const LayerArguments& arguments,
-                                   const at::Tensor& output, const at::Tensor& cells,
-                                   const at::Tensor& gates, bool input_needed,
+                                   const at::Tensor& output, const std::optional<at::Tensor>& cells,
+                                   const std::optional<at::Tensor>& gates, bool input_needed,
                                    bool weights_needed) {
   const Sequence sequence = check(arguments);
   const Sizes& s = sequence.sizes;
@@ -228,9 +230,13 @@ LayerInputGradients layer_backward(const LayerGradients& gradients, const LayerA
   }
   layer.hidden_0 = arguments.hidden.contiguous();
   layer.cell_0 = arguments.cell.contiguous();
-  layer.gates = gates.contiguous();
-  layer.cells = cells.contiguous();
   layer.output = output.contiguous();
+  if (cells && gates) {
+    layer.cells = cells->contiguous();
+    layer.gates = gates->contiguous();
+  } else {
+    rebuild_states(device, sequence, arguments.input, layer);
+  }
   layer.grad_output = given(gradients.output, storage);
   layer.grad_cells = given(gradients.cells, accum);
   layer.grad_gates = given(gradients.gates, storage);

@@ -5,7 +5,6 @@
 #include <torch/library.h>
 
 #include "layer.h"
-#include "rebuild.h"
 
 namespace fused_lstm {
 namespace {
@@ -24,15 +23,14 @@ InputGradients layer_gradients(const OptionalTensor& grad_output,
                                const OptionalTensor& grad_gates, const at::Tensor& input,
                                const at::Tensor& hidden, const at::Tensor& cell,
                                at::TensorList weights, const at::Tensor& output,
-                               const at::Tensor& cells, const OptionalTensor& gates,
+                               const OptionalTensor& cells, const OptionalTensor& gates,
                                const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
                                const OptionalTensor& reset, bool reset_to_initial,
                                bool input_needed, bool weights_needed) {
-  const LayerArguments arguments = {input,       hidden,  cell,  weights,
-                                    batch_sizes, lengths, reset, reset_to_initial};
-  return layer_backward({grad_output, grad_hidden_n, grad_cell_n, grad_cells, grad_gates},
-                        arguments, output, cells, gates ? *gates : rebuild_gates(arguments, output),
-                        input_needed, weights_needed);
+  return layer_backward(
+      {grad_output, grad_hidden_n, grad_cell_n, grad_cells, grad_gates},
+      {input, hidden, cell, weights, batch_sizes, lengths, reset, reset_to_initial}, output, cells,
+      gates, input_needed, weights_needed);
 }
 
 // The cell is the layer over one step: [B, ..] seen as [1, B, ..].
@@ -103,7 +101,7 @@ TORCH_LIBRARY(fused_lstm, m) {
   m.def(
       "layer_backward(Tensor? grad_output, Tensor? grad_hidden_n, Tensor? grad_cell_n, "
       "Tensor? grad_cells, Tensor? grad_gates, Tensor input, Tensor hidden, Tensor cell, "
-      "Tensor[] weights, Tensor output, Tensor cells, Tensor? gates, *, Tensor? batch_sizes=None, "
+      "Tensor[] weights, Tensor output, Tensor? cells, Tensor? gates, *, Tensor? batch_sizes=None, "
       "Tensor? lengths=None, Tensor? reset=None, bool reset_to_initial=False, "
       "bool input_needed=True, bool weights_needed=True) -> "
       "(Tensor grad_input, Tensor grad_hidden, Tensor grad_cell, Tensor[] grad_weights)");

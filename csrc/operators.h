@@ -17,14 +17,14 @@ using InputGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vecto
 
 // layer: (input, hidden, cell, weights, batch_sizes, lengths, reset, reset_to_initial,
 // keep_states, recompute) -> (output, hidden_n, cell_n, cells, gates); shapes in layer.h. With
-// recompute, its backward gets no gates and rebuilds them.
+// recompute, its backward gets neither cells nor gates and rebuilds them.
 using LayerSignature = FiveTensors(const at::Tensor&, const at::Tensor&, const at::Tensor&,
                                    at::TensorList, const OptionalTensor&, const OptionalTensor&,
                                    const OptionalTensor&, bool, bool, bool);
 using LayerBackwardSignature = InputGradients(
     const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
     const OptionalTensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, at::TensorList,
-    const at::Tensor&, const at::Tensor&, const OptionalTensor&, const OptionalTensor&,
+    const at::Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
     const OptionalTensor&, const OptionalTensor&, bool, bool, bool);
 
 // cell: (input [B, D], hidden [B, H], cell [B, H], weights, keep_states) ->

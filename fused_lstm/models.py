@@ -234,7 +234,10 @@ class Decoder(nn.Module):
         return prediction
 
     def advance(self, x: Tensor, hidden: Hidden) -> tuple[Tensor, Hidden]:
-        """As forward, and the states after the last step of x, to go on from."""
+        """As forward, and the states after the last step of x, to go on from.
+
+        `x` is (batch, seq, output_size), `hidden` the pair (h_0, c_0) of forward.
+        """
         output, hidden = self.lstm(x, hidden)  # [B, T, H]
         return self.fc(output), hidden
 
@@ -279,11 +282,11 @@ class Seq2Seq(nn.Module):
     def generate(
         self, src: Tensor, steps: int, start: Tensor, *, lengths: Tensor | None = None
     ) -> Tensor:
-        """The decoder's own continuation, (batch, steps, output_size).
+        """The decoder's own continuation of `src`, (batch, steps, output_size).
 
         `start` (batch, output_size) is the decoder's first input; each prediction is the next.
-        Gradients flow through all of them, unless under `torch.no_grad`. `lengths` as in
-        forward.
+        Gradients flow through all of them, unless under `torch.no_grad`. `src` and `lengths` as
+        in forward.
 
         Raises:
             ValueError: `steps` is less than 1, or `start` is not of that shape.

@@ -63,8 +63,8 @@ def layer(
             crosses the border from the other side, starts afresh before the step before it.
         reset_to_initial: an episode starts from `hidden` and `cell`, rather than from zero.
         keep_states: fill `cells` and `gates` even where no gradient needs them.
-        recompute: keep the output and `cells` for the backward, but not `gates`, which it rebuilds
-            by one product over all steps.
+        recompute: keep neither `cells` nor `gates` for the backward, which rebuilds them from the
+            output: the gates by one product over all steps, the cell states from the gates.
 
     Returns:
         output [T, B, directions * P] or [N, directions * P]; the final hidden state
@@ -185,7 +185,7 @@ def _layer_backward_fake(
     cell: Tensor,
     weights: list[Tensor],
     output: Tensor,
-    cells: Tensor,
+    cells: Tensor | None,
     gates: Tensor | None,
     *,
     batch_sizes: Tensor | None = None,

@@ -11,6 +11,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "benchmarks"
@@ -56,12 +57,13 @@ def layer(hidden=64, group="grid", **others):
     return Case(group, "layer", 32, 20, hidden, hidden, **others)
 
 
-def record(ratio, case=None, spread=0.0, onnx=None, limit=None, us=100):
+def record(ratio, case=None, spread=0.0, onnx=None, kept=None, limit=None, us=100):
     """A record in which FusedLSTM takes ``us`` and nn.LSTM ``ratio`` times that."""
     low, high = us * ratio * (1 - spread / 2), us * ratio * (1 + spread / 2)
     spreads = {"nn": Spread(us * ratio, low, high), "fused": Spread(us, us, us)}
-    if onnx is not None:
-        spreads["onnxruntime"] = Spread(us * onnx, us * onnx, us * onnx)
+    for name, times in {"onnxruntime": onnx, "kept": kept}.items():
+        if times is not None:
+            spreads[name] = Spread(us * times, us * times, us * times)
     return results.record(case or layer(), spreads, rounds=7, limit=limit)
 
 
@@ -145,6 +147,12 @@ class TestCases:
         deep = replace(long, num_layers=2, bidirectional=True)
         assert deep.weight_bytes == 4 * (2 * (7 * hh + ih) + 2 * (7 * hh + 2 * hh))
         assert deep.resident_bytes == long.resident_bytes
+
+    def test_recompute_is_about_training(self):
+        found = [c for c in cases("cpu") if c.recompute]
+        assert {(c.group, c.mode) for c in found} == {("recompute", "training")}
+        assert {c.dtype for c in found} == {"float32", "bfloat16"}
+        assert all("-recompute-" in c.name for c in found)
 
     def test_onnxruntime_is_asked_for_layers_forward_in_float32(self):
         asked = [c for c in cases("cpu") if c.in_onnx]
@@ -234,10 +242,28 @@ class TestContestants:
         assert list(calls) == ["nn", "onnxruntime", "fused"]
         workloads.check_agreement(case, calls)
 
+    def test_recompute_beside_itself_without(self):
+        case = layer(8, training=True, recompute=True)
+        calls = workloads.contestants(case)
+        assert list(calls) == ["nn", "kept", "fused"]
+        workloads.check_agreement(case, calls)
+        saved = {name: saved_numbers(calls[name]) for name in calls}
+        assert saved["fused"] < saved["kept"]
+
     def test_without_onnxruntime(self, monkeypatch):
         monkeypatch.setattr(onnx_lstm, "onnxruntime", None)
         assert list(workloads.contestants(layer(8))) == ["nn", "fused"]
         assert facts.collect("cpu")["onnxruntime"] is None
+
+
+def saved_numbers(call):
+    """How many numbers a call keeps for its backward."""
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: sizes.append(tensor.numel()) or tensor, lambda tensor: tensor
+    ):
+        call()
+    return sum(sizes)
 
 
 class TestLimits:
@@ -309,6 +335,8 @@ class TestReport:
         assert not kept["wide"]
         assert "limit" not in kept
         assert results.case_of(json.loads(json.dumps(kept))) == layer(training=True)
+        del kept["recompute"]  # as in files made before there was such a case
+        assert results.case_of(kept) == layer(training=True)
 
     def test_record_beside_its_limit(self):
         case = layer(256)
@@ -343,6 +371,14 @@ class TestReport:
         assert "Slower than onnxruntime in 1 of 2 cases" in tables.smallest_gains(records)
         reading = record(2.0, replace(layer(256), batch=1), limit=1.0)
         assert "GEMM" not in tables.table([*records, reading]).splitlines()[2]  # two kinds
+
+    def test_table_has_the_price_of_recompute(self):
+        case = layer(training=True, group="recompute", recompute=True)
+        lines = tables.table([record(1.5, case, kept=0.8), record(2.0, layer(training=True))])
+        header, _, *rows = lines.splitlines()
+        assert header.endswith("| recompute=False's / FusedLSTM's, forward + backward, 1 thread |")
+        assert rows[-1] == "| recompute | **1.50x** | **0.80x** |"
+        assert "0.80x recompute=False" in tables.full([record(1.5, case, kept=0.8)])
 
     def test_names_every_loss_worst_first(self):
         records = [record(r, layer(hidden=8 * i)) for i, r in enumerate([3, 0.9, 0.5, 2], start=1)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from oracle import (
@@ -14,6 +16,7 @@ from oracle import (
     rand_state,
     twin,
 )
+from torch import nn
 
 from fused_lstm import FusedLSTM, FusedLSTMCell
 
@@ -116,6 +119,22 @@ def test_a_graph_of_a_training_step(kind):
             x.copy_(rand(T, B, D, device="cuda", dtype=torch.float32))
         graph.replay()
         torch.testing.assert_close(captured, step())
+
+
+@pytest.mark.parametrize("lstm", [FusedLSTM, nn.LSTM])
+def test_a_graphed_callable(lstm):
+    """PyTorch's own capture of forward and backward, replayed beside the module as it is."""
+    module = lstm(D, H, 2, bidirectional=True, device="cuda")
+    sample = rand(T, B, D, device="cuda", dtype=torch.float32).requires_grad_()
+    graphed = torch.cuda.make_graphed_callables(copy.deepcopy(module), (sample,))
+    for _ in range(20):
+        x = rand(T, B, D, device="cuda", dtype=torch.float32).requires_grad_()
+        gradients = []
+        for each in (graphed, module):
+            output, (h_n, c_n) = each(x)
+            loss = output.square().sum() + h_n.sum() + c_n.sum()
+            gradients.append(torch.autograd.grad(loss, [x, *each.parameters()]))
+        torch.testing.assert_close(*gradients)
 
 
 def test_a_graph_of_the_cell():

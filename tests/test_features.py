@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 
 import pytest
 import torch
 from oracle import rand
+from test_contract import WeightDrop, pruned, spectral_norm, weight_norm
 from torch import nn
 from torch.func import functional_call, grad, jacrev, jvp, stack_module_state, vmap
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -120,15 +122,30 @@ def eval_backward(lstm):
 
 def files(lstm):
     safetensors = pytest.importorskip("safetensors.torch")
-    safetensors.load(safetensors.save(dict(lstm(D, H).state_dict())))
+    module, other = lstm(D, H), (nn.LSTM if lstm is FusedLSTM else FusedLSTM)(D, H)
+    expected, file = module(x := rand(T, B, D, dtype=torch.float32))[0], io.BytesIO()
+    torch.save(module.state_dict(), file)
+    file.seek(0)
+    for weights in (safetensors.load(safetensors.save(module.state_dict())), torch.load(file)):
+        other.load_state_dict({name: torch.zeros_like(w) for name, w in weights.items()})
+        other.load_state_dict(weights)
+        torch.testing.assert_close(other(x)[0], expected)
 
 
-def norms(lstm):
-    module = nn.utils.parametrizations.weight_norm(lstm(D, H), "weight_hh_l0")
-    before = module(x())[0]
-    with torch.no_grad():
-        module.parametrizations.weight_hh_l0.original0.mul_(2)
-    assert not torch.equal(module(x())[0], before)
+def wrapped(lstm):
+    """What stands behind the weight is changed, and the next call shows it."""
+    input = x()
+    for wrapper in (weight_norm, spectral_norm, pruned, WeightDrop):
+        module = wrapper(lstm(D, H, 2))
+        originals = [p for name, p in module.named_parameters() if re.search("orig|raw", name)]
+        outputs = []
+        for _ in range(2):
+            torch.manual_seed(0)  # of the dropped weights
+            outputs.append(module(input)[0])
+            with torch.no_grad():
+                for parameter in originals:
+                    parameter.add_(torch.rand_like(parameter))
+        assert not torch.equal(*outputs)
 
 
 class Output(nn.Module):
@@ -172,7 +189,9 @@ FEATURES = {
     "DistributedDataParallel": "test_processes.py::test_ddp_and_fsdp",
     "DataLoader workers": "test_processes.py::test_data_loader_workers_after_use",
     "safetensors": [files],
-    "`weight_norm`": [norms],
+    "`weight_norm`": [wrapped],
+    "CUDA graphs": "test_cuda.py::test_a_graphed_callable",
+    "out of memory": "test_memory_limit.py::test_out_of_memory",
     "`torch.jit.trace`": [torchscript],
     "inside a subclass": [old_torchscript],
 }
@@ -222,4 +241,4 @@ def test_the_tests_elsewhere_exist(test):
     file, name = test.split("::")
     source = (Path(__file__).parent / file).read_text(encoding="utf-8")
     assert f"def {name}(" in source
-    assert "nn.LSTM" in source
+    assert "nn.LSTM" in source  # which it tries as well

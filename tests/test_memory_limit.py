@@ -9,16 +9,16 @@ from oracle import in_fresh_process
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs RLIMIT_AS and /proc")
-def test_out_of_memory(tmp_path):
+@pytest.mark.parametrize("lstm", ["fused_lstm.FusedLSTM", "torch.nn.LSTM"])
+def test_out_of_memory(tmp_path, lstm):
     """Under every limit the call raises or succeeds, and the next one is right."""
     said = in_fresh_process(
-        """
-        import resource, torch
-        from fused_lstm import FusedLSTM
+        f"""
+        import fused_lstm, resource, torch
 
         torch.set_num_threads(1)
         T, B, D, H = 100, 200, 64, 128
-        module = FusedLSTM(D, H, 2, bidirectional=True)
+        module = {lstm}(D, H, 2, bidirectional=True)
         small, large = torch.randn(5, 4, D), torch.randn(T, B, D)
 
         def train(x):

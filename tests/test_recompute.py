@@ -1,4 +1,4 @@
-"""recompute=True: the same gradients from a third of the memory."""
+"""recompute=True: the same gradients from a fifth of the memory or less."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
-from fused_lstm import FusedLSTM, replace_lstm
+from fused_lstm import FusedLSTM, ops, replace_lstm
 
 T, B, D, H = 6, 5, 7, 9
 LAYERS = {
@@ -95,6 +95,25 @@ def test_padding_does_not_matter(device):
         assert torch.equal(found[name], tensor), name
 
 
+@pytest.mark.parametrize("to", ["zero", "initial"])
+def test_episodes_do_not_matter_to_one_another(device, to):
+    """Neither as numbers that a mask would multiply by zero."""
+    module = FusedLSTM(D, H, bidirectional=True, device=device, dtype=torch.float64, recompute=True)
+    x, hx = rand(T, B, D, device=device), rand_state(module, B)
+    x[2:4] = torch.inf
+    reset = torch.zeros(T, B, dtype=torch.bool, device=device)
+    reset[2] = reset[4] = True
+    x.requires_grad_()
+    output, _ = module(x, hx, reset=reset, reset_to=to)
+    output[:2].sum().backward()
+    found = x.grad[:2].clone()
+    x.grad = None
+    module.recompute = False
+    module(x, hx, reset=reset, reset_to=to)[0][:2].sum().backward()
+    assert found.any()
+    torch.testing.assert_close(found, x.grad[:2])
+
+
 def saved_bytes(module, *call, **options):
     """What a call keeps for its backward, beyond the caller's own tensors."""
     own = [*module.parameters(), call[0].data, *(call[1] if len(call) > 1 else ())]
@@ -117,16 +136,28 @@ def saved_bytes(module, *call, **options):
 @pytest.mark.parametrize("kind", ["padded", "lengths", "packed"])
 @pytest.mark.parametrize(
     "arguments",
-    [{}, {"num_layers": 2, "bidirectional": True}, {"num_layers": 3}],
-    ids=["one layer", "both directions", "three layers"],
+    [{}, {"num_layers": 2, "bidirectional": True}, {"num_layers": 3}, {"proj_size": 16}],
+    ids=["one layer", "both directions", "three layers", "projected"],
 )
-def test_saved_bytes(device, arguments, kind):
-    """h and c of each step, where the gates are 4 H more."""
-    module = FusedLSTM(D, 64, device=device, **arguments).train()
+def test_saved_bytes(device, dtype, arguments, kind):
+    """h of each step, where the gates are 4 H more, and the cell states 1 H in float32 or wider."""
+    module = FusedLSTM(D, 64, device=device, dtype=dtype, **arguments).train()
     (x, hx), options = call_of(module, kind)
     kept = saved_bytes(module, x, hx, **options)
     module.recompute = True
-    assert kept >= 2.5 * saved_bytes(module, x, hx, **options) > 0
+    assert kept >= 5 * saved_bytes(module, x, hx, **options) > 0
+
+
+def test_nothing_else_is_made(device):
+    """Unless asked for, cells and gates stay empty in training as well."""
+    module = FusedLSTM(D, H, device=device)
+    weights = [p.detach().requires_grad_() for p in module.parameters()]
+    x = rand(T, B, D, device=device, dtype=torch.float32)
+    output, _, _, cells, gates = ops.layer(x, *rand_state(module, B), weights, recompute=True)
+    assert output.requires_grad
+    assert not cells.requires_grad
+    assert not gates.requires_grad
+    assert cells.numel() == gates.numel() == 0
 
 
 def test_checkpoint(device):
@@ -150,6 +181,20 @@ def test_autocast(device):
     for name, true in expected.items():
         assert found[name].dtype == true.dtype
         torch.testing.assert_close(found[name], true, rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16])
+def test_backward_inside_autocast(device, dtype, autocast):
+    """It does not choose types where the states are rebuilt."""
+    module = FusedLSTM(D, H, device=device, dtype=dtype, bidirectional=True, recompute=True)
+    x, expected = rand(T, B, D, device=device, dtype=dtype), []
+    for enabled in (False, True):
+        module.zero_grad()
+        output = module(x)[0]
+        with torch.autocast(device, autocast, enabled=enabled):
+            output.sum().backward()
+        expected.append([p.grad.clone() for p in module.parameters()])
+    assert all(map(torch.equal, *expected))
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])

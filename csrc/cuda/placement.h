@@ -36,7 +36,7 @@ constexpr int max_pairs = 4;       // of a unit and a sequence, whose states a t
 // shared memory: as many as leave no register spilled (FUSED_LSTM_KERNEL_STATS=1 shows it).
 constexpr int fragment_bytes = 16;
 
-constexpr int resident_fragments(bool tensor_cores) { return tensor_cores ? 24 : 4; }
+constexpr int resident_fragments(bool tensor_cores) { return tensor_cores ? 20 : 4; }
 
 struct Placement {
   int blocks;     // of a team
