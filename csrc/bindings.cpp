@@ -37,9 +37,9 @@ py::dict build_info() {
 }
 
 py::dict plan(bool cuda, int threads, bool team, int64_t length, int64_t batch, int64_t input,
-              int64_t hidden, int64_t projection, int64_t directions) {
-  const Plan plan = make_plan(
-      {cuda, threads, team, length, batch, length * batch, hidden, projection, input, directions});
+              int64_t hidden, int64_t projection, int64_t directions, int64_t lanes) {
+  const Plan plan = make_plan({cuda, threads, team, length, batch, length * batch, hidden,
+                               projection, input, directions, lanes});
   py::dict result;
   result["kernel"] = kernel_name(plan.kernel);
   result["batch_slices"] = plan.batch_slices;
@@ -48,6 +48,8 @@ py::dict plan(bool cuda, int threads, bool team, int64_t length, int64_t batch, 
   result["chunk"] = plan.chunk;
   result["pack_input"] = plan.pack_input;
   result["pack_recurrent"] = plan.pack_recurrent;
+  result["turn_input"] = plan.turn_input;
+  result["turn_recurrent"] = plan.turn_recurrent;
   return result;
 }
 
@@ -61,7 +63,8 @@ PYBIND11_MODULE(_C, m) {
       "The instruction set of the CPU kernels; FUSED_LSTM_CPU_ISA forces a lower one.");
   m.def("plan", &plan, "The kernel that a call with padded input takes.", py::kw_only(),
         py::arg("cuda"), py::arg("threads"), py::arg("team"), py::arg("length"), py::arg("batch"),
-        py::arg("input"), py::arg("hidden"), py::arg("projection"), py::arg("directions"));
+        py::arg("input"), py::arg("hidden"), py::arg("projection"), py::arg("directions"),
+        py::arg("lanes") = 16);
 }
 
 }  // namespace fused_lstm

@@ -17,6 +17,7 @@ struct Problem {
   int64_t projection;  // P; H without a projection
   int64_t input;       // D
   int64_t directions;
+  int64_t lanes;  // of a vector, where a weight that is not packed can be multiplied; else 0
 };
 
 enum class Kernel {
@@ -38,6 +39,8 @@ struct Plan {
   bool direct_recurrent;  // those with weight_hh are
   bool pack_input;        // pack weight_ih ahead; else each panel when it is needed
   bool pack_recurrent;    // the same of weight_hh
+  bool turn_input;        // weight_ih is not packed at all: rows of input are vectors' lanes
+  bool turn_recurrent;    // the same of weight_hh
 };
 
 Plan make_plan(const Problem& problem);

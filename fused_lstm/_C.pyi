@@ -13,4 +13,5 @@ def plan(
     hidden: int,
     projection: int,
     directions: int,
+    lanes: int = 16,
 ) -> dict[str, Any]: ...
