@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import facts, results, tables
+from benchmarks import bars, facts, results, tables
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -83,6 +83,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if run["cases"]:
         terminalreporter.section("FusedLSTM against nn.LSTM")
         terminalreporter.write_line(tables.text([run]))
+        judged = bars.judge(run["cases"])
+        if judged:
+            terminalreporter.section("What is to be reached")
+            terminalreporter.write_line(tables.bars_table(judged))
 
 
 _RUN: pytest.StashKey[results.Run] = pytest.StashKey()

@@ -28,6 +28,8 @@ def runner(lstm: nn.LSTM, x: Tensor, threads: int) -> Callable[[], tuple[np.ndar
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
+    # Its threads otherwise spin on for tens of milliseconds after a call, on the others' cores.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(
         model(lstm, x).SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

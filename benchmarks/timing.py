@@ -12,8 +12,8 @@ from typing import Any
 MIN_ROUNDS = 3  # also for a case that is over its budget
 MAX_ROUNDS = 100
 SAMPLE_SECONDS = 0.002  # one sample is as many calls in a row as fill this
-REST_SECONDS = 0.001  # before a sample, the process must have been idle for so long
-REST_AT_MOST = 100  # such spells; a process that never rests is timed as it is
+WARM_SECONDS = 0.01  # of the same calls before each sample, at least one call
+LONG_SECONDS = 0.1  # a call that takes longer outweighs how it began
 WIDE_SPREAD = 0.10  # quartiles further apart than this part of the median mark a run as wide
 
 
@@ -43,6 +43,9 @@ class Spread:
 class Sampler:
     """Times one function: ``calls`` calls in a row are one sample.
 
+    The calls just before a sample are the same function's: they bring its weights back into the
+    caches and its threads back onto the cores, and those of another fall asleep meanwhile.
+
     On a CPU a sample is read from the host's clock, on CUDA from two events on the current
     stream; the wait for the second lies outside what is measured.
     """
@@ -50,37 +53,44 @@ class Sampler:
     def __init__(self, run: Callable[[], object], device: str) -> None:
         self._run = run
         self._measure = self._measure_cuda if device == "cuda" else self._measure_host
-        self._rested = 0.0  # seconds before the last sample
+        self._warms_up = True
         self.calls = 1
         self.samples: list[float] = []  # seconds a call
 
     def calibrate(self, budget: float) -> float:
-        """Warm up, choose ``calls``, and return the seconds that a sample and its rest take.
+        """Warm up, choose ``calls``, and return the seconds that a sample and its warming take.
 
         A function whose one call exceeds the budget (seconds) is warmed up by that call alone.
         """
         seconds = self._measure()
         if seconds < budget:
+            self._warm_up()
             seconds = self._measure()
         while seconds * self.calls < SAMPLE_SECONDS:
             self.calls *= 2
             seconds = self._measure()
-        return seconds * self.calls + self._rested
+        self._warms_up = seconds < LONG_SECONDS
+        return seconds * self.calls + (max(seconds, WARM_SECONDS) if self._warms_up else 0)
 
     def take(self) -> float:
         """Take one sample: seconds a call."""
         # A collection would fall into one contestant's sample and not into the other's.
         gc.disable()
         try:
+            if self._warms_up:
+                self._warm_up()
             self.samples.append(self._measure())
         finally:
             gc.enable()
         return self.samples[-1]
 
+    def _warm_up(self) -> None:
+        end = time.perf_counter() + WARM_SECONDS
+        self._run()
+        while time.perf_counter() < end:
+            self._run()
+
     def _measure_host(self) -> float:
-        self._rested = _rest()
-        if self.calls > 1:
-            self._run()  # wakes the threads that went to sleep meanwhile
         start = time.perf_counter()
         for _ in range(self.calls):
             self._run()
@@ -98,21 +108,6 @@ class Sampler:
         end.record()
         end.synchronize()
         return float(start.elapsed_time(end)) / 1e3 / self.calls
-
-
-def _rest() -> float:
-    """Wait until no thread of this process runs any more; the seconds that took.
-
-    Threads spin for some time after their work: onnxruntime's for tens of milliseconds, in which
-    the next contestant would have a core less.
-    """
-    spells, busy = 0, True
-    while busy and spells < REST_AT_MOST:
-        before = time.process_time()
-        time.sleep(REST_SECONDS)
-        spells += 1
-        busy = time.process_time() - before > REST_SECONDS / 4
-    return spells * REST_SECONDS
 
 
 class Contest:

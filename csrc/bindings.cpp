@@ -60,10 +60,11 @@ Problem problem_of(const GpuFacts& gpu, int64_t length, int64_t batch, int64_t i
 }
 
 py::dict cpu_plan(int threads, bool team, int64_t length, int64_t batch, int64_t input,
-                  int64_t hidden, int64_t projection, int64_t directions) {
+                  int64_t hidden, int64_t projection, int64_t directions, int64_t lanes) {
   Problem problem = problem_of({}, length, batch, input, hidden, projection, directions);
   problem.threads = threads;
   problem.team = team;
+  problem.lanes = lanes;
   const Plan plan = make_plan(problem);
   py::dict result;
   result["kernel"] = kernel_name(plan.kernel);
@@ -73,6 +74,8 @@ py::dict cpu_plan(int threads, bool team, int64_t length, int64_t batch, int64_t
   result["chunk"] = plan.chunk;
   result["pack_input"] = plan.pack_input;
   result["pack_recurrent"] = plan.pack_recurrent;
+  result["turn_input"] = plan.turn_input;
+  result["turn_recurrent"] = plan.turn_recurrent;
   return result;
 }
 
@@ -139,7 +142,7 @@ PYBIND11_MODULE(_C, m) {
       "The instruction set of the CPU kernels; FUSED_LSTM_CPU_ISA forces a lower one.");
   m.def("cpu_plan", &cpu_plan, "How a call with padded input runs on a CPU.", py::kw_only(),
         py::arg("threads"), py::arg("team"), py::arg("length"), py::arg("batch"), py::arg("input"),
-        py::arg("hidden"), py::arg("projection"), py::arg("directions"));
+        py::arg("hidden"), py::arg("projection"), py::arg("directions"), py::arg("lanes") = 16);
   m.def("gpu_plan", &gpu_plan, "Which kernel a call takes on a GPU, and what the others would be.",
         py::kw_only(), py::arg("gpu"), py::arg("length"), py::arg("batch"), py::arg("input"),
         py::arg("hidden"), py::arg("projection"), py::arg("directions"), py::arg("backward"),

@@ -33,7 +33,8 @@ struct Problem {
 
   // Of a CPU:
   int threads;
-  bool team;  // they all run at once, so that one may wait for another
+  bool team;      // they all run at once, so that one may wait for another
+  int64_t lanes;  // of a vector, where a weight that is not packed can be multiplied; else 0
 
   // Of a GPU:
   bool backward;
@@ -55,6 +56,8 @@ struct Plan {
   bool direct_recurrent;  // those with weight_hh are
   bool pack_input;        // pack weight_ih ahead; else each panel when it is needed
   bool pack_recurrent;    // the same of weight_hh
+  bool turn_input;        // weight_ih is not packed at all: rows of input are vectors' lanes
+  bool turn_recurrent;    // the same of weight_hh
 
   // Of the GPU's kernels block, cluster and grid.
   Placement placement;

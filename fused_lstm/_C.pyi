@@ -12,6 +12,7 @@ def cpu_plan(
     hidden: int,
     projection: int,
     directions: int,
+    lanes: int = 16,
 ) -> dict[str, Any]: ...
 def gpu_plan(
     *,

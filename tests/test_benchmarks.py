@@ -34,7 +34,6 @@ from benchmarks import (  # noqa: E402
     report,
     results,
     tables,
-    timing,
     workloads,
 )
 from benchmarks.cases import Case, cases  # noqa: E402
@@ -184,16 +183,17 @@ class TestTiming:
         assert MIN_ROUNDS <= contest.rounds <= MAX_ROUNDS
         assert list(contest.spreads) == ["A", "B", "C"]
 
-    def test_a_sample_waits_until_no_thread_spins(self, monkeypatch):
-        # Processor time at each look, before and after a spell: busy, busy, then idle
-        times = iter([0.0, 1e-3, 1e-3, 1.5e-3, 1.5e-3, 1.5e-3])
-        monkeypatch.setattr("benchmarks.timing.time.process_time", lambda: next(times))
-        assert timing._rest() == 3 * timing.REST_SECONDS
-
-    def test_a_process_that_never_rests_is_timed_all_the_same(self, monkeypatch):
-        times = itertools.count()
-        monkeypatch.setattr("benchmarks.timing.time.process_time", lambda: next(times))
-        assert timing._rest() == timing.REST_AT_MOST * timing.REST_SECONDS
+    @pytest.mark.parametrize(
+        ("seconds", "warming"), [(2**-16, 656), (2**-8, 3), (2**-4, 1), (2**-3, 0)]
+    )
+    def test_a_sample_comes_after_calls_of_the_same_function(self, monkeypatch, seconds, warming):
+        calls = pretend_a_call_takes(monkeypatch, seconds)
+        sampler = Sampler(calls.run, "cpu")
+        takes = sampler.calibrate(budget=1.0)
+        calls.count = 0
+        assert sampler.take() == pytest.approx(seconds)
+        assert calls.count - sampler.calls == warming
+        assert calls.count * seconds == pytest.approx(takes, rel=0.2)
 
     def test_over_budget_gets_the_fewest_rounds(self, monkeypatch):
         calls = pretend_a_call_takes(monkeypatch, seconds=7.0)

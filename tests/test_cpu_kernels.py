@@ -156,6 +156,27 @@ def test_what_is_used_once_is_not_packed_ahead():
     assert packed(length=50, batch=1) == (False, False)
 
 
+def test_what_is_used_once_is_not_packed_at_all_where_rows_fill_the_lanes():
+    def turned(**shape):
+        chosen = plan(threads=1, **{"length": 1, "input": 128} | shape)
+        return chosen["turn_input"], chosen["turn_recurrent"]
+
+    assert [turned(batch=batch) for batch in (3, 11, 12, 16)] == [(False,) * 2] * 2 + [
+        (True,) * 2
+    ] * 2
+    assert [turned(batch=batch)[0] for batch in (17, 23, 24, 64, 65)] == [
+        False,
+        False,
+        True,
+        True,
+        False,
+    ]
+    assert turned(batch=16, lanes=0) == (False, False)  # 16-bit weights
+    assert turned(batch=16, input=127) == (False, True)
+    assert turned(batch=16, length=2) == (True, False)  # weight_hh is used at both steps
+    assert turned(batch=16, length=12) == (False, False)
+
+
 @pytest.mark.parametrize("batch", [1, 3, 32, 96, 200])
 @pytest.mark.parametrize("length", [1, 2, 7, 100, 1001])
 def test_chunks_of_steps(batch, length):
@@ -170,6 +191,10 @@ def test_chunks_of_steps(batch, length):
 
 def test_small_work_stays_on_one_thread():
     assert not plan(batch=1, length=2, hidden=8, projection=8)["parallel"]
+    assert [plan(batch=1, length=1, hidden=h, projection=h)["parallel"] for h in (247, 250)] == [
+        False,
+        True,
+    ]
     assert plan()["parallel"]
     assert not plan(threads=1)["parallel"]
 
@@ -191,6 +216,8 @@ def test_threads_take_units_where_sequences_are_few_or_weights_large():
     assert slices(**wide) == (1, 2)
     assert slices(batch=1, **wide) == (1, 2)
     assert slices(batch=8, threads=64, **wide) == (1, 8)  # 64 units each at least
+    assert slices(length=1) == (1, 2)  # weights that are used once
+    assert slices(length=1, hidden=64, projection=64) == (2, 1)
     # A step that is over sooner than threads meet, a projection, threads that may not run at once
     assert slices(batch=1, hidden=64, projection=64) == (1, 1)
     assert slices(hidden=512, projection=64)[1] == 1

@@ -34,7 +34,7 @@ void with_types(at::ScalarType storage, const Body& body) {
   }
 }
 
-Plan plan_for(const Sizes& sizes) {
+Plan plan_for(const Sizes& sizes, at::ScalarType storage) {
 #if AT_PARALLEL_OPENMP
   constexpr bool team = true;  // the threads of one loop all run at once, and may wait for another
 #else
@@ -43,6 +43,8 @@ Plan plan_for(const Sizes& sizes) {
   Problem problem = {};
   problem.threads = at::get_num_threads();
   problem.team = team;
+  // 16-bit numbers are better widened by packing than one by one.
+  problem.lanes = storage == accum_type(storage) ? cpu::kernels().unit_block / 4 : 0;
   problem.length = sizes.T;
   problem.batch = sizes.B;
   problem.rows = sizes.N;
@@ -188,7 +190,7 @@ class CpuDevice final : public Device {
 
   void forward(const Sequence& sequence, const LayerForward& layer) const override {
     const Sizes& sizes = sequence.sizes;
-    const Plan plan = plan_for(sizes);
+    const Plan plan = plan_for(sizes, layer.output.scalar_type());
     const Slices slices = {slice_batch(sequence, plan.batch_slices),
                            slice_units(sizes.H, plan.unit_slices, cpu::kernels().unit_block / 4),
                            plan.parallel};
@@ -211,6 +213,8 @@ class CpuDevice final : public Device {
       params[0].layer.projected = sizes.projected;
       params[0].input_size = sizes.D;
       params[0].chunk = plan.chunk;
+      params[0].turned_input = plan.turn_input;
+      params[0].turned_recurrent = plan.turn_recurrent;
       const int64_t each =
           functions.forward_scratch(params[0], widest(slices.batch), widest(slices.units));
       const int64_t parts = sizes.directions * slices.parts_of_batch() * slices.parts_of_units();
@@ -232,6 +236,8 @@ class CpuDevice final : public Device {
         f.layer = forward_params<Types>(sequence, layer, d);
         f.direct_input = plan.direct_input;
         f.direct_recurrent = plan.direct_recurrent;
+        f.turned_input = plan.turn_input;
+        f.turned_recurrent = plan.turn_recurrent;
         f.input_size = sizes.D;
         f.input = pointer<Storage>(layer.input);
         f.weight_ih = {pointer<Storage>(w.ih), panels_of<Operand>(input, d)};
@@ -261,7 +267,7 @@ class CpuDevice final : public Device {
 
   void backward(const Sequence& sequence, const LayerBackward& layer) const override {
     const Sizes& sizes = sequence.sizes;
-    const Plan plan = plan_for(sizes);
+    const Plan plan = plan_for(sizes, layer.gates.scalar_type());
     const Slices slices = {slice_batch(sequence, plan.batch_slices),
                            slice_units(sizes.H, plan.unit_slices, cpu::kernels().unit_block),
                            plan.parallel};

@@ -51,6 +51,7 @@ template <class Types>
 struct Forward {
   ForwardParams<Types> layer;
   bool direct_input, direct_recurrent;     // read the weight where it lies: for few rows
+  bool turned_input, turned_recurrent;     // the same for more rows, which are transposed
   int64_t input_size;                      // D
   const typename Types::Storage* input;    // [N, D]
   Weight<Types> weight_ih;                 // [4H, D]

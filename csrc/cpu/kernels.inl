@@ -14,6 +14,9 @@ constexpr int tile_vectors = 4;
 constexpr int direct_rows = 3;  // whose sums fit the registers in dot_products
 
 template <class Types>
+constexpr bool turns = std::is_same_v<typename Types::Storage, typename Types::Accum>;
+
+template <class Types>
 using VectorOfTypes = typename VectorFor<typename Types::Accum>::Type;
 
 // Products read bfloat16 itself, in tiles (tiles.inl), rather than widened to float32.
@@ -208,6 +211,92 @@ FUSED_LSTM_INLINE void dot_products(const T* w, int64_t depth, int64_t count,
   for (int r = 0; r < rows; ++r) sums[r] = sum_of_each(parts[r]);
 }
 
+// The other way round, for a weight that is used once and so not worth packing: the few rows of the
+// left factor are turned, a row a lane, [groups of rows, depth, lanes]. row_of(row), called in
+// order, says where a row [depth] lies.
+template <class V, class RowOf, class Scalar = typename Lanes<V>::Scalar>
+void turn(int64_t rows, int64_t depth, const RowOf& row_of, Scalar* to) {
+  constexpr int lanes = Lanes<V>::count;
+  for (int64_t first = 0; first < rows; first += lanes, to += depth * lanes) {
+    const Scalar* pointers[lanes];
+    for (int n = 0; n < lanes; ++n) {  // lanes past the last row are ignored
+      pointers[n] = first + n < rows ? row_of(first + n) : pointers[0];
+    }
+    for_vectors<V>(0, depth, [&](int64_t k, int part) {
+      V square[lanes];
+      for (int n = 0; n < lanes; ++n) square[n] = load<V>(pointers[n] + k, part);
+      transpose(square);
+      for (int n = 0; n < part; ++n) store<V>(to + (k + n) * lanes, square[n], lanes);
+    });
+  }
+}
+
+// sums [rows of the weight, groups of turned rows] = weight [rows, depth] times turned rows.
+template <int rows, int groups, class V, class Scalar = typename Lanes<V>::Scalar>
+FUSED_LSTM_INLINE void multiply_turned(const Scalar* weight, int64_t depth, const Scalar* turned,
+                                       V (*sums)[tile_vectors]) {
+  constexpr int lanes = Lanes<V>::count;
+  constexpr int line = 64 / sizeof(Scalar);
+  constexpr int copies = groups == 1 ? 2 : 1;  // few sums do not hide an addition's latency
+  V own[copies][rows][groups] = {};
+  const auto take = [&](int64_t k, V(&to)[rows][groups]) {
+    V x[groups];
+    for (int g = 0; g < groups; ++g) x[g] = load<V>(turned + (g * depth + k) * lanes, lanes);
+    for (int r = 0; r < rows; ++r) {
+      const V factor = fill<V>(weight[r * depth + k]);
+      for (int g = 0; g < groups; ++g) to[r][g] += factor * x[g];
+    }
+  };
+  int64_t k = 0;
+  for (; k + line <= depth; k += line) {
+    for (int r = 0; r < rows; ++r) __builtin_prefetch(weight + (rows + r) * depth + k);
+    for (int n = 0; n < line; n += copies) {
+      for (int copy = 0; copy < copies; ++copy) take(k + n + copy, own[copy]);
+    }
+  }
+  for (; k < depth; ++k) take(k, own[0]);
+  for (int r = 0; r < rows; ++r) {
+    for (int g = 0; g < groups; ++g) {
+      sums[r][g] = copies == 2 ? own[0][r][g] + own[copies - 1][r][g] : own[0][r][g];
+    }
+  }
+}
+
+// to [rows, 4, lanes] = from + turned rows times the rows of a weight [4H, depth] that belong to
+// the gates of units j .. ; from's rows are from_stride apart, 0 where all have the same.
+template <class V, class Scalar = typename Lanes<V>::Scalar>
+void multiply_turned_tiles(const Scalar* turned, int64_t rows, const Scalar* weight, int64_t depth,
+                           int64_t H, int64_t j, const Scalar* from, int64_t from_stride,
+                           Scalar* to) {
+  constexpr int lanes = Lanes<V>::count, width = tile_vectors * lanes;
+  const int64_t units = H - j < lanes ? H - j : lanes;
+  const int64_t groups = (rows + lanes - 1) / lanes;
+  for_row_blocks<tile_vectors>(groups, [&](int64_t first, auto block) {
+    constexpr int groups_of_block = decltype(block)::value;
+    // Sums that fill the register file, and enough of them to hide an addition's latency.
+    constexpr int highest =
+        groups_of_block > 2 ? FUSED_LSTM_TILE_ROWS : FUSED_LSTM_TILE_ROWS / 3 * 4;
+    for (int gate = 0; gate < tile_vectors; ++gate) {
+      V sums[lanes][tile_vectors] = {};
+      for_row_blocks<highest>(units, [&](int64_t unit, auto height) {
+        multiply_turned<decltype(height)::value, groups_of_block>(
+            weight + (gate * H + j + unit) * depth, depth, turned + first * depth * lanes,
+            sums + unit);
+      });
+      for (int g = 0; g < groups_of_block; ++g) {
+        V square[lanes];
+        for (int n = 0; n < lanes; ++n) square[n] = sums[n][g];
+        transpose(square);
+        const int64_t row = (first + g) * lanes;
+        for (int n = 0; n < lanes && row + n < rows; ++n) {
+          const V start = load<V>(from + (row + n) * from_stride + gate * lanes, lanes);
+          store<V>(to + (row + n) * width + gate * lanes, start + square[n], lanes);
+        }
+      }
+    }
+  });
+}
+
 // c [rows, columns] (+)= a [rows, depth] times the panels of a plain weight, of the columns
 // begin .. end; begin is where a panel begins.
 template <class V, class Scalar = typename Lanes<V>::Scalar>
@@ -329,6 +418,9 @@ struct Scratch {
     };
     take(bias, blocks * width);
     take(panel, (D > P ? D : P) * width);
+    const int64_t groups = (rows + lanes_of<Types>() - 1) / lanes_of<Types>();
+    take(turned,
+         f.turned_input || f.turned_recurrent ? groups * lanes_of<Types>() * (D > P ? D : P) : 0);
     take(products, blocks * rows * width);
     take(input, copies_input ? rows * D : 0);
     take(stage, is_narrow<Types> && p.projected ? readable_rows<Types>(1) * H : 0);
@@ -338,6 +430,7 @@ struct Scratch {
   int64_t rows;      // at most, of one chunk of steps
   Scalar* bias;      // [blocks, 4, lanes], both biases
   Operand* panel;    // of a weight that is not packed ahead
+  Operand* turned;   // input or hidden states for a weight that is used once
   Scalar* products;  // [blocks, rows, 4, lanes], with the input, biases added
   Operand* input;    // [rows, panel_depth(D)] of input that is not read where it lies
   Operand* stage;    // for the product with weight_hr
@@ -385,16 +478,17 @@ FUSED_LSTM_INLINE void store_tile_row(Scalar* to, const V (&sums)[tile_vectors])
 
 // tile(std::integral_constant highest, accumulate) with the way to add the products of a weight
 // [4H, depth] and units j .. to a tile's sums: from a panel, or from where the weight lies. Nothing
-// for products in AMX tiles, whose sums are in memory.
+// for products in AMX tiles or of turned rows, whose sums are in memory.
 template <class Types, class Tile>
 FUSED_LSTM_INLINE void for_tiles(const Forward<Types>& f, const Weight<Types>& weight, bool direct,
-                                 int64_t depth, int64_t j, const Scratch<Types>& scratch,
-                                 const Tile& tile) {
+                                 [[maybe_unused]] bool turned, int64_t depth, int64_t j,
+                                 const Scratch<Types>& scratch, const Tile& tile) {
   if (direct) {
     tile(std::integral_constant<int, direct_rows>{}, [&](const auto& pointers, auto& sums) {
       multiply_direct(pointers, depth, weight.data, f.layer.hidden_size, j, sums);
     });
   } else if constexpr (!is_narrow<Types>) {
+    if (turned) return;
     const typename Types::Operand* const panel = gate_panel(f, weight, depth, j, scratch);
     tile(std::integral_constant<int, FUSED_LSTM_TILE_ROWS>{},
          [&](const auto& pointers, auto& sums) { multiply(pointers, depth, panel, sums); });
@@ -460,6 +554,12 @@ void multiply_input(const Forward<Types>& f, const Part& part, const Scratch<Typ
       for (int64_t k = D; k < depth; ++k) to[k] = {};
     }
   }
+  if constexpr (turns<Types>) {
+    if (f.turned_input) {
+      Rows all(steps, part, first);
+      turn<V>(rows, D, [&](int64_t) { return f.input + all.next() * D; }, scratch.turned);
+    }
+  }
   const Scalar* bias = scratch.bias;
   Scalar* products = scratch.products;
   for (int64_t j = part.first_unit; j < part.last_unit; j += lanes) {
@@ -470,6 +570,12 @@ void multiply_input(const Forward<Types>& f, const Part& part, const Scratch<Typ
           multiply_tile(scratch.input + row * depth, depth, depth, panel, bias, 0,
                         products + row * width);
         }
+      }
+    }
+    if constexpr (turns<Types>) {
+      if (f.turned_input) {
+        multiply_turned_tiles<V>(scratch.turned, rows, f.weight_ih.data, D, f.layer.hidden_size, j,
+                                 bias, 0, products);
       }
     }
     Rows all(steps, part, first);
@@ -495,7 +601,7 @@ void multiply_input(const Forward<Types>& f, const Part& part, const Scratch<Typ
         }
       });
     };
-    for_tiles(f, f.weight_ih, f.direct_input, D, j, scratch, tile);
+    for_tiles(f, f.weight_ih, f.direct_input, f.turned_input, D, j, scratch, tile);
     bias += width;
     products += scratch.rows * width;
   }
@@ -549,6 +655,14 @@ void take_step(const Forward<Types>& f, const Part& part, const Scratch<Types>& 
   const Operand* const hidden = f.hidden[index % 2];
   Operand* const next = f.hidden[(index + 1) % 2];
 
+  if constexpr (turns<Types>) {
+    if (f.turned_recurrent) {
+      const auto row_of = [&](int64_t row) {
+        return hidden + (part.begin + row) * p.hidden_stride;
+      };
+      turn<V>(rows, P, row_of, scratch.turned);
+    }
+  }
   // Every other step goes downwards: the weights read last are still in the cache.
   const int64_t blocks = (part.last_unit - part.first_unit + lanes - 1) / lanes;
   for (int64_t i = 0; i < blocks; ++i) {
@@ -563,6 +677,17 @@ void take_step(const Forward<Types>& f, const Part& part, const Scratch<Types>& 
           multiply_tile(hidden + (part.begin + row) * p.hidden_stride, p.hidden_stride,
                         panel_depth<Types>(P), panel, of_input + row * width, width, tile);
           const int64_t height = rows - row < tile_rows ? rows - row : tile_rows;
+          finish_tile<V>(f, step, part.begin + row, height, j, tile, hidden, next);
+        }
+      }
+    }
+    if constexpr (turns<Types>) {
+      if (f.turned_recurrent) {
+        for (int64_t row = 0; row < rows; row += width) {
+          alignas(64) Scalar tile[width * width];
+          const int64_t height = rows - row < width ? rows - row : width;
+          multiply_turned_tiles<V>(scratch.turned + row * P, height, f.weight_hh.data, P,
+                                   p.hidden_size, j, of_input + row * width, width, tile);
           finish_tile<V>(f, step, part.begin + row, height, j, tile, hidden, next);
         }
       }
@@ -582,7 +707,7 @@ void take_step(const Forward<Types>& f, const Part& part, const Scratch<Types>& 
         finish_tile<V>(f, step, part.begin + row, height_of_tile, j, to_finish, hidden, next);
       });
     };
-    for_tiles(f, f.weight_hh, f.direct_recurrent, P, j, scratch, tile);
+    for_tiles(f, f.weight_hh, f.direct_recurrent, f.turned_recurrent, P, j, scratch, tile);
   }
 
   if (p.projected) {

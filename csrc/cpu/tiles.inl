@@ -24,6 +24,8 @@ class TileConfiguration {
       configuration.row_bytes[tile] = 64;
       configuration.rows[tile] = tile_rows;
     }
+    // GCC believes that the instruction reads 8 bytes, and may leave out writing the others.
+    __asm__ volatile("" : : "r"(&configuration) : "memory");
     _tile_loadconfig(&configuration);
   }
   ~TileConfiguration() { _tile_release(); }
