@@ -14,6 +14,10 @@ import fused_lstm
 
 EMULATED = Path(fused_lstm.__file__).parents[1]
 
+pytestmark = pytest.mark.skipif(
+    os.environ.get("FUSED_LSTM_EMULATED") != "1", reason="needs the emulator: make emulate"
+)
+
 # One fault shows in one kernel, another in another: all of them run, on several slices.
 PROGRAM = """
 import sys
