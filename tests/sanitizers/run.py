@@ -38,6 +38,8 @@ OPTIONS = {
     # Or torch's own threads, whose waiting it cannot see, would be taken for races.
     "TSAN_OPTIONS": "halt_on_error=1:ignore_noninstrumented_modules=1",
 }
+# The emulator's fibers; it tells AddressSanitizer of each switch.
+EXPECTED = "ASan doesn't fully support makecontext/swapcontext"
 
 
 def main(kind: str, folder: Path, tests: list[str]) -> int:
@@ -62,9 +64,13 @@ def main(kind: str, folder: Path, tests: list[str]) -> int:
     environment["PYTHONPATH"] = str(folder)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *tests]
     status = subprocess.run(command, env=environment, cwd=folder).returncode
-    reports = sorted(folder.glob("report.*"))
+    reports = [
+        [line for line in report.read_text(errors="replace").splitlines() if EXPECTED not in line]
+        for report in sorted(folder.glob("report.*"))
+    ]
+    reports = [report for report in reports if any(report)]
     for report in reports:
-        print(report.read_text(errors="replace"))
+        print("\n".join(report))
     return status or len(reports)
 
 
