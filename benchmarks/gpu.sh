@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Builds, tests and benchmarks on a bare GPU machine: python3 with torch, and nvcc.
 #
-#   bash benchmarks/gpu.sh RESULTS [build] [test] [sanitize] [bench] [-- PYTEST ARGUMENTS]
+#   bash benchmarks/gpu.sh RESULTS [build] [test] [sanitize] [steps] [bench] [-- PYTEST ARGUMENTS]
 #
-# RESULTS gets a log a stage, the machine's results file, the plot and summary.txt: seven files.
-# No stage named: all four. What stands after -- goes to the benchmarks (--quick, -k packed, ...).
+# RESULTS gets a log a stage, the machine's results file, the plot and summary.txt: eight files.
+# No stage named: all five. What stands after -- goes to the benchmarks (--quick, -k packed, ...).
 # Each stage has a time limit in seconds, LIMIT_BUILD and so on; a benchmark that is cut short
 # keeps every case it finished. TESTS is pytest's -m for the test stage, SANITIZE_TESTS its -k for
 # compute-sanitizer. Wheels in .whl/ (pytest, where the machine has none) are put on PYTHONPATH.
@@ -24,14 +24,14 @@ cd "$(dirname "$0")/.." || exit 2
 stages=()
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
     case $1 in
-        build | test | sanitize | bench) stages+=("$1") ;;
-        *) echo "gpu.sh: no stage is called $1; there are build, test, sanitize, bench" >&2; exit 2 ;;
+        build | test | sanitize | steps | bench) stages+=("$1") ;;
+        *) echo "gpu.sh: no stage is called $1; there are build, test, sanitize, steps, bench" >&2; exit 2 ;;
     esac
     shift
 done
 [ $# -gt 0 ] && shift
 bench_arguments=("$@")
-[ ${#stages[@]} -gt 0 ] || stages=(build test sanitize bench)
+[ ${#stages[@]} -gt 0 ] || stages=(build test sanitize steps bench)
 
 export PYTHONUNBUFFERED=1
 if compgen -G '.whl/*.whl' >/dev/null; then
@@ -80,6 +80,10 @@ sanitize() {
     return "$worst"
 }
 
+steps() { # what a step costs with each kernel, beside the plan's estimates
+    limited "${LIMIT_STEPS:-120}" python3 -m benchmarks.steps
+}
+
 bench() {
     local machine status
     machine=$(python3 -c '
@@ -106,6 +110,7 @@ for stage in "${stages[@]}"; do
         build) build ;;
         test) run_tests ;;
         sanitize) sanitize ;;
+        steps) shown=60 && steps ;;
         bench) shown=45 && bench ;;
     esac >"$log" 2>&1
     case $? in

@@ -33,12 +33,14 @@ from benchmarks import (  # noqa: E402
     plot,
     report,
     results,
+    steps,
     tables,
     workloads,
 )
 from benchmarks.cases import Case, cases  # noqa: E402
 from benchmarks.summary import Summary, columns  # noqa: E402
 from benchmarks.timing import MAX_ROUNDS, MIN_ROUNDS, Contest, Sampler, Spread  # noqa: E402
+from fused_lstm import FusedLSTM  # noqa: E402
 
 FACTS = {
     "device": "A CPU (R) X-1",
@@ -516,6 +518,15 @@ class TestReadme:
     @pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="no README here")
     def test_of_the_project_is_up_to_date(self):
         assert report.main(["--readme", "--check"]) == 0
+
+
+def test_estimates_of_a_step():
+    """Read out of explain's text: forward, or forward and backward; none where it cannot."""
+    module = FusedLSTM(64, 64, dtype=torch.bfloat16)
+    forward = steps.estimated(module, 8, "block", training=False, device="H100")
+    both = steps.estimated(module, 8, "block", training=True, device="H100")
+    assert 0 < forward < both
+    assert steps.estimated(module, 8, "cluster", training=False, device="A100") is None
 
 
 def test_geometric_mean_of_a_gain_and_an_equal_loss_is_one():
