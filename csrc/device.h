@@ -73,6 +73,20 @@ struct LayerBackward {
   at::Tensor unprojected;          // [directions, N, H] with a projection
 };
 
+// The part of a plan's problem that the sizes tell.
+inline Problem problem_of(const Sizes& sizes) {
+  Problem problem = {};
+  problem.length = sizes.T;
+  problem.batch = sizes.B;
+  problem.rows = sizes.N;
+  problem.input = sizes.D;
+  problem.hidden = sizes.H;
+  problem.projection = sizes.P;
+  problem.projected = sizes.projected;
+  problem.directions = sizes.directions;
+  return problem;
+}
+
 class Device {
  public:
   virtual ~Device() = default;

@@ -40,19 +40,11 @@ Plan plan_for(const Sizes& sizes, at::ScalarType storage) {
 #else
   constexpr bool team = false;
 #endif
-  Problem problem = {};
+  Problem problem = problem_of(sizes);
   problem.threads = at::get_num_threads();
   problem.team = team;
   // 16-bit numbers are better widened by packing than one by one.
   problem.lanes = storage == accum_type(storage) ? cpu::kernels().unit_block / 4 : 0;
-  problem.length = sizes.T;
-  problem.batch = sizes.B;
-  problem.rows = sizes.N;
-  problem.input = sizes.D;
-  problem.hidden = sizes.H;
-  problem.projection = sizes.P;
-  problem.projected = sizes.projected;
-  problem.directions = sizes.directions;
   return make_plan(problem);
 }
 

@@ -17,16 +17,8 @@ namespace fused_lstm {
 namespace {
 
 Plan plan_of(const Sizes& s, at::ScalarType storage, bool backward) {
-  Problem problem = {};
+  Problem problem = problem_of(s);
   problem.gpu = gpu_of(at::cuda::current_device());
-  problem.length = s.T;
-  problem.batch = s.B;
-  problem.rows = s.N;
-  problem.hidden = s.H;
-  problem.projection = s.P;
-  problem.projected = s.projected;
-  problem.input = s.D;
-  problem.directions = s.directions;
   problem.backward = backward;
   problem.number_bytes = static_cast<int>(at::elementSize(storage));
   problem.tensor_cores = storage == at::kFloat ? cuda::allows_tf32() : storage != at::kDouble;

@@ -97,11 +97,6 @@ __device__ __forceinline__ unsigned load_acquire(const unsigned* counter) {
 
 // Clusters of blocks, from compute capability 9.0 on.
 #if __CUDA_ARCH__ >= 900
-__device__ __forceinline__ unsigned cluster_rank() {
-  unsigned rank;
-  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
 // Where block `rank` of the cluster has what lies at `shared` in this block.
 __device__ __forceinline__ char* map_shared(char* shared, unsigned rank) {
   uint64_t mapped;
@@ -115,7 +110,6 @@ __device__ __forceinline__ void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 }
 #else
-__device__ __forceinline__ unsigned cluster_rank() { return 0; }
 __device__ __forceinline__ char* map_shared(char* shared, unsigned) { return shared; }
 __device__ __forceinline__ void cluster_arrive() { __trap(); }
 __device__ __forceinline__ void cluster_wait() { __trap(); }

@@ -65,7 +65,6 @@ struct Cluster {
 
 struct Block {
   dim3 index;
-  unsigned rank = 0;
   Cluster* cluster = nullptr;
   std::unique_ptr<char, void (*)(void*)> memory = {nullptr, std::free};
   Meeting meeting;
@@ -152,7 +151,6 @@ class Machine {
     for (unsigned rank = 0; rank < size; ++rank) {
       auto block = std::make_unique<Block>();
       block->index = dim3(first + rank, 0, 0);
-      block->rank = rank;
       block->cluster = cluster.get();
       const size_t bytes = (config_->dynamicSmemBytes + 127) / 128 * 128;
       block->memory.reset(static_cast<char*>(std::aligned_alloc(128, bytes)));
@@ -398,8 +396,6 @@ void wait_for_warp(const char* what, void* mine, void (*together)(void* const (&
 }
 
 char* block_memory() { return machine().running().block->memory.get(); }
-
-unsigned cluster_rank() { return machine().running().block->rank; }
 
 char* map_shared(char* shared, unsigned rank) {
   Block& own = *machine().running().block;

@@ -8,7 +8,6 @@
 namespace emulator {
 
 char* block_memory();
-unsigned cluster_rank();
 char* map_shared(char* shared, unsigned rank);
 void cluster_arrive();
 void cluster_wait();
@@ -109,7 +108,6 @@ inline void add_release(unsigned* counter, unsigned value) {
 }
 inline unsigned load_acquire(const unsigned* counter) { return emulator::load_acquire(counter); }
 
-inline unsigned cluster_rank() { return emulator::cluster_rank(); }
 inline char* map_shared(char* shared, unsigned rank) { return emulator::map_shared(shared, rank); }
 inline void cluster_arrive() { emulator::cluster_arrive(); }
 inline void cluster_wait() { emulator::cluster_wait(); }
