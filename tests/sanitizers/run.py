@@ -36,7 +36,8 @@ OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=0",
     "UBSAN_OPTIONS": "print_stacktrace=1",
     # Or torch's own threads, whose waiting it cannot see, would be taken for races.
-    "TSAN_OPTIONS": "halt_on_error=1:ignore_noninstrumented_modules=1",
+    "TSAN_OPTIONS": "halt_on_error=1:ignore_noninstrumented_modules=1"
+    f":suppressions={HERE / 'torch.supp'}",
 }
 # The emulator's fibers; it tells AddressSanitizer of each switch.
 EXPECTED = "ASan doesn't fully support makecontext/swapcontext"
