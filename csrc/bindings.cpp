@@ -97,6 +97,7 @@ py::dict gpu_plan(const GpuFacts& gpu, int64_t length, int64_t batch, int64_t in
     one["units"] = choice.placement.units;
     one["slices"] = choice.placement.slices;
     one["sequences"] = choice.placement.sequences;
+    one["staged"] = choice.placement.staged;
     one["shared_memory"] = choice.shared_memory;
     choices.append(one);
   }

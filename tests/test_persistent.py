@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fused_lstm
-from fused_lstm import FusedLSTM
+from fused_lstm import _C, FusedLSTM
 from fused_lstm.explain import Gpu
 
 EMULATED = os.environ.get("FUSED_LSTM_EMULATED") == "1"
@@ -104,6 +104,30 @@ def test_shapes(kernel, device, numbers, shape):
 @pytest.mark.parametrize("options", [{"bidirectional": True}, {"bias": False}], ids=str)
 def test_layers(kernel, device, numbers, options):
     assert_right(*make(kernel, device, numbers, 4, 10, 3, 36, **options))
+
+
+def test_an_operand_taken_in_parts(device):
+    """Backward at this size has no room for the operand of all sequences of a slice at once."""
+    if not EMULATED or device != "cpu":
+        pytest.skip("sized for the emulator's GPU")
+    T, B, H = 3, 17, 480
+    with fused_lstm.use_kernel("grid"):
+        call = make("grid", device, torch.bfloat16, T, B, 1, H)
+        plan = _C.gpu_plan(
+            gpu=tuple(EMULATOR),
+            length=T,
+            batch=B,
+            input=1,
+            hidden=H,
+            projection=H,
+            directions=1,
+            backward=True,
+            number_bytes=2,
+            tensor_cores=True,
+        )
+        [grid] = [choice for choice in plan["choices"] if choice["kernel"] == "grid"]
+        assert grid["staged"] < grid["sequences"]
+        assert_right(*call)
 
 
 def test_packed(kernel, device, numbers):

@@ -35,7 +35,6 @@ struct Block;
 struct Fiber {
   ucontext_t context;
   void* stack = nullptr;
-  void* sanitizer_stack = nullptr;
   dim3 thread;
   Block* block = nullptr;
   const char* waits = nullptr;  // for what; null: it can go on
