@@ -47,7 +47,8 @@ using GpuFacts = std::optional<std::tuple<int, int, int64_t, int>>;
 Problem problem_of(const GpuFacts& gpu, int64_t length, int64_t batch, int64_t input,
                    int64_t hidden, int64_t projection, int64_t directions) {
   Problem problem = {};
-  if (gpu) problem.gpu = std::make_from_tuple<Gpu>(*gpu);
+  // Braces: C++17, as which torch 2.11 compiles, has no parentheses for an aggregate.
+  if (gpu) problem.gpu = std::apply([](auto... facts) { return Gpu{facts...}; }, *gpu);
   problem.length = length;
   problem.batch = batch;
   problem.rows = length * batch;
