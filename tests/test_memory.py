@@ -109,6 +109,10 @@ def test_saves_no_more_for_backward_than_nn_lstm(shape, dtype, packed):
         x = pack_padded_sequence(x, torch.linspace(T, max(1, T // 4), B).long())
     saved, _ = forward_bytes(ours, x)
     theirs, _ = forward_bytes(twin(ours), x)
+    if packed and B == 1 and dtype == torch.bfloat16 and torch.__version__ < (2, 13):
+        # nn.LSTM does not take oneDNN for it there. Its own steps save all but the last output,
+        # which it returns.
+        theirs += H * dtype.itemsize
     assert saved <= theirs, f"{saved} bytes, {saved / theirs:.2f} times nn.LSTM's"
 
 
