@@ -2,7 +2,9 @@
 
 Environment variables: FUSED_LSTM_CUDA=0 or 1 builds without or with CUDA whatever is found;
 CUDA_HOME and TORCH_CUDA_ARCH_LIST mean what they mean to PyTorch; FUSED_LSTM_KERNEL_STATS=1
-prints what registers and stack each CUDA kernel takes; MAX_JOBS limits parallel compilers.
+prints what registers and stack each CUDA kernel takes; MAX_JOBS limits parallel compilers;
+FUSED_LSTM_WHEEL=1 names torch and CUDA in the version, as in 0.1.0+torch2.13.cpu, for a wheel that
+is built here and installed elsewhere.
 """
 
 import os
@@ -17,6 +19,8 @@ from pathlib import Path
 import setuptools
 
 ROOT = Path(__file__).resolve().parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "fused_lstm/__init__.py").read_text())[1]
+OLDEST_TORCH = "2.11"
 
 
 def fail(message):
@@ -44,8 +48,11 @@ def import_torch():
             f"PyTorch cannot be imported ({error}): type `pip install torch` first; if it is "
             "installed already, `pip install --no-build-isolation .`"
         )
-    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11):
-        fail(f"PyTorch is {torch.__version__}, must be 2.11 or later: type `pip install -U torch`")
+    if torch.__version__ < OLDEST_TORCH:
+        fail(
+            f"PyTorch is {torch.__version__}, must be {OLDEST_TORCH} or later: type "
+            "`pip install -U torch`"
+        )
     return torch
 
 
@@ -142,7 +149,7 @@ def make_extension(cpp_extension, cuda_includes):
     return extension
 
 
-def make_build_command(torch, cpp_extension):
+def make_build_command(torch, cpp_extension, minor, cuda):
     class BuildExtension(cpp_extension.BuildExtension):
         def finalize_options(self):
             super().finalize_options()
@@ -159,21 +166,39 @@ def make_build_command(torch, cpp_extension):
             except (RuntimeError, ValueError, OSError) as error:
                 fail(error)
 
+        def run(self):
+            super().run()
+            # What fused_lstm/_extension.py compares with the torch that is imported
+            facts = f'"""Written by setup.py."""\n\nTORCH = {minor!r}\nCUDA = {cuda!r}\n'
+            Path(self.get_ext_fullpath("fused_lstm._C")).with_name("_build.py").write_text(facts)
+
     return BuildExtension
 
 
-torch = import_torch()
-if int(setuptools.__version__.split(".")[0]) < 77:
-    fail(
-        f"setuptools is {setuptools.__version__}, must be 77 or later: type "
-        "`pip install -U setuptools ninja`"
-    )
-cuda_includes = prepare_cuda(torch)
-# A ninja from PyPI lies beside python, also where that folder is not on PATH.
-os.environ["PATH"] += os.pathsep + sysconfig.get_path("scripts")
-from torch.utils import cpp_extension  # noqa: E402  (it reads CUDA_HOME when imported)
+def setup_binary():
+    torch = import_torch()
+    if int(setuptools.__version__.split(".")[0]) < 77:
+        fail(
+            f"setuptools is {setuptools.__version__}, must be 77 or later: type "
+            "`pip install -U setuptools ninja`"
+        )
+    cuda_includes = prepare_cuda(torch)
+    # A ninja from PyPI lies beside python, also where that folder is not on PATH.
+    os.environ["PATH"] += os.pathsep + sysconfig.get_path("scripts")
+    from torch.utils import cpp_extension  # it reads CUDA_HOME when imported
 
-setuptools.setup(
-    ext_modules=[make_extension(cpp_extension, cuda_includes)],
-    cmdclass={"build_ext": make_build_command(torch, cpp_extension)},
-)
+    minor = ".".join(torch.__version__.split(".")[:2])
+    cuda = None if cuda_includes is None else torch.version.cuda
+    tag = f"+torch{minor}.{'cu' + cuda.replace('.', '') if cuda else 'cpu'}"
+    setuptools.setup(
+        version=VERSION + (tag if os.environ.get("FUSED_LSTM_WHEEL") == "1" else ""),
+        install_requires=[f"torch=={minor}.*"],
+        ext_modules=[make_extension(cpp_extension, cuda_includes)],
+        cmdclass={"build_ext": make_build_command(torch, cpp_extension, minor, cuda)},
+    )
+
+
+if {"egg_info", "sdist"}.isdisjoint(sys.argv):
+    setup_binary()
+else:  # of a source distribution, which is not for one torch and is made without any
+    setuptools.setup(version=VERSION, install_requires=[f"torch>={OLDEST_TORCH}"])

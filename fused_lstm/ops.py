@@ -9,17 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from fused_lstm import reference
-
-try:
-    import fused_lstm._C  # noqa: F401  (registers the operators)
-except ImportError as error:
-    raise ImportError(
-        "fused_lstm._C, the compiled half of fused_lstm, cannot be loaded for torch "
-        f"{torch.__version__} ({error}). Build it for this torch with `pip install .` in the "
-        "project's folder; from a source tree that is imported in place, with "
-        "`python setup.py build_ext --inplace`."
-    ) from error
+from fused_lstm import _extension, reference  # noqa: F401  (_C registers the operators)
 
 Result = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 

@@ -1,0 +1,163 @@
+"""What is handed out: a source distribution, made without torch, and wheels without a compiler."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from fused_lstm import _build, _extension
+
+ROOT = Path(__file__).resolve().parents[1]
+KIND = f"torch{_build.TORCH}." + (f"cu{_build.CUDA.replace('.', '')}" if _build.CUDA else "cpu")
+PYTHON_TAG = f"cp{sys.version_info[0]}{sys.version_info[1]}"
+WHEELS = sorted((ROOT / "dist").glob(f"fused_lstm-*+{KIND}-{PYTHON_TAG}-*.whl"))
+needs_wheel = pytest.mark.skipif(
+    not WHEELS, reason=f"no wheel for {KIND} and {PYTHON_TAG} in dist/: `make wheels`"
+)
+# As others run it: without the folders that this run was given
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "PIP_"))}
+
+
+def output_of(*command, where, path=os.environ["PATH"], status=0):
+    environment = {**ENVIRONMENT, "PATH": str(path), "PIP_CONFIG_FILE": os.devnull}
+    done = subprocess.run(
+        list(map(str, command)), cwd=where, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def environment_in(folder):
+    """A virtual environment's python, and the folder of its packages."""
+    output_of(sys.executable, "-m", "venv", folder, where=folder)
+    python = folder / "bin/python"
+    where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    return python, Path(output_of(python, "-c", where, where=folder).strip())
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory):
+    """The unpacked source distribution, and what making it printed."""
+    tree = tmp_path_factory.mktemp("tree") / "fused_lstm"
+    made = shutil.ignore_patterns(".*_cache", ".git", ".venv", "build", "dist", "*.egg-info")
+    shutil.copytree(ROOT, tree, ignore=made)
+    (tree.parent / "sdist").mkdir()
+    said = output_of(
+        sys.executable,
+        "-c",
+        "import sys; sys.modules['torch'] = None\n"  # not to be imported
+        "from setuptools import build_meta; build_meta.build_sdist('../sdist')",
+        where=tree,
+    )
+    (archive,) = (tree.parent / "sdist").iterdir()
+    with tarfile.open(archive) as file:
+        file.extractall(tree.parent / "unpacked", filter="data")
+    (folder,) = (tree.parent / "unpacked").iterdir()
+    return folder, said
+
+
+def test_source_distribution_is_made_without_torch(sdist):
+    folder, said = sdist
+    assert "warning" not in said.replace("warning: no previously-included files", "").lower(), said
+    assert "\nRequires-Dist: torch>=2.11\n" in (folder / "PKG-INFO").read_text()
+    for part in ["csrc", "fused_lstm", "tests", "benchmarks"]:
+        here = {str(path.relative_to(folder)) for path in (folder / part).rglob("*.*")}
+        there = {str(path.relative_to(ROOT)) for path in (ROOT / part).rglob("*.*")}
+        made = ("_build.py", ".so", ".pyc")
+        assert not {path for path in there - here if not path.endswith(made)}
+        assert not {path for path in here if path.endswith(("fused_lstm/_build.py", ".so", ".pyc"))}
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A python, beside which no compiler is on PATH, with torch and the wheel, from its index."""
+    folder = tmp_path_factory.mktemp("installed")
+    python, packages = environment_in(folder)
+    # torch and pytest are too large to be copied.
+    borrowed = {str(Path(module.__file__).parents[1]) for module in (torch, pytest)}
+    (packages / "torch.pth").write_text("\n".join(borrowed))
+    # An old one, which Python 3.11 brings, would hide the one that torch asks for.
+    output_of(python, "-m", "pip", "uninstall", "--yes", "setuptools", where=folder)
+    for tool in ["cc", "c++", "gcc", "g++", "clang", "nvcc", "ninja", "git", "make"]:
+        assert shutil.which(tool, path=python.parent) is None
+    version = WHEELS[-1].name.split("-")[1]
+    index = (ROOT / "dist/simple" / KIND).as_uri()
+    output_of(
+        *(python, "-m", "pip", "install", "--index-url", index, f"fused_lstm=={version}"),
+        where=folder,
+        path=python.parent,
+    )
+    assert list(packages.glob("fused_lstm/_C.*.so"))
+    return python
+
+
+@needs_wheel
+def test_wheel_needs_no_compiler(installed, tmp_path):
+    demo = ["-m", "fused_lstm", "demo", "--device", "cpu", "--steps", "2"]
+    said = output_of(installed, *demo, where=tmp_path, path=installed.parent)
+    assert "classifier" in said
+    assert (tmp_path / "fused_lstm_demo.html").stat().st_size
+
+
+@needs_wheel
+def test_tests_of_the_source_distribution_pass_on_the_wheel(installed, sdist, tmp_path):
+    tests = sdist[0] / "tests/test_contract.py"
+    said = output_of(
+        *(installed, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests),
+        where=tmp_path,  # not beside the sources, which are not built
+        path=installed.parent,
+    )
+    assert " passed" in said
+
+
+@needs_wheel
+def test_pip_refuses_a_wheel_for_another_torch(tmp_path):
+    python, packages = environment_in(tmp_path)
+    other = packages / "torch-2.99.0.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.99.0\n")
+    said = output_of(
+        python, "-m", "pip", "install", "--no-index", WHEELS[-1], where=tmp_path, status=1
+    )
+    assert f"torch=={_build.TORCH}.*" in said
+
+
+@pytest.mark.parametrize(
+    ("built", "imported", "wheel"),
+    [
+        (("2.13", None), ("2.13.1+cpu", None), None),
+        (("2.13", None), ("2.13.0+cu130", "13.0"), None),
+        (("2.14", "13.0"), ("2.14.1+cu132", "13.2"), None),
+        (("2.13", None), ("2.14.1+cpu", None), "+torch2.14.cpu"),
+        (("2.13", None), ("2.14.1", "13.0"), "+torch2.14.cu130"),
+        (("2.1", None), ("2.13.0", None), "+torch2.13.cpu"),
+        (("2.14", "13.0"), ("2.14.1+cpu", None), "+torch2.14.cpu"),
+        (("2.14", "13.0"), ("2.14.1+cu126", "12.6"), "+torch2.14.cu126"),
+    ],
+)
+def test_wheel_that_fits(monkeypatch, built, imported, wheel):
+    monkeypatch.setattr(_build, "TORCH", built[0])
+    monkeypatch.setattr(_build, "CUDA", built[1])
+    said = _extension._obstacle(*imported)
+    assert said is None if wheel is None else f"version ends in {wheel}, " in said
+
+
+def test_import_by_another_torch_is_one_line(tmp_path):
+    said = output_of(
+        sys.executable,
+        "-c",
+        "import torch; torch.__version__ = '2.99.1'\n"
+        "try: import fused_lstm\n"
+        "except ImportError as error: print(error)",
+        where=tmp_path,
+    )
+    assert len(said.splitlines()) == 1
+    assert "but torch is 2.99.1: install the wheel whose version ends in +torch2.99." in said
+    assert "`pip install --force-reinstall --no-deps .`" in said
