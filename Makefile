@@ -3,8 +3,11 @@
 # another virtual environment); otherwise it gets its own. Nothing is installed outside .venv.
 # The package is installed editable: the source tree and the installed package are the same
 # files, so neither can shadow the other.
-PYTHON ?= python3
 VENV := .venv
+# The interpreter of an earlier make stays until another is given
+ifndef PYTHON
+PYTHON := $(or $(wildcard $(firstword $(shell cat $(VENV)/torch 2>/dev/null))),python3)
+endif
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -15,6 +18,15 @@ TORCH_FOLDERS := import sys, torch; from pathlib import Path; \
 SITE_FOLDER := import sysconfig; print(sysconfig.get_path("purelib"))
 PYTHON_CHECK := import sys; sys.version_info >= (3, 10) or sys.exit("Python is " \
 	+ sys.version.split()[0] + ", must be 3.10 or later: make PYTHON=/path/to/python")
+
+# An interpreter, and its torch: where it lies and what it says of itself, without the second that
+# an import takes. The files torch and built in .venv hold those that they were made with.
+TORCH_FACTS := import importlib.util, pathlib, sys; spec = importlib.util.find_spec("torch"); \
+	print(sys.executable, *[spec.origin, pathlib.Path(spec.origin).with_name("version.py") \
+	.read_text()] if spec else ["no torch"])
+# FORCE if the facts in file $(1) are no longer those of interpreter $(2)
+outdated = $(shell [ ! -f $(1) ] || [ "$$($(2) -c '$(TORCH_FACTS)' 2>&1)" = "$$(cat $(1))" ] \
+	|| echo FORCE)
 
 # What the kernels compute; the other tests are about the choice of one or about Python
 COMPUTED := $(addprefix tests/test_,accuracy.py cell.py gradients.py hypothesis.py lengths.py \
@@ -28,7 +40,7 @@ RACES := tests/test_cpu_kernels.py tests/test_accuracy.py \
 
 NATIVE := $(shell find csrc -type f)
 
-.PHONY: demo test fuzz emulate sanitize build bench lint format clean
+.PHONY: demo test fuzz emulate sanitize torches wheels build bench lint format clean FORCE
 
 demo: build  # ARGS="--device cpu --task classifier" and so on
 	$(BIN)/python -m fused_lstm demo $(ARGS)
@@ -56,6 +68,12 @@ sanitize: build
 	PATH="$(CURDIR)/$(BIN):$$PATH" \
 		$(BIN)/python tests/sanitizers/run.py thread build/thread $(RACES) $(ARGS)
 
+torches:  # builds and tests on each torch of .ci/requirements-torch.txt; ARGS="2.11.0" for one
+	PYTHON=$(PYTHON) .ci/torches $(ARGS)
+
+wheels:  # for each of them into dist/, with an index for pip
+	PYTHON=$(PYTHON) .ci/wheels $(ARGS)
+
 build: $(VENV)/built
 
 bench: build  # ARGS="--quick" and so on
@@ -73,10 +91,10 @@ format: $(VENV)/tools
 	$(BIN)/ruff format .
 
 clean:  # leaves .venv, for torch is large
-	rm -rf build dist *.egg-info fused_lstm/_C.*.so $(VENV)/built $(VENV)/tools
+	rm -rf build dist *.egg-info fused_lstm/_C.*.so fused_lstm/_build.py $(VENV)/built $(VENV)/tools
 	rm -rf .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
-$(VENV)/torch:
+$(VENV)/torch: $(call outdated,$(VENV)/torch,$(PYTHON))
 	@$(PYTHON) -c '$(PYTHON_CHECK)'
 	$(PYTHON) -m venv --clear $(VENV)
 	@if folders=$$($(PYTHON) -c '$(TORCH_FOLDERS)' 2>/dev/null); then \
@@ -87,12 +105,13 @@ $(VENV)/torch:
 		$(PIP) install torch==2.13.0; \
 	fi
 	$(PIP) install --quiet "setuptools>=77" ninja
-	@touch $@
+	@$(PYTHON) -c '$(TORCH_FACTS)' > $@
 
-$(VENV)/built: $(VENV)/torch setup.py pyproject.toml $(NATIVE)
+$(VENV)/built: $(VENV)/torch setup.py pyproject.toml $(NATIVE) \
+		$(call outdated,$(VENV)/built,$(BIN)/python)
 	@echo "Building fused_lstm (the first time this takes minutes)"
 	@$(PIP) install --quiet --no-build-isolation --editable ".[test]"
-	@touch $@
+	@$(BIN)/python -c '$(TORCH_FACTS)' > $@
 
 $(VENV)/tools: $(VENV)/built
 	$(PIP) install --quiet --no-build-isolation --editable ".[dev]"
