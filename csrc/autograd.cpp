@@ -110,6 +110,13 @@ FiveTensors call_layer(const at::Tensor& input, const at::Tensor& hidden, const 
                  keep_states, /*recompute=*/false);
 }
 
+// The backward reads the output of every step but a direction's last: of a single step it reads
+// none, and the caller may change that one in place.
+bool reads_output(const at::Tensor& input, const OptionalTensor& batch_sizes) {
+  const c10::SymInt steps = batch_sizes ? batch_sizes->sym_size(0) : input.sym_size(0);
+  return !steps.sym_eq(1).guard_or_false(__FILE__, __LINE__);
+}
+
 class LayerFunction : public torch::autograd::Function<LayerFunction> {
  public:
   static variable_list forward(AutogradContext* ctx, const at::Tensor& input,
@@ -122,7 +129,8 @@ class LayerFunction : public torch::autograd::Function<LayerFunction> {
                    keep_states || !recompute);
     ctx->saved_data["reset_to_initial"] = reset_to_initial;
     save(ctx, input, hidden, cell, weights,
-         {output, recompute ? at::Tensor() : cells, recompute ? at::Tensor() : gates,
+         {reads_output(input, batch_sizes) ? output : at::Tensor(),
+          recompute ? at::Tensor() : cells, recompute ? at::Tensor() : gates,
           or_undefined(batch_sizes), or_undefined(lengths), or_undefined(reset)});
     if (recompute && !keep_states) ctx->mark_non_differentiable({cells, gates});  // empty
     return {output, hidden_n, cell_n, cells, gates};
@@ -156,7 +164,7 @@ class LayerFunction : public torch::autograd::Function<LayerFunction> {
     return in_order(
         op.call(if_defined(gradients[0]), if_defined(gradients[1]), if_defined(gradients[2]),
                 if_defined(gradients[3]), if_defined(gradients[4]), inputs[0], inputs[1], inputs[2],
-                at::TensorList(inputs).slice(3), saved[n], if_defined(saved[n + 1]),
+                at::TensorList(inputs).slice(3), if_defined(saved[n]), if_defined(saved[n + 1]),
                 if_defined(saved[n + 2]), batch_sizes, lengths, reset, reset_to_initial,
                 input_needed, any_needed(ctx, 3, n)),
         input_needed, n - 3, /*others=*/6);
@@ -190,7 +198,7 @@ class CellFunction : public torch::autograd::Function<CellFunction> {
                                at::TensorList weights) {
     auto [hidden_n, cell_n, cells, gates] =
         call_cell(input, hidden, cell, weights, /*keep_states=*/true);
-    save(ctx, input, hidden, cell, weights, {hidden_n, cells, gates});
+    save(ctx, input, hidden, cell, weights, {cells, gates});
     return {hidden_n, cell_n, cells, gates};
   }
 
@@ -215,7 +223,7 @@ class CellFunction : public torch::autograd::Function<CellFunction> {
     return in_order(op.call(if_defined(gradients[0]), if_defined(gradients[1]),
                             if_defined(gradients[2]), if_defined(gradients[3]), inputs[0],
                             inputs[1], inputs[2], at::TensorList(inputs).slice(3), saved[n],
-                            saved[n + 1], saved[n + 2], input_needed, any_needed(ctx, 3, n)),
+                            saved[n + 1], input_needed, any_needed(ctx, 3, n)),
                     input_needed, n - 3, /*others=*/0);
   }
 };

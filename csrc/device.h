@@ -61,7 +61,8 @@ struct LayerForward {
 
 struct LayerBackward {
   std::vector<Weights> weights;  // without biases
-  at::Tensor hidden_0, cell_0, gates, cells, output;
+  at::Tensor hidden_0, cell_0, gates, cells;
+  at::Tensor output;  // undefined where T == 1
   at::Tensor grad_output, grad_cells, grad_gates;
   // In: the gradients of the last states, out: of the first. accum_type.
   at::Tensor grad_hidden, grad_cell;
@@ -140,7 +141,8 @@ Params common_params(const Sequence& sequence, const Layer& layer, int64_t d) {
   p.cell_0 = pointer<Storage>(layer.cell_0, d);
   p.gates = pointer<Storage>(layer.gates, d);
   p.cells = pointer<Accum>(layer.cells, d);
-  p.output = pointer<Storage>(layer.output) + d * sizes.P;
+  p.output = pointer<Storage>(layer.output);
+  if (p.output) p.output += d * sizes.P;
   p.output_stride = sizes.directions * sizes.P;
   return p;
 }

@@ -205,7 +205,8 @@ LayerResult layer_forward(const LayerArguments& arguments, bool keep_states) {
 }
 
 LayerInputGradients layer_backward(const LayerGradients& gradients, const LayerArguments& arguments,
-                                   const at::Tensor& output, const std::optional<at::Tensor>& cells,
+                                   const std::optional<at::Tensor>& output,
+                                   const std::optional<at::Tensor>& cells,
                                    const std::optional<at::Tensor>& gates, bool input_needed,
                                    bool weights_needed) {
   const Sequence sequence = check(arguments);
@@ -230,7 +231,10 @@ LayerInputGradients layer_backward(const LayerGradients& gradients, const LayerA
   }
   layer.hidden_0 = arguments.hidden.contiguous();
   layer.cell_0 = arguments.cell.contiguous();
-  layer.output = output.contiguous();
+  if (s.T > 1) {
+    TORCH_CHECK(output, "output is missing, must be given for more than one step");
+    layer.output = output->contiguous();
+  }
   if (cells && gates) {
     layer.cells = cells->contiguous();
     layer.gates = gates->contiguous();

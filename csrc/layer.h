@@ -38,10 +38,12 @@ struct LayerGradients {
 };
 
 // Gradients of input, hidden, cell and the weights. Those of input and of the weights are empty
-// unless they are needed. Without cells and gates both are computed a second time.
+// unless they are needed. Without cells and gates both are computed a second time. output: only
+// where T > 1.
 using LayerInputGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>>;
 LayerInputGradients layer_backward(const LayerGradients& gradients, const LayerArguments& arguments,
-                                   const at::Tensor& output, const std::optional<at::Tensor>& cells,
+                                   const std::optional<at::Tensor>& output,
+                                   const std::optional<at::Tensor>& cells,
                                    const std::optional<at::Tensor>& gates, bool input_needed,
                                    bool weights_needed);
 

@@ -22,7 +22,7 @@ InputGradients layer_gradients(const OptionalTensor& grad_output,
                                const OptionalTensor& grad_cell_n, const OptionalTensor& grad_cells,
                                const OptionalTensor& grad_gates, const at::Tensor& input,
                                const at::Tensor& hidden, const at::Tensor& cell,
-                               at::TensorList weights, const at::Tensor& output,
+                               at::TensorList weights, const OptionalTensor& output,
                                const OptionalTensor& cells, const OptionalTensor& gates,
                                const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
                                const OptionalTensor& reset, bool reset_to_initial,
@@ -58,9 +58,8 @@ InputGradients cell_gradients(const OptionalTensor& grad_hidden_n,
                               const OptionalTensor& grad_cell_n, const OptionalTensor& grad_cells,
                               const OptionalTensor& grad_gates, const at::Tensor& input,
                               const at::Tensor& hidden, const at::Tensor& cell,
-                              at::TensorList weights, const at::Tensor& hidden_n,
-                              const at::Tensor& cells, const at::Tensor& gates, bool input_needed,
-                              bool weights_needed) {
+                              at::TensorList weights, const at::Tensor& cells,
+                              const at::Tensor& gates, bool input_needed, bool weights_needed) {
   check_cell(input, hidden, cell);
   const auto step = [](const OptionalTensor& gradient) {
     return gradient ? OptionalTensor(gradient->unsqueeze(0)) : std::nullopt;
@@ -76,7 +75,7 @@ InputGradients cell_gradients(const OptionalTensor& grad_hidden_n,
        state_gradient(grad_cells),
        state_gradient(grad_gates)},
       {input.unsqueeze(0), hidden.unsqueeze(0), cell.unsqueeze(0), weights, {}, {}, {}, false},
-      hidden_n.unsqueeze(0), states(cells), states(gates), input_needed, weights_needed);
+      /*output=*/{}, states(cells), states(gates), input_needed, weights_needed);
   return {input_needed ? grad_input.squeeze(0) : grad_input, grad_hidden.squeeze(0),
           grad_cell.squeeze(0), grad_weights};
 }
@@ -101,7 +100,8 @@ TORCH_LIBRARY(fused_lstm, m) {
   m.def(
       "layer_backward(Tensor? grad_output, Tensor? grad_hidden_n, Tensor? grad_cell_n, "
       "Tensor? grad_cells, Tensor? grad_gates, Tensor input, Tensor hidden, Tensor cell, "
-      "Tensor[] weights, Tensor output, Tensor? cells, Tensor? gates, *, Tensor? batch_sizes=None, "
+      "Tensor[] weights, Tensor? output, Tensor? cells, Tensor? gates, *, Tensor? "
+      "batch_sizes=None, "
       "Tensor? lengths=None, Tensor? reset=None, bool reset_to_initial=False, "
       "bool input_needed=True, bool weights_needed=True) -> "
       "(Tensor grad_input, Tensor grad_hidden, Tensor grad_cell, Tensor[] grad_weights)");
@@ -117,8 +117,7 @@ TORCH_LIBRARY(fused_lstm, m) {
   m.def(
       "cell_backward(Tensor? grad_hidden_n, Tensor? grad_cell_n, Tensor? grad_cells, "
       "Tensor? grad_gates, Tensor input, Tensor hidden, Tensor cell, Tensor[] weights, "
-      "Tensor hidden_n, Tensor cells, Tensor gates, *, bool input_needed=True, "
-      "bool weights_needed=True) -> "
+      "Tensor cells, Tensor gates, *, bool input_needed=True, bool weights_needed=True) -> "
       "(Tensor grad_input, Tensor grad_hidden, Tensor grad_cell, Tensor[] grad_weights)");
 }
 

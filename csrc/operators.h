@@ -17,14 +17,15 @@ using InputGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vecto
 
 // layer: (input, hidden, cell, weights, batch_sizes, lengths, reset, reset_to_initial,
 // keep_states, recompute) -> (output, hidden_n, cell_n, cells, gates); shapes in layer.h. With
-// recompute, its backward gets neither cells nor gates and rebuilds them.
+// recompute, its backward gets neither cells nor gates and rebuilds them. It reads the output of
+// every step but a direction's last: of a single step it gets none.
 using LayerSignature = FiveTensors(const at::Tensor&, const at::Tensor&, const at::Tensor&,
                                    at::TensorList, const OptionalTensor&, const OptionalTensor&,
                                    const OptionalTensor&, bool, bool, bool);
 using LayerBackwardSignature = InputGradients(
     const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
     const OptionalTensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, at::TensorList,
-    const at::Tensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+    const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
     const OptionalTensor&, const OptionalTensor&, bool, bool, bool);
 
 // cell: (input [B, D], hidden [B, H], cell [B, H], weights, keep_states) ->
@@ -35,7 +36,7 @@ using CellBackwardSignature = InputGradients(const OptionalTensor&, const Option
                                              const OptionalTensor&, const OptionalTensor&,
                                              const at::Tensor&, const at::Tensor&,
                                              const at::Tensor&, at::TensorList, const at::Tensor&,
-                                             const at::Tensor&, const at::Tensor&, bool, bool);
+                                             const at::Tensor&, bool, bool);
 
 template <class Signature>
 c10::TypedOperatorHandle<Signature> find_operator(const char* name) {

@@ -68,11 +68,15 @@ at::Tensor renewed(const Sequence& sequence, const at::Tensor& fresh, const at::
   return sequence.reset_to_initial ? at::where(fresh, start, state) : state.masked_fill(fresh, 0);
 }
 
-// The hidden state that entered each step [N, P], from those that left it, `output` [N, P]. start:
-// the initial one [B, P].
+// The hidden state that entered each step [N, P], from those that left it, `output` [N, P], which
+// is undefined where T == 1. start: the initial one [B, P].
 at::Tensor hidden_before(const Sequence& sequence, const Masks& masks, const at::Tensor& output,
                          const at::Tensor& start, bool reverse) {
   const Sizes& s = sequence.sizes;
+  if (s.T == 1) {
+    const at::Tensor before = start.view({1, s.B, s.P});
+    return renewed(sequence, masks.fresh, start, before).view({s.N, s.P});
+  }
   if (s.packed) {
     const std::vector<at::Tensor> outputs = by_step(sequence, output);
     std::vector<at::Tensor> before(s.T);
@@ -126,7 +130,10 @@ void rebuild_states(const Device& device, const Sequence& sequence, const at::Te
     return tensor.to(device.operand_type(storage)).contiguous();
   };
   const at::Tensor x = operand(input).view({s.N, s.D});
-  const at::Tensor output = layer.output.view({s.N, s.directions * s.P});
+  at::Tensor output;  // [directions, N, P]
+  if (layer.output.defined()) {
+    output = layer.output.view({s.N, s.directions, s.P}).transpose(0, 1);
+  }
 
   layer.gates = allocate({s.directions, s.N, 4 * s.H}, input.options());
   layer.cells = allocate({s.directions, s.N, s.H}, input.options().dtype(accum));
@@ -134,7 +141,7 @@ void rebuild_states(const Device& device, const Sequence& sequence, const at::Te
     const bool reverse = d == 1;
     const Weights& w = layer.weights[d];
     const Masks masks = masks_of(sequence, reverse);
-    const at::Tensor before = hidden_before(sequence, masks, output.narrow(1, d * s.P, s.P),
+    const at::Tensor before = hidden_before(sequence, masks, direction_of(output, d),
                                             layer.hidden_0.select(0, d), reverse);
     at::Tensor gates = layer.gates.select(0, d);
     at::Tensor sum = storage == accum ? gates : at::empty_like(gates, gates.options().dtype(accum));

@@ -66,7 +66,7 @@ struct BackwardParams {
 
   const Storage* gates;   // [N, 4H]
   const Accum* cells;     // [N, H]
-  const Storage* output;  // [N, output_stride]
+  const Storage* output;  // [N, output_stride]; null where T == 1
   int64_t output_stride;
   const Storage* grad_output;  // [N, output_stride], or null
   const Accum* grad_cells;     // [N, H], or null

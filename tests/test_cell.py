@@ -87,6 +87,45 @@ def test_steps_are_the_layer(device):
     torch.testing.assert_close(state, (h_n[0], c_n[0]))
 
 
+def halve(state):
+    state *= 0.5
+
+
+def clear_a_row(state):
+    state[0] = 0.0
+
+
+def drop(state):
+    torch.manual_seed(1)
+    nn.functional.dropout(state, 0.5, inplace=True)
+
+
+@pytest.mark.parametrize("batched", [True, False], ids=["batched", "unbatched"])
+@pytest.mark.parametrize("changed", [0, 1], ids=["h", "c"])
+@pytest.mark.parametrize("change", [halve, clear_a_row, drop])
+def test_states_changed_in_place_train_as_nn_lstmcell(device, dtype, change, changed, batched):
+    """The backward reads neither result; the changed state goes into the next step."""
+
+    def gradients(cell):
+        shape = (4, 2, 3) if batched else (4, 3)
+        x = rand(*shape, device=device, dtype=dtype).requires_grad_()
+        state = None
+        for step in x:
+            state = cell(step, state)
+            change(state[changed])
+        sum(s.float().square().sum() for s in state).backward()
+        return [x.grad, *(p.grad for p in cell.parameters())]
+
+    ours, theirs = pair(device, dtype)
+    torch.manual_seed(0)
+    found = gradients(ours)
+    torch.manual_seed(0)
+    expected = gradients(theirs)
+    low = dtype in (torch.bfloat16, torch.float16)  # nn.LSTMCell keeps c in it: a few roundings
+    tolerance = {"rtol": 0.05, "atol": 0.05} if low else {}
+    torch.testing.assert_close(found, expected, **tolerance)
+
+
 def test_the_definition(device):
     ours, theirs = pair(device)
     call = (rand(2, 3, device=device), rand(2, 5, device=device), rand(2, 5, device=device))

@@ -196,10 +196,50 @@ def test_nothing_requires_grad(device):
     assert not any(tensor.requires_grad for tensor in (output, h_n, c_n))
 
 
-def test_results_changed_in_place_are_noticed(device):
-    """The backward reads the output: an in-place change must raise, not give wrong gradients."""
-    module = FusedLSTM(D, H, device=device)
-    output, _ = module(rand(T, B, D, device=device, dtype=torch.float32))
+# What a caller may change in place before the backward: what that does not read
+KINDS = {
+    "padded": {},
+    "bidirectional": {"bidirectional": True},
+    "projected": {"proj_size": 1},
+    "recompute": {"recompute": True},
+    "packed": {},
+    "lengths": {"bidirectional": True, "recompute": True},
+}
+
+
+def results_of(module, kind, x):
+    if kind == "packed":
+        x = pack_padded_sequence(x, [len(x)] * B)
+    options = {"lengths": torch.tensor([len(x), 0], device=x.device)} if kind == "lengths" else {}
+    output, state = module(x, **options)
+    return {"output": output.data if kind == "packed" else output, "h_n": state[0], "c_n": state[1]}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("length", "changed"), [(1, "output"), (1, "h_n"), (1, "c_n"), (T, "h_n"), (T, "c_n")]
+)
+def test_results_changed_in_place(device, kind, length, changed):
+    """The backward does not read them, nor the output of a single step."""
+    module = FusedLSTM(D, H, 2, **KINDS[kind], device=device, dtype=torch.float64)
+    x = rand(length, B, D, device=device).requires_grad_()
+    found = []
+    for change in (True, False):
+        results = results_of(module, kind, x)
+        loss = sum((k * t).sum() for k, t in enumerate(results.values(), 1))
+        if change:
+            with torch.no_grad():
+                results[changed].zero_()
+        found.append(torch.autograd.grad(loss, [x, *module.parameters()]))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_output_changed_in_place_is_noticed(device, kind):
+    """The backward reads that of several steps: it must raise, not give wrong gradients."""
+    module = FusedLSTM(D, H, **KINDS[kind], device=device)
+    x = rand(T, B, D, device=device, dtype=torch.float32)
+    output = results_of(module, kind, x)["output"]
     loss = (output * 2).sum()
     with torch.no_grad():
         output.zero_()

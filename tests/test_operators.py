@@ -63,6 +63,8 @@ def test_layer_backward(device, layer, options):
         some = [g if k in present else None for k, g in enumerate(gradients)]
         call = (*some, *inputs, weights, output, cells, None if recompute else gates)
         opcheck(torch.ops.fused_lstm.layer_backward.default, call, given)
+    with pytest.raises(RuntimeError, match="output is missing, must be given for more than one"):
+        torch.ops.fused_lstm.layer_backward(*call[:9], None, cells, gates, **given)
     fewer = given | {"input_needed": False, "weights_needed": False}
     opcheck(torch.ops.fused_lstm.layer_backward.default, call, fewer)
 
@@ -77,7 +79,7 @@ def test_cell_and_its_backward(device, bias):
     hidden, cell, cells, gates = torch.ops.fused_lstm.cell(*tensors, weights, **kept)
     opcheck(torch.ops.fused_lstm.cell.default, (*tensors, weights), kept)
     gradients = [torch.ones_like(hidden), torch.ones_like(cell), None, None]
-    call = (*gradients, *tensors, weights, hidden, cells, gates)
+    call = (*gradients, *tensors, weights, cells, gates)
     opcheck(torch.ops.fused_lstm.cell_backward.default, call)
     opcheck(torch.ops.fused_lstm.cell.default, requiring_grad((*tensors, weights)))
 
