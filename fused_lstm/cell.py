@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn.modules.rnn import LSTMCell as TorchLSTMCell  # as in lstm.py
 
 from fused_lstm import ops
+from fused_lstm.leaf import is_traced, leaf_call
 
 
 class FusedLSTMCell(nn.RNNCellBase):
@@ -49,6 +51,9 @@ class FusedLSTMCell(nn.RNNCellBase):
             ValueError: input or a state has neither one nor two dimensions.
             RuntimeError: a shape, dtype or device that does not fit; the message names it.
         """
+        if isinstance(input, fx.Proxy) or (hx is not None and is_traced(hx)):
+            states: tuple[Tensor, Tensor] = leaf_call(self, FusedLSTMCell.forward, input, hx)
+            return states
         if input.dim() not in (1, 2):
             raise ValueError(
                 f"FusedLSTMCell: Expected input to be 1D or 2D, got {input.dim()}D instead"
@@ -94,9 +99,9 @@ class FusedLSTMCell(nn.RNNCellBase):
         hidden, cell = ops.cell(input, hidden, cell, weights)
         return (hidden, cell) if batched else (hidden.squeeze(0), cell.squeeze(0))
 
-    def __prepare_scriptable__(self) -> nn.LSTMCell:
+    def __prepare_scriptable__(self) -> TorchLSTMCell:
         """torch.jit.script compiles the same cell as nn.LSTMCell, on the same parameters."""
-        twin = nn.LSTMCell(self.input_size, self.hidden_size, self.bias, device="meta")
+        twin = TorchLSTMCell(self.input_size, self.hidden_size, self.bias, device="meta")
         twin._parameters.update(self._parameters)
         return twin.train(self.training)
 

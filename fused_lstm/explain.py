@@ -34,6 +34,9 @@ GPUS = {
 """GPUs that `explain` knows by name (NVIDIA's data sheets; the H100 is the SXM5 one)."""
 
 
+KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
 def explain(
     module: FusedLSTM, batch: int, length: int, *, device: torch.device | str | Gpu | None = None
 ) -> str:
@@ -64,6 +67,11 @@ def explain(
     gpu = _gpu(weight.device if device is None else device)
     paragraphs = []
     for layer in range(module.num_layers):
+        if weight.dtype not in KERNEL_DTYPES:
+            paragraphs.append(
+                f"layer {layer}: reference, in plain PyTorch: no kernel for {weight.dtype}"
+            )
+            continue
         directions = 2 if module.bidirectional else 1
         projection = module.proj_size or module.hidden_size
         sizes = {
@@ -133,7 +141,9 @@ def _gpu(device: torch.device | str | Gpu) -> Gpu | None:
 
 def _tensor_cores(dtype: torch.dtype) -> bool:
     if dtype == torch.float32:
-        return bool(torch.backends.cudnn.allow_tf32)
+        # Not allow_tf32, which raises once the settings of RNN and convolution differ.
+        rnn: Any = torch.backends.cudnn.rnn
+        return bool(rnn.fp32_precision == "tf32")
     return dtype != torch.float64
 
 

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn.modules.rnn import LSTM as TorchLSTM  # torch.nn.LSTM may come to be FusedLSTM
 from torch.nn.utils.rnn import PackedSequence
 
 from fused_lstm import ops
+from fused_lstm.leaf import is_traced, leaf_call
 
 State = tuple[Tensor, Tensor]
 
@@ -97,7 +99,6 @@ class FusedLSTM(nn.RNNBase):
         self,
         input: Tensor | PackedSequence,
         hx: State | None = None,
-        *,
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
         reset_to: str = "zero",
@@ -134,17 +135,19 @@ class FusedLSTM(nn.RNNBase):
             RuntimeError: a size, dtype or device that does not fit; the message names it.
         """
         options = (lengths, reset, reset_to, return_states)
+        if isinstance(input, fx.Proxy) or (hx is not None and is_traced(hx)):
+            return leaf_call(self, FusedLSTM.forward, input, hx, *options)
         layer = partial(ops.layer, recompute=True) if self.recompute else ops.layer
         return run(self, layer, input, hx, *options)
 
     # What nn.LSTM has beyond nn.RNNBase, for code that calls or overrides it.
-    get_expected_cell_size = nn.LSTM.get_expected_cell_size
-    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
-    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
+    get_expected_cell_size = TorchLSTM.get_expected_cell_size
+    check_forward_args = TorchLSTM.check_forward_args  # type: ignore[assignment]
+    permute_hidden = TorchLSTM.permute_hidden  # type: ignore[assignment]
 
-    def __prepare_scriptable__(self) -> nn.LSTM:
+    def __prepare_scriptable__(self) -> TorchLSTM:
         """torch.jit.script compiles the same layers as nn.LSTM, on the same parameters."""
-        twin = nn.LSTM(
+        twin = TorchLSTM(
             self.input_size,
             self.hidden_size,
             self.num_layers,
