@@ -1,12 +1,18 @@
 """A fused LSTM for PyTorch: `FusedLSTM` drops in for `torch.nn.LSTM`."""
 
+from contextlib import suppress as _suppress
+
 import torch as _torch
 
 from fused_lstm import ops as _ops  # noqa: F401  (loads the operators, or says what to rebuild)
 from fused_lstm.cell import FusedLSTMCell
 from fused_lstm.explain import explain, use_kernel
 from fused_lstm.lstm import FusedLSTM, LSTMStates
-from fused_lstm.replace import replace_lstm
+from fused_lstm.patch import patch
+from fused_lstm.replace import replace_lstm, restore_lstm
+
+with _suppress(ModuleNotFoundError):  # torch announces the end of torch.ao.quantization
+    from fused_lstm import quantization as _quantization  # noqa: F401  (registers the modules)
 
 __version__ = "0.1.0"
 
@@ -19,6 +25,8 @@ __all__ = [
     "LSTMStates",
     "__version__",
     "explain",
+    "patch",
     "replace_lstm",
+    "restore_lstm",
     "use_kernel",
 ]
