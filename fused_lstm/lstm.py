@@ -21,17 +21,20 @@ State = tuple[Tensor, Tensor]
 class LSTMStates(NamedTuple):
     """What an LSTM computed inside, for each layer and direction.
 
-    Both are indexed by layer * num_directions + direction, as h_n is, and laid out as the output:
+    All are indexed by layer * num_directions + direction, as h_n is, and laid out as the output:
     [T, B, ...], [B, T, ...] with batch_first, [T, ...] without a batch, or a PackedSequence.
 
     Attributes:
         cells: the cell state after each step, [T, B, H], in float32 or wider. Past the end of a
             sequence it stays what it was.
         gates: the activations of the gates i, f, g, o, [T, B, 4, H]. Zero past the end.
+        hidden: the hidden state after each step, [T, B, P], before the dropout between layers.
+            Zero past the end. Of the last layer it is a part of the output, in the same memory.
     """
 
     cells: tuple[Tensor | PackedSequence, ...]
     gates: tuple[Tensor | PackedSequence, ...]
+    hidden: tuple[Tensor | PackedSequence, ...]
 
 
 class FusedLSTM(nn.RNNBase):
@@ -122,7 +125,7 @@ class FusedLSTM(nn.RNNBase):
                 starts before this step. The reverse direction, which crosses the border from the
                 other side, starts afresh before the step before it.
             reset_to: an episode starts from "zero" or from "initial", the state in hx.
-            return_states: also return all cell states and gates.
+            return_states: also return all cell states, gates and hidden states.
 
         Returns:
             output, (h_n, c_n), as nn.LSTM: output is [T, B, n P], laid out as the input; h_n
@@ -199,6 +202,7 @@ def run(
     c_n: list[Tensor] = []
     cells: list[Tensor] = []
     gates: list[Tensor] = []
+    hidden: list[Tensor] = []
     for k in range(module.num_layers):
         if k > 0 and module.dropout > 0:
             x = F.dropout(x, module.dropout, module.training)
@@ -220,6 +224,8 @@ def run(
         if return_states:
             cells.extend(cell)
             gates.extend(g.unflatten(-1, (4, -1)) for g in gate)
+            P = x.size(-1) // directions
+            hidden.extend(x.narrow(-1, d * P, P) for d in range(directions))
     final = (
         h_n[0] if len(h_n) == 1 else torch.cat(h_n),
         c_n[0] if len(c_n) == 1 else torch.cat(c_n),
@@ -242,8 +248,8 @@ def run(
     output = laid_out(x)
     if not return_states:
         return output, final
-    kept = LSTMStates(tuple(map(laid_out, cells)), tuple(map(laid_out, gates)))
-    return output, final, kept
+    kept = (tuple(map(laid_out, states)) for states in (cells, gates, hidden))
+    return output, final, LSTMStates(*kept)
 
 
 def _weights(module: nn.RNNBase) -> Sequence[Tensor]:

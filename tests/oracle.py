@@ -94,6 +94,7 @@ def flatten(result: Any) -> Results:
     for kept in states:
         named |= {f"cells[{k}]": cells for k, cells in enumerate(kept.cells)}
         named |= {f"gates[{k}]": gates for k, gates in enumerate(kept.gates)}
+        named |= {f"hidden[{k}]": hidden for k, hidden in enumerate(kept.hidden)}
     return {k: v.data if isinstance(v, PackedSequence) else v for k, v in named.items()}
 
 

@@ -411,13 +411,14 @@ def test_states_are_laid_out_like_output(batch_first, directions, proj_size, dev
     )
     batched = random(*((N, T) if batch_first else (T, N)), INPUT, device=device)
     for x in (batched, random(T, INPUT, device=device)):
-        output, _, (cells, gates) = lstm(x, return_states=True)
-        assert len(cells) == len(gates) == 2 * directions
+        output, _, (cells, gates, hidden) = lstm(x, return_states=True)
+        assert len(cells) == len(gates) == len(hidden) == 2 * directions
         assert all(cell.shape == (*output.shape[:-1], H) for cell in cells)
+        assert all(h.shape == (*output.shape[:-1], proj_size or H) for h in hidden)
         assert all(gate.shape == (*output.shape[:-1], 4, H) for gate in gates)
     packed = pack_sequence([random(3, INPUT), random(2, INPUT)]).to(device)
-    output, _, (cells, gates) = lstm(packed, return_states=True)
-    for state, shape in ((cells, (5, H)), (gates, (5, 4, H))):
+    output, _, (cells, gates, hidden) = lstm(packed, return_states=True)
+    for state, shape in ((cells, (5, H)), (gates, (5, 4, H)), (hidden, (5, proj_size or H))):
         for entry in state:
             assert isinstance(entry, PackedSequence)
             assert entry.data.shape == shape
@@ -428,33 +429,38 @@ def test_states_are_laid_out_like_output(batch_first, directions, proj_size, dev
 @each_projection
 def test_states_are_the_cell_at_every_step(proj_size, device):
     lstm = make(device, layers=2, directions=2, proj_size=proj_size)
-    output, (_, c_n), (cells, gates) = lstm(random(N, T, INPUT, device=device), return_states=True)
-    for k, (cell, gate) in enumerate(zip(cells, gates, strict=True)):
+    x = random(N, T, INPUT, device=device)
+    output, (h_n, c_n), states = lstm(x, return_states=True)
+    for k, (cell, gate, hidden) in enumerate(zip(*states, strict=True)):
         i, f, g, o = gate.unbind(-2)
         start = torch.zeros_like(cell[:, :1])
         if k % 2 == 0:
             same(cell[:, -1], c_n[k])
+            same(hidden[:, -1], h_n[k])
             before = torch.cat([start, cell[:, :-1]], 1)
         else:
             same(cell[:, 0], c_n[k])
+            same(hidden[:, 0], h_n[k])
             before = torch.cat([cell[:, 1:], start], 1)
         close(cell, f * before + i * g)
+        expected = o * cell.tanh()
+        if proj_size:
+            expected = expected @ getattr(lstm, f"weight_hr_l{k // 2}{'_reverse' * (k % 2)}").t()
+        close(hidden, expected)
         if k >= 2:  # the last layer, which output shows
-            hidden = o * cell.tanh()
-            if proj_size:
-                hidden = hidden @ getattr(lstm, f"weight_hr_l1{'_reverse' * (k % 2)}").t()
-            close(output.chunk(2, -1)[k % 2], hidden)
+            same(output.chunk(2, -1)[k % 2], hidden)
 
 
 @each_device
-def test_past_the_end_cells_stay_and_gates_are_zero(device):
+def test_past_the_end_cells_stay_and_gates_and_hidden_states_are_zero(device):
     lstm = make(device)
     lengths = torch.tensor(LENGTHS, device=device)
     x = random(N, T, INPUT, device=device)
-    _, (_, c_n), (cells, gates) = lstm(x, lengths=lengths, return_states=True)
+    _, (_, c_n), (cells, gates, hidden) = lstm(x, lengths=lengths, return_states=True)
     for row, length in enumerate(LENGTHS):
         same(cells[0][row, length:], c_n[0, row].expand(T - length, H))
         assert not gates[0][row, length:].any()
+        assert not hidden[0][row, length:].any()
 
 
 @each_device
@@ -462,7 +468,7 @@ def test_past_the_end_cells_stay_and_gates_are_zero(device):
 def test_cells_are_float32_or_wider(dtype, device):
     lstm = make(device, dtype=dtype)
     x = random(N, T, INPUT, device=device).to(dtype)
-    output, (h_n, c_n), (cells, _) = lstm(x, return_states=True)
+    output, (h_n, c_n), (cells, _, _) = lstm(x, return_states=True)
     assert output.dtype == h_n.dtype == c_n.dtype == dtype
     assert cells[0].dtype == torch.promote_types(dtype, torch.float32)
     same(cells[0][:, -1].to(dtype), c_n[0])
@@ -472,10 +478,11 @@ def test_cells_are_float32_or_wider(dtype, device):
 def test_states_are_differentiable(device):
     lstm = make(device, layers=2)
     x = random(N, T, INPUT, device=device).requires_grad_()
-    _, _, (cells, gates) = lstm(x, return_states=True)
+    _, _, (cells, gates, hidden) = lstm(x, return_states=True)
     (of_cells,) = torch.autograd.grad(cells[0][:, 2].sum(), x, retain_graph=True)
-    (of_gates,) = torch.autograd.grad(gates[1][:, 2].sum(), x)
-    for gradient in (of_cells, of_gates):
+    (of_gates,) = torch.autograd.grad(gates[1][:, 2].sum(), x, retain_graph=True)
+    (of_hidden,) = torch.autograd.grad(hidden[0][:, 2].sum(), x)
+    for gradient in (of_cells, of_gates, of_hidden):
         assert gradient[:, :3].all()
         assert not gradient[:, 3:].any()
 
