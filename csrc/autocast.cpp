@@ -4,6 +4,7 @@
 #include <torch/library.h>
 
 #include "operators.h"
+#include "torch_private.h"
 
 namespace fused_lstm {
 namespace {
@@ -23,8 +24,7 @@ FiveTensors layer(const at::Tensor& input, const at::Tensor& hidden, const at::T
                   const OptionalTensor& lengths, const OptionalTensor& reset, bool reset_to_initial,
                   bool keep_states, bool recompute) {
   static const auto op = find_operator<LayerSignature>("fused_lstm::layer");
-  const c10::impl::ExcludeDispatchKeyGuard guard(
-      at::autocast::get_autocast_dispatch_key_from_device_type(device));
+  const torch_private::WithoutAutocast guard;
   const bool projected = hidden.size(-1) != cell.size(-1);
   const at::ScalarType dtype = type_of(device, batch_sizes.has_value() || projected, cell);
   const auto cast = [&](const auto& x) { return at::autocast::cached_cast(dtype, x, device); };
@@ -43,8 +43,7 @@ template <c10::DeviceType device>
 FourTensors cell(const at::Tensor& input, const at::Tensor& hidden, const at::Tensor& cell,
                  at::TensorList weights, bool keep_states) {
   static const auto op = find_operator<CellSignature>("fused_lstm::cell");
-  const c10::impl::ExcludeDispatchKeyGuard guard(
-      at::autocast::get_autocast_dispatch_key_from_device_type(device));
+  const torch_private::WithoutAutocast guard;
   const at::ScalarType dtype = type_of(device, /*adds_to_state=*/true, cell);
   const auto cast = [&](const auto& x) { return at::autocast::cached_cast(dtype, x, device); };
   return op.call(cast(input), cast(hidden), cast(cell), cast(weights), keep_states);

@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "operators.h"
+#include "torch_private.h"
 
 namespace fused_lstm {
 namespace {
@@ -66,6 +67,7 @@ bool needs_definition(const variable_list& gradients) {
 template <class Definition>
 variable_list definition_gradients(const variable_list& inputs, const variable_list& gradients,
                                    const Definition& definition) {
+  const torch_private::WithoutAutocast guard;  // the inputs are of the types that it has chosen
   const bool create_graph = at::GradMode::is_enabled();
   const at::AutoGradMode enable(true);
   // Views stand for the inputs, so that an input computed from another one is not followed.

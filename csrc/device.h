@@ -2,7 +2,6 @@
 // and csrc/cuda/device.cpp implement it; layer.cpp is the only user.
 #pragma once
 
-#include <ATen/EmptyTensor.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 
@@ -11,6 +10,7 @@
 
 #include "plan.h"
 #include "sequence.h"
+#include "torch_private.h"
 
 namespace fused_lstm {
 
@@ -51,8 +51,9 @@ struct Weights {
 // sequence.
 struct LayerForward {
   std::vector<Weights> weights;
-  at::Tensor input;             // [N, D]
-  at::Tensor hidden_0, cell_0;  // [directions, B, P], [directions, B, H]
+  at::Tensor input;  // [N, D]
+  at::Tensor hidden_0,
+      cell_0;  // [directions, B, P], [directions, B, H]; see CellState for its type
   // To be filled:
   at::Tensor output;            // [N, directions * P]
   at::Tensor hidden_n, cell_n;  // as hidden_0 and cell_0
@@ -113,7 +114,7 @@ inline at::ScalarType accum_type(at::ScalarType storage) {
 
 // at::empty; on a CPU without the dispatcher, which small calls would feel.
 inline at::Tensor allocate(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  if (options.device().is_cpu()) return at::Tensor(at::detail::empty_cpu(sizes, options));
+  if (options.device().is_cpu()) return torch_private::empty_on_cpu(sizes, options, 0);
   return at::empty(sizes, options);
 }
 
@@ -121,6 +122,12 @@ inline at::Tensor allocate(at::IntArrayRef sizes, const at::TensorOptions& optio
 template <class T>
 T* pointer(const at::Tensor& tensor, int64_t d = 0) {
   return tensor.defined() ? static_cast<T*>(tensor.data_ptr()) + d * tensor.stride(0) : nullptr;
+}
+// Direction d's cell state [B, H] as the caller has it, in a layer stored as `storage`.
+template <class Storage, class Accum>
+CellState<Storage, Accum> cell_state(const at::Tensor& cell, at::ScalarType storage, int64_t d) {
+  if (cell.scalar_type() == storage) return {pointer<Storage>(cell, d), nullptr};
+  return {nullptr, pointer<Accum>(cell, d)};
 }
 // [directions, ...] -> [...]
 inline at::Tensor direction_of(const at::Tensor& tensor, int64_t d) {
@@ -138,7 +145,7 @@ Params common_params(const Sequence& sequence, const Layer& layer, int64_t d) {
   p.projection_size = sizes.P;
   p.projected = sizes.projected;
   p.hidden_0 = pointer<Storage>(layer.hidden_0, d);
-  p.cell_0 = pointer<Storage>(layer.cell_0, d);
+  p.cell_0 = cell_state<const Storage, const Accum>(layer.cell_0, layer.hidden_0.scalar_type(), d);
   p.gates = pointer<Storage>(layer.gates, d);
   p.cells = pointer<Accum>(layer.cells, d);
   p.output = pointer<Storage>(layer.output);
@@ -154,7 +161,7 @@ ForwardParams<Types> forward_params(const Sequence& sequence, const LayerForward
   using Accum = typename Types::Accum;
   auto p = common_params<ForwardParams<Types>, Storage, Accum>(sequence, layer, d);
   p.hidden_n = pointer<Storage>(layer.hidden_n, d);
-  p.cell_n = pointer<Storage>(layer.cell_n, d);
+  p.cell_n = cell_state<Storage, Accum>(layer.cell_n, layer.hidden_0.scalar_type(), d);
   return p;
 }
 

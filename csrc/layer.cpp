@@ -23,13 +23,34 @@ Weights weights_of(const at::TensorList& list, const Sizes& sizes, int64_t direc
   return w;
 }
 
-void check_matrix(const char* name, const at::Tensor& tensor, at::IntArrayRef shape,
-                  const at::Tensor& input) {
+void check_place(const char* name, const at::Tensor& tensor, at::IntArrayRef shape,
+                 const at::Tensor& input) {
   TORCH_CHECK(tensor.sizes() == shape, name, " has shape ", tensor.sizes(), ", must be ", shape);
   TORCH_CHECK(tensor.device() == input.device(), name, " is on ", tensor.device(),
               ", must be on the input's device ", input.device());
-  TORCH_CHECK(tensor.scalar_type() == input.scalar_type(), name, " has dtype ",
-              tensor.scalar_type(), ", must be the input's dtype ", input.scalar_type());
+}
+
+// Of the input's dtype; or, where the layer has sums of a wider one, of that, if `or_wider`.
+void check_dtype(const char* name, at::ScalarType dtype, const at::Tensor& input, bool or_wider) {
+  const at::ScalarType storage = input.scalar_type(), wider = accum_type(storage);
+  if (dtype == storage || (or_wider && dtype == wider)) return;
+  TORCH_CHECK(false, name, " has dtype ", dtype, ", must be the input's dtype ", storage,
+              or_wider && wider != storage ? std::string(" or ") + c10::toString(wider) : "");
+}
+
+void check_matrix(const char* name, const at::Tensor& tensor, at::IntArrayRef shape,
+                  const at::Tensor& input, bool or_wider = false) {
+  check_place(name, tensor, shape, input);
+  check_dtype(name, tensor.scalar_type(), input, or_wider);
+}
+
+// A cell state of fewer bits than the input counts in the input's dtype.
+at::ScalarType cell_type(const at::Tensor& cell, const at::Tensor& input) {
+  return c10::promoteTypes(cell.scalar_type(), input.scalar_type());
+}
+at::Tensor in_cell_type(const at::Tensor& cell, const at::Tensor& input) {
+  const at::ScalarType dtype = cell_type(cell, input);
+  return (cell.scalar_type() == dtype ? cell : cell.to(dtype)).contiguous();
 }
 
 void check_mask(const char* name, const at::Tensor& tensor, at::IntArrayRef shape,
@@ -102,14 +123,15 @@ Sequence check(const LayerArguments& a) {
               s.H);
 
   check_matrix("hidden", a.hidden, {s.directions, s.B, s.P}, input);
-  check_matrix("cell", a.cell, {s.directions, s.B, s.H}, input);
+  check_place("cell", a.cell, {s.directions, s.B, s.H}, input);
+  check_dtype("cell", cell_type(a.cell, input), input, /*or_wider=*/true);
   for (int64_t d = 0; d < s.directions; ++d) {
     const Weights w = weights_of(a.weights, s, d);
     check_matrix("weight_ih", w.ih, {4 * s.H, s.D}, input);
     check_matrix("weight_hh", w.hh, {4 * s.H, s.P}, input);
     if (s.biases) {
-      check_matrix("bias_ih", w.bias_ih, {4 * s.H}, input);
-      check_matrix("bias_hh", w.bias_hh, {4 * s.H}, input);
+      check_matrix("bias_ih", w.bias_ih, {4 * s.H}, input, /*or_wider=*/true);
+      check_matrix("bias_hh", w.bias_hh, {4 * s.H}, input, /*or_wider=*/true);
     }
     if (s.projected) check_matrix("weight_hr", w.hr, {s.P, s.H}, input);
   }
@@ -154,6 +176,16 @@ Weights contiguous(Weights weights) {
   return weights;
 }
 
+// The kernels add both biases, in the type of storage, to sums of a wider one. Biases wider than
+// that become the two parts of their sum: its rounded value, and what the rounding has left.
+void split_biases(Weights& w, at::ScalarType storage) {
+  if (w.bias_ih.scalar_type() == storage && w.bias_hh.scalar_type() == storage) return;
+  const at::ScalarType accum = accum_type(storage);
+  const at::Tensor sum = w.bias_ih.to(accum).add(w.bias_hh);  // [4H]
+  w.bias_ih = sum.to(storage);
+  w.bias_hh = sum.sub(w.bias_ih).to(storage);
+}
+
 // [..., width] of the layer's rows: [T, B, width], or [N, width] of a packed sequence.
 std::vector<int64_t> rows_shape(const Sizes& s, int64_t width, int64_t directions = 0) {
   std::vector<int64_t> shape;
@@ -184,13 +216,14 @@ LayerResult layer_forward(const LayerArguments& arguments, bool keep_states) {
   LayerForward layer;
   for (int64_t d = 0; d < s.directions; ++d) {
     layer.weights.push_back(contiguous(weights_of(arguments.weights, s, d)));
+    if (s.biases) split_biases(layer.weights.back(), arguments.input.scalar_type());
   }
   layer.input = arguments.input.contiguous();
   layer.hidden_0 = arguments.hidden.contiguous();
-  layer.cell_0 = arguments.cell.contiguous();
+  layer.cell_0 = in_cell_type(arguments.cell, arguments.input);
   layer.output = allocate(rows_shape(s, s.directions * s.P), options);
   layer.hidden_n = allocate(layer.hidden_0.sizes(), options);
-  layer.cell_n = allocate(layer.cell_0.sizes(), options);
+  layer.cell_n = allocate(layer.cell_0.sizes(), layer.cell_0.options());
   if (keep_states) {
     layer.gates = allocate(rows_shape(s, 4 * s.H, s.directions), options);
     layer.cells = allocate(rows_shape(s, s.H, s.directions), accums);
@@ -230,7 +263,7 @@ LayerInputGradients layer_backward(const LayerGradients& gradients, const LayerA
     layer.weights.push_back(contiguous(weights_of(arguments.weights, s, d)));
   }
   layer.hidden_0 = arguments.hidden.contiguous();
-  layer.cell_0 = arguments.cell.contiguous();
+  layer.cell_0 = in_cell_type(arguments.cell, arguments.input);
   if (s.T > 1) {
     TORCH_CHECK(output, "output is missing, must be given for more than one step");
     layer.output = output->contiguous();
@@ -295,8 +328,12 @@ LayerInputGradients layer_backward(const LayerGradients& gradients, const LayerA
       grad_weights.push_back(grad_weight(grad, x));
       grad_weights.push_back(grad_weight(grad, layer.hidden_before.select(0, d)));
       if (s.biases) {
-        grad_weights.push_back(grad.sum(0).to(storage));
-        grad_weights.push_back(grad_weights.back().clone());
+        const at::ScalarType ih = layer.weights[d].bias_ih.scalar_type();
+        const at::ScalarType hh = layer.weights[d].bias_hh.scalar_type();
+        const bool wide = ih != storage || hh != storage;
+        const at::Tensor sum = wide ? grad.sum(0, /*keepdim=*/false, accum) : grad.sum(0);  // [4H]
+        grad_weights.push_back(sum.to(ih));
+        grad_weights.push_back(sum.to(hh, /*non_blocking=*/false, /*copy=*/true));
       }
       if (s.projected) {
         grad_weights.push_back(
@@ -304,7 +341,8 @@ LayerInputGradients layer_backward(const LayerGradients& gradients, const LayerA
       }
     }
   }
-  return {grad_input, layer.grad_hidden.to(storage), layer.grad_cell.to(storage), grad_weights};
+  return {grad_input, layer.grad_hidden.to(storage),
+          layer.grad_cell.to(arguments.cell.scalar_type()), grad_weights};
 }
 
 }  // namespace fused_lstm

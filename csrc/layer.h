@@ -12,9 +12,12 @@ namespace fused_lstm {
 struct LayerArguments {
   const at::Tensor& input;   // [T, B, D], or [N, D] with batch_sizes
   const at::Tensor& hidden;  // [directions, B, P]
-  const at::Tensor& cell;    // [directions, B, H]
+  // [directions, B, H], of the input's dtype, a narrower one, or that of the sums; in the last
+  // case cell_n is of it too
+  const at::Tensor& cell;
   // For each direction weight_ih [4H, D], weight_hh [4H, P], then bias_ih and bias_hh [4H] if the
-  // layer has biases, then weight_hr [P, H] if it has a projection. Rows in the order i f g o.
+  // layer has biases, then weight_hr [P, H] if it has a projection. Rows in the order i f g o. The
+  // biases may be of the sums' dtype.
   at::TensorList weights;
   const std::optional<at::Tensor>& batch_sizes;  // [T] int64 on the CPU, as in a PackedSequence
   const std::optional<at::Tensor>& lengths;      // [B] int64: outputs past the end are zero

@@ -6,7 +6,6 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
-#include <c10/core/impl/LocalDispatchKeySet.h>
 
 #include <algorithm>
 
@@ -123,7 +122,7 @@ void walk_cells(const Sequence& sequence, const Masks& masks, const at::Tensor& 
 void rebuild_states(const Device& device, const Sequence& sequence, const at::Tensor& input,
                     LayerBackward& layer) {
   // A backward inside autocast: it must not choose types here.
-  const c10::impl::ExcludeDispatchKeyGuard guard(c10::autocast_dispatch_keyset);
+  const torch_private::WithoutAutocast guard;
   const Sizes& s = sequence.sizes;
   const at::ScalarType storage = input.scalar_type(), accum = accum_type(storage);
   const auto operand = [&](const at::Tensor& tensor) {

@@ -21,6 +21,14 @@ struct Borders {
   bool reset_to_initial;   // it starts from hidden_0 and cell_0, not from zero
 };
 
+// A cell state that the caller gives or gets, [B, H]: in the layer's type of storage or, if the
+// caller has it wider, in Accum. The other pointer is null.
+template <class Storage, class Accum>
+struct CellState {
+  Storage* narrow;
+  Accum* wide;
+};
+
 // P is the width of the hidden state: proj_size, or H where there is no projection.
 // Gates lie in the order i f g o; a row of 4H is [4, H]. What a device keeps for itself (weights,
 // products, the running hidden state) is in its own parameters.
@@ -37,17 +45,17 @@ struct ForwardParams {
   bool projected;           // P < H
   int64_t hidden_stride;    // of the running hidden state, [B, hidden_stride]; P or more
   const Storage* hidden_0;  // [B, P]
-  const Storage* cell_0;    // [B, H]
+  CellState<const Storage, const Accum> cell_0;
 
   Storage* gates;   // [N, 4H] activations, or null
   Accum* cells;     // [N, H], or null
   Storage* output;  // [N, output_stride], this direction's P columns
   int64_t output_stride;
-  Storage* hidden_n;     // [B, P] after each sequence's last step
-  Storage* cell_n;       // [B, H] likewise
-  Accum* cell_state;     // [B, H] in: cell_0; scratch
-  Operand* unprojected;  // [B, H] scratch: o tanh(c), with a projection
-  Accum* projection;     // [B, P] scratch: its product with W_hr^T
+  Storage* hidden_n;                 // [B, P] after each sequence's last step
+  CellState<Storage, Accum> cell_n;  // likewise
+  Accum* cell_state;                 // [B, H] in: cell_0; scratch
+  Operand* unprojected;              // [B, H] scratch: o tanh(c), with a projection
+  Accum* projection;                 // [B, P] scratch: its product with W_hr^T
 };
 
 template <class Types>
@@ -62,7 +70,7 @@ struct BackwardParams {
   int64_t projection_size;
   bool projected;
   const Storage* hidden_0;  // [B, P]
-  const Storage* cell_0;    // [B, H]
+  CellState<const Storage, const Accum> cell_0;
 
   const Storage* gates;   // [N, 4H]
   const Accum* cells;     // [N, H]
@@ -123,6 +131,20 @@ FUSED_LSTM_INLINE bool is_fresh(const Borders& borders, const Steps& steps, int6
   const int64_t border = steps.reverse ? t + 1 : t;
   return border < steps.length && is_live(borders, border, b) &&
          borders.reset[border * steps.batch + b];
+}
+
+template <class V, class Storage, class Accum>
+FUSED_LSTM_INLINE V load_cell(const CellState<Storage, Accum>& cell, int64_t index, int count) {
+  return cell.wide ? load<V>(cell.wide + index, count) : load<V>(cell.narrow + index, count);
+}
+template <class V, class Storage, class Accum>
+FUSED_LSTM_INLINE void store_cell(const CellState<Storage, Accum>& cell, int64_t index, V value,
+                                  int count) {
+  if (cell.wide) {
+    store<V>(cell.wide + index, value, count);
+  } else {
+    store<V>(cell.narrow + index, value, count);
+  }
 }
 
 template <class V, class T>
@@ -196,7 +218,7 @@ FUSED_LSTM_INLINE Updated<V> update_cell(const ForwardParams<Types>& p, const St
   Gates<V> gate = {V{}, V{}, V{}, V{}};
   if (is_live(p.borders, step.t, b)) {
     if (is_fresh(p.borders, p.steps, step.t, b)) {
-      cell = p.borders.reset_to_initial ? load<V>(p.cell_0 + state, count) : V{};
+      cell = p.borders.reset_to_initial ? load_cell<V>(p.cell_0, state, count) : V{};
     }
     gate = activate(sum);
     cell = next_cell(gate, cell);
@@ -204,7 +226,7 @@ FUSED_LSTM_INLINE Updated<V> update_cell(const ForwardParams<Types>& p, const St
   }
   if (p.gates) store_gates<V>(p.gates + row * 4 * H, H, j, gate, count);
   if (p.cells) store<V>(p.cells + row * H + j, cell, count);
-  if (b >= step.next_rows) store<V>(p.cell_n + state, cell, count);
+  if (b >= step.next_rows) store_cell<V>(p.cell_n, state, cell, count);
   return {cell, gate.o};
 }
 
@@ -286,11 +308,11 @@ FUSED_LSTM_INLINE Saved<V> load_saved(const BackwardParams<Types>& p, const Step
   if (p.grad_cells) saved.grad_after = load<V>(p.grad_cells + row * H + j, count);
   if (!is_live(p.borders, step.t, b)) return saved;
   if (is_fresh(p.borders, p.steps, step.t, b)) {
-    if (p.borders.reset_to_initial) saved.before = load<V>(p.cell_0 + state, count);
+    if (p.borders.reset_to_initial) saved.before = load_cell<V>(p.cell_0, state, count);
   } else if (b < step.previous_rows) {
     saved.before = load<V>(p.cells + (step.previous_offset + b) * H + j, count);
   } else {
-    saved.before = load<V>(p.cell_0 + state, count);
+    saved.before = load_cell<V>(p.cell_0, state, count);
   }
   saved.after = load<V>(p.cells + row * H + j, count);
   saved.gate = load_gates<V>(p.gates + row * 4 * H, H, j, count);

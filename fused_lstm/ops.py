@@ -7,19 +7,56 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from fused_lstm import _extension, reference  # noqa: F401  (_C registers the operators)
+from fused_lstm import _extension, _torch, reference  # noqa: F401  (_C registers the operators)
 
 Result = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def _use_definition() -> bool:
+def _use_definition(input: Tensor, hidden: Tensor, cell: Tensor, weights: Sequence[Tensor]) -> bool:
     """The one place that decides between the fused operators and the plain-PyTorch definition.
 
-    C++ autograd knows neither torch.func's transforms nor forward-mode derivatives.
+    C++ autograd knows neither torch.func's transforms nor forward-mode derivatives, the kernels no
+    complex numbers.
     """
-    return bool(torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0)
+    tensors = (input, hidden, cell, *weights)
+    return input.is_complex() or _torch.transforms_active(tensors) or _torch.forward_mode(tensors)
+
+
+def _under_autocast(tensor: Tensor) -> bool:
+    device = tensor.device.type
+    return device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+
+
+def _definition(
+    input: Tensor,
+    hidden: Tensor,
+    cell: Tensor,
+    weights: Sequence[Tensor],
+    *,
+    adds_to_state: bool,
+    **options: Any,
+) -> Result:
+    """`reference.layer`; under autocast with the casts that csrc/autocast.cpp has."""
+    if not _under_autocast(input):
+        return reference.layer(input, hidden, cell, weights, **options)
+    device = input.device.type
+    lower = torch.get_autocast_dtype(device)
+    projected = hidden.size(-1) != cell.size(-1)
+    promotes = device == "cpu" and (adds_to_state or projected)
+    dtype = torch.promote_types(lower, cell.dtype) if promotes else lower
+
+    def cast(tensor: Tensor) -> Tensor:
+        eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
+        return tensor.to(dtype) if eligible else tensor
+
+    with torch.autocast(device, enabled=False):
+        output, hidden_n, cell_n, cells, gates = reference.layer(
+            cast(input), cast(hidden), cast(cell), [cast(w) for w in weights], **options
+        )
+        if projected and output.dtype != torch.float64:  # the hidden state is a product
+            output, hidden_n = output.to(lower), hidden_n.to(lower)
+    return output, hidden_n, cell_n, cells, gates
 
 
 def layer(
@@ -43,9 +80,11 @@ def layer(
     Args:
         input: [T, B, D], or [N, D] with `batch_sizes`.
         hidden: [directions, B, P], the initial hidden state.
-        cell: [directions, B, H], the initial cell state.
+        cell: [directions, B, H], the initial cell state; in float32 too beside 16-bit input, and
+            the final one is then in float32.
         weights: for each direction weight_ih [4H, D], weight_hh [4H, P], then bias_ih and bias_hh
-            [4H] if there are biases, then weight_hr [P, H] if there is a projection.
+            [4H] if there are biases (in float32 too), then weight_hr [P, H] if there is a
+            projection.
         batch_sizes: [T] int64 on the CPU, as a PackedSequence has it.
         lengths: [B] int64, on the input's device: steps of each sequence, 0 to T. Outputs past the
             end are zero; the final states are those of each sequence's own last step.
@@ -80,8 +119,10 @@ def layer(
         options["keep_states"] = True
     if recompute:
         options["recompute"] = True
-    compute = reference.layer if _use_definition() else torch.ops.fused_lstm.layer.default
-    result: Result = compute(input, hidden, cell, weights, **options)
+    if _use_definition(input, hidden, cell, weights):
+        packed = batch_sizes is not None
+        return _definition(input, hidden, cell, weights, adds_to_state=packed, **options)
+    result: Result = torch.ops.fused_lstm.layer.default(input, hidden, cell, weights, **options)
     return result
 
 
@@ -91,12 +132,20 @@ def cell(
     """One step of an LSTM: input [B, D], hidden [B, H], cell [B, H] to the next two.
 
     `weights` are weight_ih [4H, D], weight_hh [4H, H] and, if there are biases, bias_ih and
-    bias_hh [4H]. Differentiable. Raises RuntimeError as `layer` does.
+    bias_hh [4H]. Differentiable. Raises RuntimeError as `layer` does. A cell state wider than the
+    rest makes both results as wide, as in nn.LSTMCell.
 
     Equivalent to: `reference.cell`.
     """
-    if _use_definition():
-        return reference.cell(input, hidden, cell, weights)
+    if cell.dtype != input.dtype and not _under_autocast(input):
+        dtype = torch.promote_types(input.dtype, cell.dtype)
+        others = [hidden, *weights]
+        if dtype != input.dtype and all(other.dtype == input.dtype for other in others):
+            input, hidden, *weights = (tensor.to(dtype) for tensor in (input, *others))
+    if _use_definition(input, hidden, cell, weights):
+        one = (input[None], hidden[None], cell[None])
+        _, h_n, c_n, _, _ = _definition(*one, weights, adds_to_state=True)
+        return h_n[0], c_n[0]
     hidden_n, cell_n, _, _ = torch.ops.fused_lstm.cell.default(input, hidden, cell, weights)
     return hidden_n, cell_n
 
@@ -141,7 +190,7 @@ def _layer_fake(
     return (
         input.new_empty((*rows, directions * P)),
         hidden.new_empty(hidden.shape),
-        cell.new_empty(cell.shape),
+        cell.new_empty(cell.shape, dtype=torch.promote_types(input.dtype, cell.dtype)),
         input.new_empty(kept[0], dtype=_accum(input.dtype)),
         input.new_empty(kept[1]),
     )
@@ -202,9 +251,9 @@ def _cell_fake(
     kept = [(B, H), (B, 4 * H)] if keep_states else [(0,), (0,)]
     return (
         hidden.new_empty(hidden.shape),
-        cell.new_empty(cell.shape),
-        cell.new_empty(kept[0], dtype=_accum(cell.dtype)),
-        cell.new_empty(kept[1]),
+        cell.new_empty(cell.shape, dtype=torch.promote_types(input.dtype, cell.dtype)),
+        input.new_empty(kept[0], dtype=_accum(input.dtype)),
+        input.new_empty(kept[1]),
     )
 
 

@@ -43,11 +43,12 @@ def layer(
     directions = hidden.size(0)
     each = len(weights) // directions
     accum = torch.promote_types(input.dtype, torch.float32)
+    cell_type = torch.promote_types(input.dtype, cell.dtype)
     join = torch.stack if batch_sizes is None else torch.cat
 
     results = []
     for d in range(directions):
-        w_ih, w_hh, *rest = weights[d * each : (d + 1) * each]
+        w_ih, w_hh, *rest = (w.to(accum) for w in weights[d * each : (d + 1) * each])
         b_ih, b_hh = rest[:2] if each >= 4 else (None, None)  # [4H]
         w_hr = rest[-1] if each % 2 else None  # [P, H]
         h_start, c_start = hidden[d], cell[d].to(accum)  # [B, P], [B, H]
@@ -60,13 +61,14 @@ def layer(
             if fresh is not None:
                 h_in = torch.where(fresh, h_start if reset_to_initial else 0.0, h_in)
                 c_in = torch.where(fresh, c_start if reset_to_initial else 0.0, c_in)
-            a = (F.linear(steps[t], w_ih, b_ih) + F.linear(h_in, w_hh, b_hh)).to(accum)  # [n, 4H]
+            x, h_in = steps[t].to(accum), h_in.to(accum)  # [n, D], [n, P]
+            a = F.linear(x, w_ih, b_ih) + F.linear(h_in, w_hh, b_hh)  # [n, 4H]
             i, f, g, o = a.chunk(4, dim=-1)
             i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
             c_out = f * c_in + i * g
             h_out = (o * c_out.tanh()).to(input.dtype)
             if w_hr is not None:
-                h_out = F.linear(h_out, w_hr)
+                h_out = F.linear(h_out.to(accum), w_hr).to(input.dtype)
             gate = torch.cat([i, f, g, o], dim=-1).to(input.dtype)
             outputs[t], gates[t] = h_out, gate
             if live is not None:
@@ -74,7 +76,7 @@ def layer(
                 h_out, c_out = torch.where(live, h_out, h[:n]), torch.where(live, c_out, c[:n])
             cells[t] = c_out
             h, c = torch.cat([h_out, h[n:]]), torch.cat([c_out, c[n:]])
-        results.append((join(outputs), h, c.to(cell.dtype), join(cells), join(gates)))
+        results.append((join(outputs), h, c.to(cell_type), join(cells), join(gates)))
     output, h_n, c_n, all_cells, all_gates = zip(*results, strict=True)
     return (
         torch.cat(output, dim=-1),

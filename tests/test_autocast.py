@@ -6,9 +6,10 @@ from itertools import product
 
 import pytest
 import torch
-from oracle import rand
+from oracle import rand, with_data
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.func import jvp, vjp, vmap
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from fused_lstm import FusedLSTM, FusedLSTMCell
 
@@ -42,7 +43,9 @@ def pair_of(kind):
 def tensors_of(result):
     """output, h_n and c_n, or the cell's h and c."""
     first, second = result
-    return [first.data, *second] if isinstance(second, tuple) else [first, second]
+    if not isinstance(second, tuple):
+        return [first, second]
+    return [first.data if isinstance(first, PackedSequence) else first, *second]
 
 
 def types(lstm, autocast, arguments, inputs):
@@ -122,3 +125,72 @@ def test_the_cell_state_is_float32_inside(device, kind):
     torch.testing.assert_close(
         c_n.float(), torch.full_like(c_n, 1000 / 256).float(), rtol=0.01, atol=0
     )
+
+
+def near(found, expected):
+    """Equal up to a few roundings of the type."""
+    assert [t.dtype for t in found] == [t.dtype for t in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        eps = torch.finfo(ours.dtype).eps
+        size = max(1.0, theirs.abs().max().item())
+        torch.testing.assert_close(ours, theirs, rtol=8 * eps, atol=8 * eps * size)
+
+
+@pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+@pytest.mark.parametrize("state", [None, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_transforms_give_the_types_and_numbers_of_a_call(device, kind, state, autocast):
+    if device == "cuda" and state == torch.bfloat16:
+        pytest.skip("cuDNN takes states of the input's type only")
+    arguments, (x, hx) = call_of(kind, device, torch.float32, torch.float32, state)
+    module = pair_of(kind)[0](D, H, **arguments)
+    data = x.data if isinstance(x, PackedSequence) else x
+
+    def call(data):
+        return tuple(tensors_of(module(with_data(x, data) if kind.startswith("packed") else data, hx)))
+
+    leaf = data.clone().requires_grad_()
+    with torch.autocast(device, autocast):
+        expected = call(leaf)
+        found, pull = vjp(call, data)
+        along, tangents = jvp(call, (data,), (torch.ones_like(data),))
+    near(found, expected)
+    near(along, expected)
+    incoming = tuple(rand(*t.shape, device=device, dtype=t.dtype) for t in expected)
+    (gradient,) = torch.autograd.grad(expected, leaf, incoming)
+    low = 16 * torch.finfo(autocast).eps  # the gradients of what autocast rounds
+    torch.testing.assert_close(pull(incoming)[0], gradient, rtol=low, atol=4 * low)
+    total = sum((t.float() * g.float()).sum() for t, g in zip(tangents, incoming, strict=True))
+    torch.testing.assert_close(total, gradient.sum(), rtol=0.1, atol=0.5)
+
+
+@pytest.mark.parametrize("kind", ["padded", "projected", "cell"])
+def test_vmap_gives_the_types_and_numbers_of_calls(device, kind):
+    arguments, (x, hx) = call_of(kind, device, torch.float32, torch.float32, torch.float32)
+    module = pair_of(kind)[0](D, H, **arguments)
+    many = torch.stack([x, -x])
+    with torch.autocast(device, torch.bfloat16):
+        found = vmap(lambda x: tuple(tensors_of(module(x, hx))))(many)
+        for k, one in enumerate(many):
+            near([t[k] for t in found], tensors_of(module(one, hx)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_the_definition_inside_autocast(device, kind):
+    """create_graph and is_grads_batched differentiate it, with the types of the call."""
+    arguments, (x, hx) = call_of(kind, device, torch.float32, torch.float32, torch.float32)
+    module = pair_of(kind)[0](D, H, **arguments)
+    with torch.autocast(device, torch.bfloat16):
+        results = tensors_of(module(x, hx))
+        incoming = [torch.ones_like(t) for t in results]
+        leaves = list(module.parameters())
+        expected = torch.autograd.grad(results, leaves, incoming, retain_graph=True)
+        again = torch.autograd.grad(results, leaves, incoming, create_graph=True)
+        batched = torch.autograd.grad(
+            results, leaves, [g[None] for g in incoming], is_grads_batched=True
+        )
+    in_float32 = kind == "cell" or kind.startswith("packed") or kind == "projected"
+    exact = device == "cpu" and in_float32
+    tolerance = {"rtol": 1e-4, "atol": 1e-5} if exact else {"rtol": 0.05, "atol": 0.05}
+    torch.testing.assert_close(again, expected, **tolerance)
+    torch.testing.assert_close([g[0] for g in batched], list(expected), **tolerance)

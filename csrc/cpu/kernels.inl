@@ -504,7 +504,7 @@ void start(const Forward<Types>& f, const Part& part, const Scratch<Types>& scra
   const Step step = make_step(p.steps, 0);
   for (int64_t b = part.begin; b < part.end; ++b) {
     for_vectors<V>(part.first_unit, part.last_unit, [&](int64_t j, int count) {
-      store<V>(p.cell_state + b * H + j, load<V>(p.cell_0 + b * H + j, count), count);
+      store<V>(p.cell_state + b * H + j, load_cell<V>(p.cell_0, b * H + j, count), count);
     });
     const int64_t first = p.projected ? 0 : part.first_unit;
     for_vectors<V>(first, p.projected ? P : part.last_unit, [&](int64_t j, int count) {

@@ -63,7 +63,7 @@ struct Forward {
   __device__ Step step(int64_t turn) const { return make_step(p.steps, turn); }
 
   __device__ State start(int64_t b, int64_t j) const {
-    State state = {load<V>(p.cell_0 + b * p.hidden_size + j, 1), {}, {}};
+    State state = {load_cell<V>(p.cell_0, b * p.hidden_size + j, 1), {}, {}};
     store<V>(&state.hidden, first_hidden<V>(p, step(0), b, j, 1), 1);
     if (bias_ih) state.bias = add(state.bias, load_gates<V>(bias_ih, p.hidden_size, j, 1));
     if (bias_hh) state.bias = add(state.bias, load_gates<V>(bias_hh, p.hidden_size, j, 1));
