@@ -13,8 +13,8 @@ std::optional<Kernel> from_environment() {
   if (!name || !*name) return std::nullopt;
   const std::optional<Kernel> kernel = kernel_named(name);
   if (!kernel || !is_gpu_kernel(*kernel)) {
-    throw std::invalid_argument(std::string("FUSED_LSTM_KERNEL is ") + name +
-                                ", must be block, cluster, grid or streamed");
+    throw std::invalid_argument(std::string("FUSED_LSTM_KERNEL is '") + name +
+                                "', must be block, cluster, grid or streamed");
   }
   return kernel;
 }

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 
 USAGE = """usage: python -m fused_lstm {demo,info} [options]
 
-  demo   train three task models on FusedLSTM and on nn.LSTM, side by side (--help for options)
-  info   print the build, the devices and the kernels"""
+  demo       train three task models on FusedLSTM and on nn.LSTM, side by side (--help for options)
+  info       print the build, the devices and the kernels
+  --version  print the version"""
 
 
 def main(argv: list[str]) -> int:
@@ -15,9 +18,21 @@ def main(argv: list[str]) -> int:
     if argv and argv[0] in ("-h", "--help"):
         print(USAGE)
         return 0
+    if argv and argv[0] in ("-V", "--version"):
+        from fused_lstm import __version__
+
+        print(f"fused_lstm {__version__}")
+        return 0
     if not argv or argv[0] not in ("demo", "info"):
         given = f"unknown command {argv[0]!r}" if argv else "no command"
         print(f"fused_lstm: {given}, must be demo or info (--help for more)", file=sys.stderr)
+        return 2
+    from fused_lstm import _C
+
+    try:
+        _C.cpu_instruction_set()
+    except RuntimeError as error:  # FUSED_LSTM_CPU_ISA
+        print(f"fused_lstm: {error}", file=sys.stderr)
         return 2
     if argv[0] == "demo":
         from fused_lstm import demo
@@ -28,5 +43,24 @@ def main(argv: list[str]) -> int:
     return info.main(argv[1:])
 
 
+def run(argv: list[str]) -> int:
+    """main, its output flushed; a reader that has left or a full disk is no traceback."""
+    try:
+        try:
+            return main(argv)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
+        # What is left in the buffer would fail once more when Python flushes it at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if error.errno == errno.EPIPE:
+            return 141  # as the shell reports a process that SIGPIPE has ended
+        print(f"fused_lstm: standard output: {error.strerror}", file=sys.stderr)
+        return 1
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(sys.argv[1:]))

@@ -9,10 +9,11 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.rnn import LSTMCell as TorchLSTMCell  # as in lstm.py
 
 from fused_lstm import ops
+from fused_lstm.init import GateInitialization
 from fused_lstm.leaf import is_traced, leaf_call
 
 
-class FusedLSTMCell(nn.RNNCellBase):
+class FusedLSTMCell(GateInitialization, nn.RNNCellBase):
     """Drop-in for `torch.nn.LSTMCell`: one time step, for loops that must see every state.
 
     Parameters, their names, order and initial values are those of `nn.LSTMCell`; a state_dict
@@ -96,6 +97,16 @@ class FusedLSTMCell(nn.RNNCellBase):
         weights = [self.weight_ih, self.weight_hh]
         if self.bias:
             weights += [self.bias_ih, self.bias_hh]
+        for weight in weights:
+            if weight is None:
+                weights = _given(weights)
+                break
+        if input.dtype != weights[0].dtype and not (
+            input.is_floating_point() and torch.is_autocast_enabled(input.device.type)
+        ):
+            raise RuntimeError(
+                f"input has dtype {input.dtype}, must have the weights' dtype {weights[0].dtype}"
+            )
         hidden, cell = ops.cell(input, hidden, cell, weights)
         return (hidden, cell) if batched else (hidden.squeeze(0), cell.squeeze(0))
 
@@ -106,9 +117,20 @@ class FusedLSTMCell(nn.RNNCellBase):
         return twin.train(self.training)
 
 
+def _given(weights: list[Tensor | None]) -> list[Tensor]:
+    """Without biases that are None; a single one counts as zeros, as in nn.LSTMCell."""
+    for name, weight in zip(("weight_ih", "weight_hh"), weights, strict=False):
+        if weight is None:
+            raise TypeError(f"{name} is None, must be a tensor")
+    biases = [bias for bias in weights[2:] if bias is not None]
+    if len(biases) == 1:
+        biases.append(torch.zeros_like(biases[0]))
+    return [weight for weight in weights[:2] if weight is not None] + biases
+
+
 def _two_states(hx: Any) -> tuple[Tensor, Tensor]:
     if isinstance(hx, Tensor):
         raise TypeError("hx is a tensor, must be a tuple of the hidden and the cell state")
     if len(hx) != 2:
-        raise RuntimeError(f"hx has {len(hx)} states, must have 2: the hidden and the cell state")
+        raise RuntimeError(f"lstm_cell expects two hidden states, got {len(hx)} in hx")
     return hx[0], hx[1]

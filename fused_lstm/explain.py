@@ -11,6 +11,9 @@ import torch
 from fused_lstm import _C
 from fused_lstm.lstm import FusedLSTM
 
+# Reads FUSED_LSTM_KERNEL: a name that is no kernel is an error at import, on a CPU too.
+_C.wanted_kernel()
+
 
 class Gpu(NamedTuple):
     """What the choice of a kernel depends on."""
@@ -167,8 +170,13 @@ def _on_gpu(plan: dict[str, Any]) -> str:
         where = ""
         if kernel != "streamed":
             where = (
-                f"; {choice['slices']} slices of {choice['sequences']} sequences, each on "
-                f"{choice['blocks']} blocks of {choice['units']} hidden units"
+                f"; {_count(choice['slices'], 'slice')} of "
+                f"{_count(choice['sequences'], 'sequence')}, each on "
+                f"{_count(choice['blocks'], 'block')} of {_count(choice['units'], 'hidden unit')}"
             )
         lines.append(f"  {kernel}: {choice['microseconds']:.1f} us a step, estimated{where}")
     return "\n".join([plan["kernel"], *lines])
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"

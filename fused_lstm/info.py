@@ -17,12 +17,13 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m fused_lstm info", description=__doc__)
     parser.parse_args(argv)
     build = _C.build_info()
+    threads = torch.get_num_threads()
     rows = [
         ("fused_lstm", f"{fused_lstm.__version__} in {Path(fused_lstm.__file__).parent}"),
         ("Python", platform.python_version()),
         ("torch", f"{torch.__version__}, built against {build['torch_version']}"),
         ("compiler", f"{build['compiler']}, C++{build['cxx_standard']}"),
-        ("CPU kernels", f"{_C.cpu_instruction_set()}, {torch.get_num_threads()} threads"),
+        ("CPU kernels", f"{_C.cpu_instruction_set()}, {threads} thread{'s' * (threads != 1)}"),
         ("OpenMP", "yes" if build["openmp"] else "no: kernels run on one thread"),
         ("CUDA kernels", ", ".join(build["cuda_architectures"]) if build["cuda"] else "not built"),
     ]

@@ -13,6 +13,7 @@ from torch.nn.modules.rnn import LSTM as TorchLSTM  # torch.nn.LSTM may come to 
 from torch.nn.utils.rnn import PackedSequence
 
 from fused_lstm import ops
+from fused_lstm.init import GateInitialization
 from fused_lstm.leaf import is_traced, leaf_call
 
 State = tuple[Tensor, Tensor]
@@ -37,7 +38,7 @@ class LSTMStates(NamedTuple):
     hidden: tuple[Tensor | PackedSequence, ...]
 
 
-class FusedLSTM(nn.RNNBase):
+class FusedLSTM(GateInitialization, nn.RNNBase):
     """Drop-in for `torch.nn.LSTM`: same arguments, parameters, results and state_dict.
 
     The one difference by type: it is an `nn.RNNBase`, not an `nn.LSTM` (torch.compile breaks the
@@ -180,6 +181,7 @@ def run(
     """FusedLSTM.forward with `layer`, `ops.layer` or its definition, for each layer."""
     if reset_to not in ("zero", "initial"):
         raise ValueError(f"reset_to is {reset_to!r}, must be 'zero' or 'initial'")
+    weights = _weights(module)
     packed, batch_sizes, unbatched = None, None, False
     if isinstance(input, PackedSequence):
         if lengths is not None or reset is not None:
@@ -196,7 +198,6 @@ def run(
         x, hx, lengths, reset = _checked_padded(module, input, hx, lengths, reset)
 
     directions = 2 if module.bidirectional else 1
-    weights = _weights(module)
     each = len(weights) // module.num_layers
     h_n: list[Tensor] = []
     c_n: list[Tensor] = []
@@ -255,15 +256,23 @@ def run(
 def _weights(module: nn.RNNBase) -> Sequence[Tensor]:
     """The parameters as they are now: a parametrisation or a hook may have made new ones."""
     if torch.compiler.is_compiling():
-        return [getattr(module, name) for name in module._flat_weights_names]
+        return _all_there(module, [getattr(module, name) for name in module._flat_weights_names])
     # _update_flat_weights() asks the module for every name, which is slow; the same question to its
     # dict of parameters has the same answer unless something stands in a parameter's place.
     registered = module._parameters
     for known, name in zip(module._flat_weight_refs, module._flat_weights_names, strict=True):
-        if known is None or registered.get(name) is not known():
+        parameter = registered.get(name)
+        if parameter is None or known is None or parameter is not known():
             module._update_flat_weights()
-            break
+            return _all_there(module, module._flat_weights)
     return module._flat_weights  # type: ignore[return-value]
+
+
+def _all_there(module: nn.RNNBase, weights: Sequence[Tensor | None]) -> Sequence[Tensor]:
+    for name, weight in zip(module._flat_weights_names, weights, strict=True):
+        if weight is None:
+            raise TypeError(f"{name} is None, must be a tensor")
+    return weights  # type: ignore[return-value]
 
 
 def _checked_padded(
@@ -292,7 +301,7 @@ def _checked_padded(
     module.check_input(input, None)
     T, B, _ = input.shape
     if T == 0:
-        raise RuntimeError("input has sequence length 0, must be at least 1")
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     hx = _checked_state(module, hx, B, input)
     if lengths is not None:
         _check_mask("lengths", lengths, [B] if batched else [], torch.int64, input)
@@ -337,17 +346,21 @@ def _checked_state(module: nn.RNNBase, hx: State | None, B: int, input: Tensor) 
     if hx is None:
         hidden = input.new_zeros(shapes[0])
         return hidden, hidden if shapes[0] == shapes[1] else input.new_zeros(shapes[1])
+    if isinstance(hx, Tensor):
+        raise TypeError("hx is a tensor, must be a tuple of the hidden and the cell state")
     if len(hx) != 2:
-        raise RuntimeError(f"hx has {len(hx)} states, must have 2: the hidden and the cell state")
+        raise RuntimeError(f"lstm expects two hidden states, got {len(hx)} in hx")
     for index, shape in enumerate(shapes):
+        if not isinstance(hx[index], Tensor):
+            raise TypeError(f"hx[{index}] is a {type(hx[index]).__name__}, must be a tensor")
         if hx[index].shape != shape:
             raise RuntimeError(
                 f"Expected hidden[{index}] size {shape}, got {list(hx[index].shape)}"
             )
         if hx[index].device != input.device:
             raise RuntimeError(
-                f"hidden[{index}] is on {hx[index].device}, must be on the input's device "
-                f"{input.device}"
+                "Input and hidden tensors are not at the same device, found input tensor at "
+                f"{input.device} and hidden tensor at {hx[index].device} (hx[{index}])"
             )
     return hx[0], hx[1]
 

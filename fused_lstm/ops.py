@@ -160,12 +160,16 @@ def _accum(dtype: torch.dtype) -> torch.dtype:
 
 def _check_devices(input: Tensor, hidden: Tensor, cell: Tensor, weights: list[Tensor]) -> None:
     """A meta tensor among others would bring all of them here, where nothing is computed."""
-    for name, tensors in (("hidden", [hidden]), ("cell", [cell]), ("weights", weights)):
-        for tensor in tensors:
-            if tensor.device != input.device:
-                raise RuntimeError(
-                    f"{name} is on {tensor.device}, must be on the input's device {input.device}"
-                )
+    named = [
+        ("hidden", hidden),
+        ("cell", cell),
+        *((f"weights[{k}]", w) for k, w in enumerate(weights)),
+    ]
+    for name, tensor in named:
+        if tensor.device != input.device:
+            raise RuntimeError(
+                f"{name} is on {tensor.device}, must be on the input's device {input.device}"
+            )
 
 
 @torch.library.register_fake("fused_lstm::layer")

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from oracle import NO_CUDA
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
+import fused_lstm
 from fused_lstm import _C, FusedLSTM, FusedLSTMCell, ops
 
 T, B, D, H = 5, 4, 3, 6
@@ -57,7 +64,14 @@ CALLS = {
     "1-D input": ((zeros(D),), "input.*2D or 3D.*1D"),
     "4-D input": ((zeros(1, T, B, D),), "input.*2D or 3D.*4D"),
     "wrong number of features": ((zeros(T, B, D + 1),), r"input.*3.*4"),
-    "no time steps": ((zeros(0, B, D),), "input.*sequence length 0|length.*larger than 0"),
+    "no time steps": (
+        (zeros(0, B, D),),
+        "^Expected sequence length to be larger than 0 in RNN$",  # nn.LSTM's words
+    ),
+    "no time steps, no batch": (
+        (zeros(0, D),),
+        "^Expected sequence length to be larger than 0 in RNN$",
+    ),
     "wrong dtype of the input": ((zeros(T, B, D, dtype=torch.float64),), "input.*float64|Double"),
     "integers": ((zeros(T, B, D, dtype=torch.int64),), "input.*int64|Long"),
     "too few layers in hx": (
@@ -88,11 +102,16 @@ CALLS = {
         "hidden.*[Dd]ouble",
     ),
     "wrong dtype of cx": ((zeros(T, B, D), (hx()[0], hx()[1].double())), "cell.*[Dd]ouble"),
-    "hx on another device": ((zeros(T, B, D), (hx()[0].to("meta"), hx()[1])), "hidden.*meta|meta"),
+    "hx on another device": (
+        (zeros(T, B, D), (hx()[0].to("meta"), hx()[1])),
+        "not at the same device, found input tensor at cpu and hidden tensor at meta",
+    ),
     "hx with one state": ((zeros(T, B, D), hx()[:1]), "index"),
     "hx with three states": ((zeros(T, B, D), (*hx(), hx()[0])), "hx|hidden states"),
     "hx that is a tensor": ((zeros(T, B, D), hx()[0]), "hx and cx|out of bounds"),
     "no tensor": (([[1.0]],), "list"),
+    "hx of None, packed": ((packed(zeros(6, D), [4, 2]), (None, None)), r"hx\[0\].*NoneType"),
+    "hx that is a tensor, packed": ((packed(zeros(6, D), [4, 2]), hx()[0]), "hx is a tensor"),
     "wrong features, packed": ((packed(zeros(6, D + 1), [4, 2]),), "input.*3.*4"),
     "wrong batch in hx, packed": (
         (packed(zeros(6, D), [4, 2]), hx((1, 2, H), (1, 2, H))),
@@ -145,6 +164,78 @@ def test_a_weight_that_does_not_fit(name, kind):
     x = zeros(T, B, D) if kind == "padded" else packed(zeros(6, D), [4, 2])
     with pytest.raises(RuntimeError, match=f"{name[:-3]}.* must be"):
         module(x)
+
+
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l1", "bias_ih_l0", "bias_hh_l1"])
+@pytest.mark.parametrize("kind", ["padded", "packed"])
+@pytest.mark.parametrize("called", [False, True], ids=["new", "called before"])
+def test_a_weight_that_is_none(name, kind, called):
+    module = FusedLSTM(D, H, 2)
+    x = zeros(T, B, D) if kind == "padded" else packed(zeros(6, D), [4, 2])
+    if called:
+        module(x)
+    setattr(module, name, None)
+    with pytest.raises(TypeError, match=f"^{name} is None, must be a tensor$"):
+        module(x)
+
+
+@pytest.mark.parametrize("name", ["weight_ih", "weight_hh"])
+def test_a_weight_of_the_cell_that_is_none(name):
+    cell = FusedLSTMCell(5, 3)
+    setattr(cell, name, None)
+    with pytest.raises(TypeError, match=f"^{name} is None, must be a tensor$"):
+        cell(zeros(2, 5))
+
+
+@pytest.mark.parametrize("names", [["bias_ih"], ["bias_hh"], ["bias_ih", "bias_hh"]], ids=str)
+def test_a_bias_of_the_cell_that_is_none_counts_as_zeros(names):
+    """As in nn.LSTMCell."""
+    theirs, ours = nn.LSTMCell(5, 3), FusedLSTMCell(5, 3)
+    ours.load_state_dict(theirs.state_dict())
+    for cell in (ours, theirs):
+        for name in names:
+            setattr(cell, name, None)
+    x = torch.ones(2, 5)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+def test_integers_under_autocast(dtype):
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(RuntimeError, match=r"^input has dtype torch\.\w+, must have the weights'"),
+    ):
+        FusedLSTMCell(5, 3)(zeros(2, 5, dtype=dtype))
+
+
+def test_a_weight_on_another_device_is_named():
+    module = FusedLSTM(D, H)
+    module.bias_ih_l0 = nn.Parameter(module.bias_ih_l0.detach().to("meta"))
+    with pytest.raises(RuntimeError, match=r"weights\[2\] is on meta, must be on .* cpu"):
+        module(zeros(T, B, D))
+
+
+@pytest.mark.parametrize(
+    ("variable", "code", "kind"),
+    [
+        ("FUSED_LSTM_KERNEL", "import fused_lstm", "ValueError"),
+        (
+            "FUSED_LSTM_CPU_ISA",
+            "import torch, fused_lstm; fused_lstm.FusedLSTM(3, 4)(torch.zeros(1, 1, 3))",
+            "RuntimeError",
+        ),
+    ],
+)
+def test_a_variable_that_names_nothing(variable, code, kind):
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {variable: "foo", "PYTHONPATH": str(Path(fused_lstm.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert re.match(rf"{kind}: {variable} is 'foo'[,;] .*(must|can) be ", last), done.stderr
 
 
 def test_a_projection_that_does_not_fit():
@@ -229,15 +320,23 @@ CELL_CALLS = {
     "wrong batch of cx": ((zeros(2, 5), (zeros(2, 3), zeros(3, 3))), "hidden1"),
     "wrong size of hx": ((zeros(2, 5), (zeros(2, 4), zeros(2, 4))), "hidden0|hidden has|hx"),
     "wrong size of cx": ((zeros(2, 5), (zeros(2, 3), zeros(2, 4))), "hidden1"),
-    "wrong dtype of the input": ((zeros(2, 5).double(),), "[Dd]ouble|float64"),
+    "wrong dtype of the input": ((zeros(2, 5).double(),), "^input.*float64.*float32$"),
+    "wrong dtype of the input beside hx": (
+        (zeros(2, 5).double(), (zeros(2, 3), zeros(2, 3))),
+        "^input.*float64.*float32$",
+    ),
+    "integers": ((zeros(2, 5).long(),), "^input.*int64.*float32$"),
     "wrong dtype of hx": (
         (zeros(2, 5), (zeros(2, 3).double(), zeros(2, 3))),
         "hidden0|hidden has|hx",
     ),
     "3-D hx": ((zeros(2, 5), (zeros(1, 2, 3), zeros(1, 2, 3))), r"hx\[0\].*1D or 2D.*3D"),
     "hx without the batch": ((zeros(2, 5), (zeros(3), zeros(3))), "hidden0|hidden has|hx"),
-    "hx with one state": ((zeros(2, 5), (zeros(2, 3),)), "hx"),
-    "hx with three states": ((zeros(2, 5), (zeros(2, 3),) * 3), "hx"),
+    "hx with one state": ((zeros(2, 5), (zeros(2, 3),)), "lstm_cell expects two hidden states"),
+    "hx with three states": (
+        (zeros(2, 5), (zeros(2, 3),) * 3),
+        "lstm_cell expects two hidden states",
+    ),
     "hx that is a tensor": ((zeros(2, 5), zeros(2, 3)), "hx"),
     "no tensor": (([1.0],), "list"),
 }

@@ -175,6 +175,206 @@ def test_a_partial_passes_further_arguments():
     assert model.lstm.dropout == 0.25
 
 
+# What `lstm=` may build
+
+VARIANTS = {
+    "bidirectional": {"bidirectional": True},
+    "projected": {"proj_size": 2},
+    "both": {"bidirectional": True, "proj_size": 2},
+    "no biases": {"bias": False},
+}
+
+
+class Own(nn.Module):
+    """An LSTM class of a user's own, which says nothing of itself."""
+
+    def __init__(self, input_size, hidden_size, num_layers, batch_first):
+        super().__init__()
+        self.inner = nn.LSTM(input_size, hidden_size, num_layers, batch_first=batch_first)
+
+    def forward(self, x, hx=None):
+        return self.inner(x, hx)
+
+
+@pytest.mark.parametrize("lstm", LSTMS)
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_classifier_reads_all_that_lstm_gives(pooling, variant, lstm):
+    options = VARIANTS[variant]
+    torch.manual_seed(0)
+    model = LSTMClassifier(
+        INPUT, HIDDEN, OUTPUT, LAYERS, pooling=pooling, lstm=partial(lstm, **options)
+    ).double()
+    (x,) = make_inputs("classifier", "cpu", torch.float64)
+    lengths = torch.tensor(LENGTHS)
+    logits = model(x, lengths=lengths)
+    assert logits.shape == (BATCH, OUTPUT)
+    for row, length in enumerate(LENGTHS):
+        expected = torch.zeros(model.fc.in_features, dtype=torch.float64)
+        if length:
+            output, _ = model.lstm(x[row, :length])  # [T, directions P]
+            width = options.get("proj_size", HIDDEN)
+            both = torch.cat([output[-1, :width], output[0, width:]])
+            expected = {"last": both, "mean": output.mean(0), "max": output.amax(0)}[pooling]
+        torch.testing.assert_close(logits[row], model.fc(expected))
+    logits.square().sum().backward()
+    for name, weight in model.named_parameters():
+        if "weight_ih" in name:  # of each layer and direction
+            assert weight.grad.any(), f"{name} is never used"
+
+
+@pytest.mark.parametrize("lstm", LSTMS)
+@pytest.mark.parametrize("summary", SUMMARIES)
+def test_predictor_with_a_projection(summary, lstm):
+    torch.manual_seed(0)
+    model = LSTMSequencePredictor(
+        INPUT, HIDDEN, OUTPUT, LAYERS, summary=summary, lstm=partial(lstm, proj_size=2)
+    ).double()
+    (x,) = make_inputs("predictor", "cpu", torch.float64)
+    output, _ = model.lstm(x)
+    reverse = output[:, -1 if summary == "last_step" else 0, 2:]
+    torch.testing.assert_close(model(x), model.fc(torch.cat([output[:, -1, :2], reverse], 1)))
+
+
+@pytest.mark.parametrize("lstm", LSTMS)
+def test_encoder_and_decoder_with_a_projection(lstm):
+    torch.manual_seed(0)
+    model = Seq2Seq(INPUT, HIDDEN, OUTPUT, LAYERS, lstm=partial(lstm, proj_size=2)).double()
+    src, tgt = make_inputs("seq2seq", "cpu", torch.float64)
+    h_n, c_n = model.encoder(src)
+    assert (h_n.shape, c_n.shape) == ((LAYERS, BATCH, 2), (LAYERS, BATCH, HIDDEN))
+    output, _ = model.decoder.lstm(tgt, (h_n, c_n))
+    torch.testing.assert_close(model(src, tgt), model.decoder.fc(output))
+    generated = model.generate(src, 4, tgt[:, 0])
+    fed = torch.cat([tgt[:, :1], generated[:, :-1]], 1)
+    torch.testing.assert_close(model(src, fed), generated)
+
+
+@pytest.mark.parametrize("lstm", LSTMS)
+def test_encoder_of_both_directions(lstm):
+    encoder = Encoder(INPUT, HIDDEN, LAYERS, lstm=partial(lstm, bidirectional=True)).double()
+    (x,) = make_inputs("encoder", "cpu", torch.float64)
+    h_n, c_n = encoder(x)
+    assert h_n.shape == c_n.shape == (2 * LAYERS, BATCH, HIDDEN)
+    torch.testing.assert_close((h_n, c_n), encoder.lstm(x)[1])
+
+
+@pytest.mark.parametrize("lstm", LSTMS)
+@pytest.mark.parametrize("model", [Decoder, Seq2Seq])
+def test_a_decoder_of_both_directions_is_refused(model, lstm):
+    with pytest.raises(ValueError, match="lstm is bidirectional, must have one direction"):
+        model(*[4] * (2 + (model is Seq2Seq)), lstm=partial(lstm, bidirectional=True))
+
+
+@pytest.mark.parametrize("lstm", LSTMS)
+@pytest.mark.parametrize("name", MODELS)
+def test_dtype_and_device_of_lstm_are_those_of_the_model(name, lstm):
+    model = MODELS[name](lstm=partial(lstm, dtype=torch.float64), initial_state="learned")
+    assert model(*make_inputs(name, "cpu", torch.float64)).dtype == torch.float64
+    elsewhere = MODELS[name](lstm=partial(lstm, device="meta"), initial_state="learned")
+    assert {parameter.device.type for parameter in elsewhere.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if "predictor" not in name])
+def test_a_class_of_ones_own(name):
+    model, expected = make_model(name, Own), make_model(name, nn.LSTM)
+    inputs = make_inputs(name, "cpu", torch.float64)
+    torch.testing.assert_close(model(*inputs), expected(*inputs))
+    lengths = torch.tensor(LENGTHS)
+    torch.testing.assert_close(model(*inputs, lengths=lengths), expected(*inputs, lengths=lengths))
+
+
+@pytest.mark.parametrize(
+    ("lstm", "message"),
+    [
+        (nn.GRU, "lstm builds an nn.GRU, must build an LSTM"),
+        (nn.RNN, "lstm builds an nn.RNN_TANH, must build an LSTM"),
+        (lambda *sizes, **_: nn.LSTM(*sizes), "batch_first=False, must have batch_first=True"),
+        (lambda D, H, L, **options: FusedLSTM(D, 2 * H, L, **options), "hidden_size=12.*=6"),
+        (lambda D, H, L, **options: FusedLSTM(D, H, **options), "num_layers=1.*num_layers=2"),
+    ],
+    ids=["GRU", "RNN", "time first", "wider", "flatter"],
+)
+@pytest.mark.parametrize("model", [LSTMClassifier, Seq2Seq])
+def test_lstm_that_builds_something_else_is_refused(model, lstm, message):
+    with pytest.raises(ValueError, match=message):
+        model(INPUT, HIDDEN, OUTPUT, LAYERS, lstm=lstm)
+
+
+def test_a_predictor_needs_both_directions():
+    def one_way(*sizes, bidirectional, **options):
+        return FusedLSTM(*sizes, **options)
+
+    with pytest.raises(ValueError, match="bidirectional=False, must have bidirectional=True"):
+        LSTMSequencePredictor(3, 4, 5, lstm=one_way)
+
+
+# A learned initial state
+
+
+def test_by_default_no_state_is_learned():
+    for name in MODELS:
+        assert not [key for key in make_model(name).state_dict() if "h_0" in key or "c_0" in key]
+    with pytest.raises(ValueError, match="initial_state is 'ones', must be one of 'zero', "):
+        Encoder(3, 4, initial_state="ones")
+
+
+def learned(name: str, lstm: Callable[..., nn.Module]) -> nn.Module:
+    torch.manual_seed(0)
+    model = MODELS[name](lstm=lstm, initial_state="learned").double()
+    for key, parameter in model.named_parameters():
+        if key.endswith(("h_0", "c_0")):
+            assert not parameter.any()  # a new model starts as one without
+            nn.init.uniform_(parameter, -1, 1)
+    return model
+
+
+@pytest.mark.parametrize("options", [{}, {"proj_size": 2}], ids=["plain", "projected"])
+@pytest.mark.parametrize("lstm", LSTMS)
+@pytest.mark.parametrize("name", MODELS)
+def test_a_learned_state_starts_each_sequence(name, lstm, options):
+    model = learned(name, partial(lstm, **options))
+    reader = model.encoder if name == "seq2seq" else model
+    x, *rest = make_inputs(name, "cpu", torch.float64)
+    result = model(x, *rest, lengths=torch.tensor(LENGTHS))
+    start = (reader.h_0[:, None], reader.c_0[:, None])
+    plain = MODELS[name](lstm=partial(lstm, **options)).double()
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if "_0" not in k[-4:]})
+    original = plain.encoder if name == "seq2seq" else plain
+    for row, length in enumerate(LENGTHS):
+        one = [tensor[row : row + 1] for tensor in (x[:, :length], *rest)]
+        if length:  # as nn.LSTM does it, called with that hx
+            torch.testing.assert_close(model(*one), result[row : row + 1])
+            torch.testing.assert_close(model(*(t[0] for t in one)), result[row])
+            hidden = original.lstm(one[0], start)
+        else:  # final states are the initial ones
+            hidden = torch.zeros(1, 1, model.fc.in_features).double() if not rest else None, start
+        original._read = lambda *_, hidden=hidden: hidden
+        torch.testing.assert_close(plain(*one), result[row : row + 1])
+    result.square().sum().backward()
+    assert reader.h_0.grad.any()
+    assert reader.c_0.grad.any()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_learned_state_is_the_same_for_both_classes(name):
+    fused, plain = learned(name, FusedLSTM), learned(name, nn.LSTM)
+    inputs, lengths = make_inputs(name, "cpu", torch.float64), torch.tensor(LENGTHS)
+    assert list(fused.state_dict()) == list(plain.state_dict())
+    torch.testing.assert_close(fused(*inputs, lengths=lengths), plain(*inputs, lengths=lengths))
+
+
+def test_generate_from_a_learned_state():
+    model = learned("seq2seq", FusedLSTM)
+    src, start, lengths = generation_inputs("cpu")
+    generated = model.generate(src, 3, start, lengths=lengths)
+    fed = torch.cat([start[:, None], generated[:, :-1]], 1)
+    torch.testing.assert_close(model(src, fed, lengths=lengths), generated)
+    empty = LENGTHS.index(0)
+    state = model.encoder.h_0[:, None], model.encoder.c_0[:, None]
+    torch.testing.assert_close(model.decoder(fed[empty : empty + 1], *state)[0], generated[empty])
+
+
 # lengths
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import platform
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -43,7 +46,8 @@ def _device(name: str) -> torch.device:
         raise argparse.ArgumentTypeError(f"is {name!r}, must be auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         seen = torch.cuda.device_count()
-        raise argparse.ArgumentTypeError(f"is {name!r}, but this torch sees {seen} CUDA devices")
+        devices = f"{seen} CUDA device{'s' * (seen != 1)}"
+        raise argparse.ArgumentTypeError(f"is {name!r}, but this torch sees {devices}")
     return device
 
 
@@ -60,13 +64,37 @@ def _seed(number: str) -> int:
 
 
 def _report(name: str) -> Path:
-    """The report's path, made writable before any work goes into it."""
+    """The report's path; an OSError, before any work goes into it, if it cannot be written."""
     path = Path(name)
     if path.is_dir():
         path /= REPORT
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
+    real = path.resolve()
+    folder = next(parent for parent in real.parents if parent.exists())
+    # A regular file is replaced by one that is written beside it, a device or a pipe is not.
+    written = [real] if real.exists() else []
+    written += [] if written and not real.is_file() else [folder]
+    if not folder.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    if not all(os.access(there, os.W_OK) for there in written):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     return path
+
+
+def _write(path: Path, text: str) -> None:
+    """The whole file or, where that fails or is stopped, what was there before."""
+    path = path.resolve()
+    if path.exists() and not path.is_file():  # a device or a pipe, which nothing must replace
+        path.write_text(text, encoding="utf-8")
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".fused_lstm-{os.getpid()}.part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        if path.exists():
+            shutil.copymode(path, part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -150,13 +178,18 @@ def _run(options: argparse.Namespace) -> int:
             compare(task, FusedLSTM, nn.LSTM, options.seed, steps, lambda line: _say("  " + line))
         )
     _say("\n" + table.text(comparisons))
-    if _first():
-        options.out.write_text(report.page(comparisons, facts), encoding="utf-8")
     parity = all(comparison.parity for comparison in comparisons)
     _say(
         f"\n{'Parity on all tasks' if parity else 'PARITY IS BROKEN'}, "
         f"after {time.perf_counter() - start:.0f} s. Report: {options.out}"
     )
+    if _first():
+        try:
+            _write(options.out, report.page(comparisons, facts))
+        except OSError as error:
+            where = f"report {str(options.out)!r} cannot be written"
+            print(f"python -m fused_lstm demo: {where}: {error.strerror}", file=sys.stderr)
+            return 2
     return 0 if parity else 1
 
 
