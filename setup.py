@@ -20,7 +20,6 @@ import setuptools
 
 ROOT = Path(__file__).resolve().parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "fused_lstm/__init__.py").read_text())[1]
-OLDEST_TORCH = "2.11"
 
 
 def fail(message):
@@ -48,11 +47,8 @@ def import_torch():
             f"PyTorch cannot be imported ({error}): type `pip install torch` first; if it is "
             "installed already, `pip install --no-build-isolation .`"
         )
-    if torch.__version__ < OLDEST_TORCH:
-        fail(
-            f"PyTorch is {torch.__version__}, must be {OLDEST_TORCH} or later: type "
-            "`pip install -U torch`"
-        )
+    if tuple(map(int, torch.__version__.split(".")[:2])) < (2, 11):
+        fail(f"PyTorch is {torch.__version__}, must be 2.11 or later: type `pip install -U torch`")
     return torch
 
 
@@ -201,4 +197,4 @@ def setup_binary():
 if {"egg_info", "sdist"}.isdisjoint(sys.argv):
     setup_binary()
 else:  # of a source distribution, which is not for one torch and is made without any
-    setuptools.setup(version=VERSION, install_requires=[f"torch>={OLDEST_TORCH}"])
+    setuptools.setup(version=VERSION, install_requires=["torch>=2.11"])
