@@ -63,8 +63,9 @@ def test_accuracy_of_each_instruction_set(answer_to_a_wrong_name, name):
 
 @pytest.mark.parametrize("name", SETS)
 def test_linkage_of_each_instruction_set(name):
-    """The linker keeps one copy of an inline function of several files. If that were the one made
-    for AVX-512, all of fused_lstm would need AVX-512: each of these files defines its table only."""
+    """The linker keeps one copy of an inline function of several files. If it is the
+    one made for AVX-512, the others need AVX-512 too: each of these files defines only its table.
+    """
     folder = f"build/{sys.implementation.cache_tag}-torch-{torch.__version__}/csrc/cpu"
     compiled = TESTS.parent / folder / f"kernels_{name}.cpp.o"
     if not compiled.exists() or not shutil.which("nm"):
