@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -58,6 +59,22 @@ def test_accuracy_of_each_instruction_set(answer_to_a_wrong_name, name):
     done = python("-c", call, *selection, *chosen, FUSED_LSTM_CPU_ISA=name)
     assert done.returncode == 0, done.stdout + done.stderr
     assert re.search(r"\b\d\d+ passed", done.stdout)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_linkage_of_each_instruction_set(name):
+    """The linker keeps one copy of an inline function of several files. If it is the
+    one made for AVX-512, the others need AVX-512 too: each of these files defines only its table.
+    """
+    folder = f"build/{sys.implementation.cache_tag}-torch-{torch.__version__}/csrc/cpu"
+    compiled = TESTS.parent / folder / f"kernels_{name}.cpp.o"
+    if not compiled.exists() or not shutil.which("nm"):
+        pytest.skip("needs nm, and the object files that `make build` leaves")
+    command = ["nm", "-C", "--extern-only", "--defined-only", "--format=posix", compiled]
+    symbols = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    # "name type value size"; V is data, such as the exceptions' tables
+    code = {s.rsplit(maxsplit=3)[0] for s in symbols.splitlines() if s.rsplit(maxsplit=3)[1] != "V"}
+    assert code == {f"fused_lstm::cpu::kernels_{name}()"}
 
 
 # Threads
