@@ -77,7 +77,9 @@ def test_ctrl_c_leaves_what_was_there(tmp_path: Path, existing: str | None) -> N
     report = tmp_path / REPORT
     if existing:
         report.write_text(existing)
-    process = start(*DEMO, "--steps", "100000", cwd=tmp_path)
+    # A shell has its background jobs ignore SIGINT, and so whatever they start.
+    code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    process = start(*DEMO, "--steps", "100000", cwd=tmp_path, code=code)
     assert process.stdout is not None
     assert process.stdout.readline()  # its first line: training is about to begin
     process.send_signal(signal.SIGINT)

@@ -35,7 +35,7 @@ X86 = {
     "EPYC": "avx2",
     "Skylake-Server": "avx2",
 }
-AARCH64 = {"cortex-a72": "portable", "neoverse-n1": "portable"}  # NEON
+AARCH64 = {"neoverse-n1": "portable"}  # NEON
 # /proc/cpuinfo and MIDR_EL1 of a Neoverse N1, for libraries that would read this machine's
 CPUINFO = """processor\t: {}
 Features\t: fp asimd evtstrm aes pmull sha1 sha2 crc32 cpuid
