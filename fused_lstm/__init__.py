@@ -2,7 +2,7 @@
 
 from contextlib import suppress as _suppress
 
-import torch as _torch
+from torch.serialization import add_safe_globals as _add_safe_globals
 
 from fused_lstm import ops as _ops  # noqa: F401  (loads the operators, or says what to rebuild)
 from fused_lstm.cell import FusedLSTMCell
@@ -17,7 +17,7 @@ with _suppress(ModuleNotFoundError):  # torch announces the end of torch.ao.quan
 __version__ = "0.1.0"
 
 # For torch.load(weights_only=True) of a whole pickled model, as torch has it for its own classes.
-_torch.serialization.add_safe_globals([FusedLSTM, FusedLSTMCell])
+_add_safe_globals([FusedLSTM, FusedLSTMCell])
 
 __all__ = [
     "FusedLSTM",
