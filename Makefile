@@ -40,7 +40,7 @@ RACES := tests/test_cpu_kernels.py tests/test_accuracy.py \
 
 NATIVE := $(shell find csrc -type f)
 
-.PHONY: demo test fuzz emulate sanitize torches wheels build bench lint format clean FORCE
+.PHONY: demo test fuzz emulate sanitize processors torches wheels build bench lint format clean FORCE
 
 demo: build  # ARGS="--device cpu --task classifier" and so on
 	$(BIN)/python -m fused_lstm demo $(ARGS)
@@ -67,6 +67,9 @@ sanitize: build
 		tests/test_persistent.py $(ARGS)
 	PATH="$(CURDIR)/$(BIN):$$PATH" \
 		$(BIN)/python tests/sanitizers/run.py thread build/thread $(RACES) $(ARGS)
+
+processors: build  # emulated: Nehalem to Skylake without AVX-512, aarch64; takes 7 GB
+	$(BIN)/python tests/processors/run.py build/processors $(ARGS)
 
 torches:  # builds and tests on each torch of .ci/requirements-torch.txt; ARGS="2.11.0" for one
 	PYTHON=$(PYTHON) .ci/torches $(ARGS)
