@@ -15,6 +15,7 @@ namespace fused_lstm {
 namespace cpu {
 namespace {
 
+#ifdef __x86_64__
 // Whether this process may use AMX tiles: Linux wants to be asked, for they make a thread's state
 // larger.
 bool ask_for_tiles() {
@@ -30,6 +31,7 @@ bool ask_for_tiles() {
   return false;
 #endif
 }
+#endif
 
 const Kernels& choose() {
   bool avx2 = false, avx512 = false, amx = false;
