@@ -147,7 +147,8 @@ def test_transforms_give_the_types_and_numbers_of_a_call(device, kind, state, au
     data = x.data if isinstance(x, PackedSequence) else x
 
     def call(data):
-        return tuple(tensors_of(module(with_data(x, data) if kind.startswith("packed") else data, hx)))
+        input = with_data(x, data) if kind.startswith("packed") else data
+        return tuple(tensors_of(module(input, hx)))
 
     leaf = data.clone().requires_grad_()
     with torch.autocast(device, autocast):
