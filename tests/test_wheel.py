@@ -46,7 +46,9 @@ def environment_in(folder):
 def sdist(tmp_path_factory):
     """The unpacked source distribution, and what making it printed."""
     tree = tmp_path_factory.mktemp("tree") / "fused_lstm"
-    made = shutil.ignore_patterns(".*_cache", ".git", ".venv", "build", "dist", "*.egg-info")
+    made = shutil.ignore_patterns(
+        ".*_cache", ".benchmarks", ".git", ".venv", "build", "dist", "*.egg-info"
+    )
     shutil.copytree(ROOT, tree, ignore=made)
     (tree.parent / "sdist").mkdir()
     said = output_of(
@@ -68,11 +70,15 @@ def test_source_distribution_is_made_without_torch(sdist):
     assert "warning" not in said.replace("warning: no previously-included files", "").lower(), said
     assert "\nRequires-Dist: torch>=2.11\n" in (folder / "PKG-INFO").read_text()
     for part in ["csrc", "fused_lstm", "tests", "benchmarks"]:
-        here = {str(path.relative_to(folder)) for path in (folder / part).rglob("*.*")}
-        there = {str(path.relative_to(ROOT)) for path in (ROOT / part).rglob("*.*")}
-        made = ("_build.py", ".so", ".pyc")
-        assert not {path for path in there - here if not path.endswith(made)}
-        assert not {path for path in here if path.endswith(("fused_lstm/_build.py", ".so", ".pyc"))}
+        assert files_in(folder / part) == files_in(ROOT / part)
+    assert not list(folder.rglob("_build.py")) + list(folder.rglob("*.so"))
+
+
+def files_in(folder):
+    """Those that somebody wrote, not those of a build or of a tool."""
+    files = {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}
+    made = {path for path in files if path.name == "_build.py" or path.suffix in (".so", ".pyc")}
+    return {path for path in files - made if not any(part.startswith(".") for part in path.parts)}
 
 
 @pytest.fixture(scope="module")
@@ -83,14 +89,14 @@ def installed(tmp_path_factory):
     # torch and pytest are too large to be copied.
     borrowed = {str(Path(module.__file__).parents[1]) for module in (torch, pytest)}
     (packages / "torch.pth").write_text("\n".join(borrowed))
-    # An old one, which Python 3.11 brings, would hide the one that torch asks for.
-    output_of(python, "-m", "pip", "uninstall", "--yes", "setuptools", where=folder)
     for tool in ["cc", "c++", "gcc", "g++", "clang", "nvcc", "ninja", "git", "make"]:
         assert shutil.which(tool, path=python.parent) is None
     version = WHEELS[-1].name.split("-")[1]
     index = (ROOT / "dist/simple" / KIND).as_uri()
+    # Whatever is installed beside torch
+    options = ["--force-reinstall", "--no-deps", "--index-url", index]
     output_of(
-        *(python, "-m", "pip", "install", "--index-url", index, f"fused_lstm=={version}"),
+        *(python, "-m", "pip", "install", *options, f"fused_lstm=={version}"),
         where=folder,
         path=python.parent,
     )
