@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from oracle import NO_CUDA
@@ -28,9 +30,13 @@ def dtype(request) -> torch.dtype:
     return request.param
 
 
-@pytest.fixture(autouse=True)
-def _same_numbers_every_time():
-    torch.manual_seed(0)
+# FUSED_LSTM_SEEDS=100: each test that long, with other numbers
+SEEDS = int(os.environ.get("FUSED_LSTM_SEEDS") or 1)
+
+
+@pytest.fixture(autouse=True, params=range(SEEDS) if SEEDS > 1 else None, ids="seed {}".format)
+def _same_numbers_every_time(request):
+    torch.manual_seed(getattr(request, "param", 0))
 
 
 @pytest.fixture(autouse=True)

@@ -8,15 +8,17 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import rounding
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 import fused_lstm
-from fused_lstm import _C, reference
+from fused_lstm import _C, FusedLSTM, reference
 from fused_lstm.lstm import run
 
 NO_CUDA = (
@@ -160,30 +162,46 @@ def error(value: Tensor, truth: Tensor) -> float:
     return (value.double() - truth).abs().max().item() if value.numel() else 0.0
 
 
-def assert_as_accurate(
-    ours: Mapping[str, Tensor],
-    theirs: Mapping[str, Tensor] | None,
-    truth: Mapping[str, Tensor],
-    times: int = 1,
-) -> None:
-    """Each error at most twice that of `theirs`, plus two roundings of the largest number.
+def truth_of(
+    module: nn.Module,
+    input: Any,
+    hx: Any = None,
+    *,
+    factors: rounding.Numbers | None = None,
+    **options: Any,
+) -> rounding.Truth:
+    """All results and gradients of a call by the definition in float64, and how far rounding may
+    take a kernel for the module's dtype from them. Options are those of `evaluate`."""
+    wide = twin(module, FusedLSTM, torch.float64)
+    call = (input.to(torch.float64), cast(hx, torch.float64))
+    padded = not isinstance(input, PackedSequence)
+    batch = input.size(0 if module.batch_first else 1) if padded else int(input.batch_sizes[0])
+    return rounding.model(
+        lambda: evaluate(wide, *call, call=partial(reference_lstm, wide), **options),
+        module.weight_ih_l0.dtype,
+        1 if padded and input.dim() == 2 else batch,
+        {parameter.shape for parameter in module.parameters()},
+        factors,
+    )
 
-    Without `theirs` (PyTorch has no such kernel), at most 8 roundings. Or `times` as much.
-    """
-    for name, true in truth.items():
-        eps = torch.finfo(ours[name].dtype).eps
-        size = max(1.0, true.abs().max().item()) if true.numel() else 1.0
-        allowed = (
-            8 * eps * size if theirs is None else 2 * error(theirs[name], true) + 2 * eps * size
-        )
-        allowed *= times
-        found = error(ours[name], true)
+
+def assert_accurate(ours: Mapping[str, Tensor], truth: rounding.Truth) -> None:
+    """No further from the truth than rounding may take a result: rounding.py says how far."""
+    assert ours.keys() == truth.values.keys()
+    for name, true in truth.values.items():
         assert ours[name].shape == true.shape, f"{name}: {ours[name].shape}, not {true.shape}"
-        assert found <= allowed, f"{name} is off by {found:.3g}, allowed are {allowed:.3g}"
+        of_all, of_one = rounding.ratios(ours[name], true, truth.errors[name])
+        assert max(of_all, of_one) <= 1, (
+            f"{name} is off by {error(ours[name], true):.3g} at most: root mean square "
+            f"{of_all:.3g} times, largest element {of_one:.3g} times what rounding may do"
+        )
 
 
 def assert_close(ours: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> None:
-    """Equal up to a few roundings in ours' dtype."""
+    """Equal up to 64 roundings of the largest number: the same by another way, not the same error.
+
+    Sums of n numbers by two ways differ by some sqrt(n) roundings, and n < 1000 where this is used.
+    """
     assert ours.keys() == truth.keys()
     for name, true in truth.items():
         eps = torch.finfo(ours[name].dtype).eps

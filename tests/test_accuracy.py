@@ -1,19 +1,21 @@
-"""Rounding errors against float64: at most twice those of nn.LSTM in the same dtype."""
+"""Errors against float64: as rounding explains them, and on the whole as small as nn.LSTM's."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from functools import partial
 
 import pytest
 import torch
 from oracle import (
-    assert_as_accurate,
+    assert_accurate,
     assert_close,
     cast,
     evaluate,
     rand,
     rand_state,
     reference_lstm,
+    truth_of,
     twin,
 )
 from torch import nn
@@ -44,33 +46,19 @@ LAYERS = {
 }
 
 
-def nn_lstm_or_none(module, *call):
-    """nn.LSTM's results in the module's dtype; None if it has no such kernel, or is the truth."""
-    if module.weight_ih_l0.dtype == torch.float64:
-        return None
-    try:
-        return evaluate(twin(module), *call)
-    except RuntimeError as failure:
-        if "not implemented for" in str(failure):
-            return None
-        raise
-
-
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_odd_sizes(device, dtype, shape):
     T, B, D, H = shape
     module = FusedLSTM(D, H, device=device, dtype=dtype)
     call = (rand(T, B, D, device=device, dtype=dtype), rand_state(module, B))
-    truth = evaluate(twin(module, dtype=torch.float64), *cast(call, torch.float64))
-    assert_as_accurate(evaluate(module, *call), nn_lstm_or_none(module, *call), truth)
+    assert_accurate(evaluate(module, *call), truth_of(module, *call))
 
 
 @pytest.mark.parametrize("layers", LAYERS)
 def test_layers(device, dtype, layers):
     module = FusedLSTM(17, 33, device=device, dtype=dtype, **LAYERS[layers])
     call = (rand(7, 5, 17, device=device, dtype=dtype), rand_state(module, 5))
-    truth = evaluate(twin(module, dtype=torch.float64), *cast(call, torch.float64))
-    assert_as_accurate(evaluate(module, *call), nn_lstm_or_none(module, *call), truth)
+    assert_accurate(evaluate(module, *call), truth_of(module, *call))
 
 
 @pytest.mark.parametrize("layers", LAYERS)
@@ -79,8 +67,30 @@ def test_packed(device, dtype, layers):
     padded = rand(9, 5, 3, device=device, dtype=dtype)
     packed = pack_padded_sequence(padded, [9, 7, 7, 2, 1])
     call = (packed, rand_state(module, 5))
-    truth = evaluate(twin(module, dtype=torch.float64), *cast(call, torch.float64))
-    assert_as_accurate(evaluate(module, *call), nn_lstm_or_none(module, *call), truth)
+    assert_accurate(evaluate(module, *call), truth_of(module, *call))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_on_the_whole_as_accurate_as_nn_lstm(device, dtype):
+    """Root mean square errors over those of nn.LSTM: the geometric mean of all results.
+
+    nn.LSTM's are those of this machine's libraries, and single ones a matter of luck or of a sum's
+    order: over 5 inputs of each shape, the mean of some 100 results is not.
+    """
+    logarithms = []
+    for T, B, D, H in SHAPES[1:10]:
+        squares = defaultdict(lambda: torch.zeros(2, dtype=torch.float64))
+        for _ in range(5):
+            module = FusedLSTM(D, H, device=device, dtype=dtype)
+            call = (rand(T, B, D, device=device, dtype=dtype), rand_state(module, B))
+            truth = evaluate(twin(module, dtype=torch.float64), *cast(call, torch.float64))
+            for k, found in enumerate((evaluate(module, *call), evaluate(twin(module), *call))):
+                for name, true in truth.items():
+                    squares[name][k] += (found[name].double() - true).square().mean().cpu()
+        logarithms += [(s[0] / s[1]).log() / 2 for s in squares.values()]
+    assert len(logarithms) >= 80
+    ratio = torch.stack(logarithms).mean().exp().item()
+    assert ratio <= 1.25
 
 
 @pytest.mark.parametrize("layers", LAYERS)

@@ -7,10 +7,14 @@ import pickle
 
 import pytest
 import torch
-from oracle import rand
+from oracle import assert_accurate, cast, rand
+from rounding import model
 from torch import nn
 
 from fused_lstm import FusedLSTM, FusedLSTMCell, reference
+
+NAMES = ["h", "c", "grad of input", "grad of h", "grad of c"]
+NAMES += [f"grad of {name}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
 
 
 def pair(device="cpu", dtype=torch.float64, sizes=(3, 5), bias=True):
@@ -21,10 +25,10 @@ def pair(device="cpu", dtype=torch.float64, sizes=(3, 5), bias=True):
     return cells
 
 
-def evaluate(cell, x, hx):
-    """The next states and all gradients."""
+def evaluate(cell, x, hx, call=None):
+    """The next states and all gradients of a call of the cell, or of `call`."""
     leaves = [x.clone().requires_grad_(), *(s.clone().requires_grad_() for s in hx)]
-    states = cell(leaves[0], tuple(leaves[1:]))
+    states = (call or cell)(leaves[0], tuple(leaves[1:]))
     incoming = [torch.ones_like(states[0]), 2 * torch.ones_like(states[1])]
     gradients = torch.autograd.grad(states, [*leaves, *cell.parameters()], incoming)
     return [*states, *gradients]
@@ -59,11 +63,20 @@ def test_accuracy(device, dtype):
     ours, _ = pair(device, dtype, (17, 33))
     wide = copy.deepcopy(ours).double()
     call = [rand(5, n, device=device, dtype=dtype) for n in (17, 33, 33)]
-    truth = evaluate(wide, call[0].double(), [s.double() for s in call[1:]])
-    eps = torch.finfo(dtype).eps
-    for found, true in zip(evaluate(ours, call[0], call[1:]), truth, strict=True):
-        size = max(1.0, true.abs().max().item())
-        assert (found.double() - true).abs().max().item() <= 8 * eps * size
+
+    def definition(x, hx):
+        return reference.cell(x, *hx, list(wide.parameters()))
+
+    def named(cell, x, *hx, call=None):
+        return dict(zip(NAMES, evaluate(cell, x, hx, call), strict=True))
+
+    truth = model(
+        lambda: named(wide, *cast(tuple(call), torch.float64), call=definition),
+        dtype,
+        5,
+        {parameter.shape for parameter in ours.parameters()},
+    )
+    assert_accurate(named(ours, *call), truth)
 
 
 def test_without_a_batch(device):

@@ -19,6 +19,7 @@ from oracle import assert_close, assert_same_bits, cast, evaluate, rand, rand_st
 from fused_lstm import _C, FusedLSTM
 
 TESTS = Path(__file__).parent
+ISA = "FUSED_LSTM_CPU_ISA"
 SETS = ["portable", "avx2", "avx512", "amx"]
 
 
@@ -47,9 +48,16 @@ def test_a_wrong_instruction_set(answer_to_a_wrong_name):
     )
 
 
+def test_an_empty_name_counts_as_none():
+    call = "from fused_lstm import _C; print(_C.cpu_instruction_set())"
+    assert python("-c", call, FUSED_LSTM_CPU_ISA="").stdout.strip() in SETS
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_accuracy_of_each_instruction_set(answer_to_a_wrong_name, name):
     if name not in answer_to_a_wrong_name.stderr:
+        refused = python("-c", "from fused_lstm import _C; _C.cpu_instruction_set()", **{ISA: name})
+        assert f"{ISA} is '{name}'; on this processor it can be" in refused.stderr
         pytest.skip(f"this processor has no {name}")
     call = f"from fused_lstm import _C; assert _C.cpu_instruction_set() == {name!r}; " + (
         "import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))"

@@ -7,21 +7,17 @@ same few.
 from __future__ import annotations
 
 import os
-from functools import partial
 
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from oracle import (
-    assert_as_accurate,
-    assert_close,
-    cast,
+    assert_accurate,
     evaluate,
     flatten,
     rand,
     rand_state,
-    reference_lstm,
-    twin,
+    truth_of,
     with_data,
 )
 from torch.nn.utils.rnn import pack_padded_sequence
@@ -121,18 +117,8 @@ FUZZ = os.environ.get("FUSED_LSTM_FUZZ", "")
 )
 def test_any_configuration(device, configuration, dtype):
     module, call, options = build(configuration, device, dtype)
-    wide = twin(module, FusedLSTM, torch.float64)
-    wide_call = (call[0].to(torch.float64), cast(call[1], torch.float64))
-    truth = evaluate(wide, *wide_call, call=partial(reference_lstm, wide), **options)
     found = evaluate(module, *call, **options)
-    if dtype.itemsize > 2:
-        assert_close(found, truth)
-    else:
-        plain = evaluate(module, *call, call=partial(reference_lstm, module), **options)
-        assert found.keys() == truth.keys()
-        # The cell states too, in float32 as they are: what they sum up was rounded to 16 bits.
-        narrow = ({k: v.to(dtype) for k, v in results.items()} for results in (found, plain))
-        assert_as_accurate(*narrow, truth, times=4)
+    assert_accurate(found, truth_of(module, *call, **options))
     del options["frozen"]
     with torch.no_grad():
         results = flatten(module(*call, **options))

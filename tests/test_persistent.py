@@ -7,16 +7,8 @@ import os
 
 import pytest
 import torch
-from oracle import (
-    assert_as_accurate,
-    assert_same_bits,
-    cast,
-    evaluate,
-    rand,
-    rand_state,
-    reference_lstm,
-    twin,
-)
+from oracle import assert_accurate, assert_same_bits, evaluate, rand, rand_state, truth_of
+from rounding import TF32
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -68,26 +60,10 @@ def must_take(kernel: str, module: nn.Module, T: int, B: int) -> None:
 
 
 def assert_right(module: nn.Module, *call, **options) -> None:
-    """As accurate as nn.LSTM in the same dtype, or where that has no such options, as the streamed
-    kernel; with TF32, as TF32 is."""
-    wide = cast(call, torch.float64)
-    ours = evaluate(module, *call, **options)
-    if options:
-        exact = twin(module, FusedLSTM, torch.float64)
-        truth = evaluate(
-            exact, *wide, call=lambda *a, **k: reference_lstm(exact, *a, **k), **options
-        )
-        with fused_lstm.use_kernel("streamed"):
-            theirs = evaluate(module, *call, **options)
-    else:
-        truth = evaluate(twin(module, dtype=torch.float64), *wide)
-        theirs = evaluate(twin(module), *call)
-    if module.weight_ih_l0.dtype == torch.float32 and torch.backends.cudnn.allow_tf32:
-        for name, true in truth.items():
-            error = (ours[name] - true).abs().max().item()
-            assert error <= 2**-8 * max(1.0, true.abs().max().item()), f"{name} is off by {error}"
-    else:
-        assert_as_accurate(ours, theirs, truth, times=2)
+    """No further from the truth than rounding explains, with TF32 that of the products' factors."""
+    tf32 = module.weight_ih_l0.dtype == torch.float32 and torch.backends.cudnn.allow_tf32
+    truth = truth_of(module, *call, factors=TF32 if tf32 else None, **options)
+    assert_accurate(evaluate(module, *call, **options), truth)
 
 
 def make(kernel, device, numbers, T, B, D, H, **options):

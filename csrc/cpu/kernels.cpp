@@ -41,12 +41,12 @@ const Kernels& choose() {
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   amx = avx512 && ask_for_tiles();
 #endif
-  const char* forced = std::getenv("FUSED_LSTM_CPU_ISA");
-  const std::string name = forced   ? forced
-                           : amx    ? "amx"
-                           : avx512 ? "avx512"
-                           : avx2   ? "avx2"
-                                    : "portable";
+  const char* const forced = std::getenv("FUSED_LSTM_CPU_ISA");
+  const std::string name = forced && *forced ? forced
+                           : amx             ? "amx"
+                           : avx512          ? "avx512"
+                           : avx2            ? "avx2"
+                                             : "portable";
   if (name == "portable") return kernels_portable();
 #ifdef __x86_64__
   if (name == "avx2" && avx2) return kernels_avx2();
