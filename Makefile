@@ -29,7 +29,7 @@ outdated = $(shell [ ! -f $(1) ] || [ "$$($(2) -c '$(TORCH_FACTS)' 2>&1)" = "$$(
 	|| echo FORCE)
 
 # What the kernels compute; the other tests are about the choice of one or about Python
-COMPUTED := $(addprefix tests/test_,accuracy.py cell.py gradients.py hypothesis.py lengths.py \
+COMPUTED := $(addprefix tests/test_,accuracy.py cell.py dtypes.py gradients.py hypothesis.py lengths.py \
 	recompute.py reset.py states.py)
 EMULATED := $(COMPUTED) tests/test_persistent.py tests/emulator/test_faults.py
 
@@ -40,7 +40,7 @@ RACES := tests/test_cpu_kernels.py tests/test_accuracy.py \
 
 NATIVE := $(shell find csrc -type f)
 
-.PHONY: demo test fuzz emulate sanitize processors torches wheels build bench lint format clean FORCE
+.PHONY: demo test fuzz emulate sanitize test-modes processors torches wheels build bench lint format clean FORCE
 
 demo: build  # ARGS="--device cpu --task classifier" and so on
 	$(BIN)/python -m fused_lstm demo $(ARGS)
@@ -67,6 +67,12 @@ sanitize: build
 		tests/test_persistent.py $(ARGS)
 	PATH="$(CURDIR)/$(BIN):$$PATH" \
 		$(BIN)/python tests/sanitizers/run.py thread build/thread $(RACES) $(ARGS)
+
+# The two plugins lie apart: where pytest-randomly is installed, it shuffles every run
+test-modes: build  # the suite on one and two processors, each instruction set, shuffled, in parallel
+	$(PIP) install --quiet --upgrade --no-deps --target build/plugins \
+		"pytest-randomly>=3.15,<5" "pytest-xdist>=3.5,<4" "execnet>=2,<3"
+	PYTHONPATH=$(CURDIR)/build/plugins $(BIN)/python tests/modes.py $(ARGS)
 
 processors: build  # emulated: Nehalem to Skylake without AVX-512, aarch64; takes 7 GB
 	$(BIN)/python tests/processors/run.py build/processors $(ARGS)
