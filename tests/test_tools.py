@@ -10,6 +10,8 @@ import pytest
 import torch
 from oracle import in_fresh_process, rand, rand_state
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
+from torch.utils.flop_counter import FlopCounterMode
 
 import fused_lstm
 from fused_lstm import FusedLSTM, FusedLSTMCell
@@ -225,3 +227,81 @@ def test_explain_of_a_type_without_kernels(device):
     assert said.splitlines() == [
         f"layer {k}: reference, in plain PyTorch: no kernel for torch.complex64" for k in (0, 1)
     ]
+
+
+def flops(call):
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+@pytest.fixture
+def _no_onednn():
+    """Whose LSTM is one operator that FlopCounterMode does not know."""
+    with torch.backends.mkldnn.flags(enabled=False):
+        yield
+
+
+GRADIENTS = {  # whether the input and the initial state need one; None: no backward
+    "forward": None,
+    "weights": (False, False),
+    "input": (True, False),
+    "state": (False, True),
+    "all": (True, True),
+}
+
+
+@pytest.mark.parametrize("needed", GRADIENTS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_flops_of_the_cell_are_those_of_nn_lstmcell(bias, needed):
+    def call(cell):
+        input, hx = x(B, D), (x(B, H), x(B, H))
+        if GRADIENTS[needed] is None:
+            return cell(input, hx)
+        of_input, of_state = GRADIENTS[needed]
+        input.requires_grad_(of_input)
+        hx = tuple(s.requires_grad_(of_state) for s in hx)
+        h, c = cell(input, hx)
+        (h.sum() + c.sum()).backward()
+
+    counts = [flops(lambda k=k: call(k(D, H, bias))) for k in (FusedLSTMCell, nn.LSTMCell)]
+    assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.parametrize("needed", GRADIENTS)
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")
+@pytest.mark.usefixtures("_no_onednn")
+def test_flops_of_the_layer_are_those_of_nn_lstm(layer, needed):
+    def call(lstm):
+        input, hx = x(B, B, D), rand_state(lstm, B)
+        if GRADIENTS[needed] is None:
+            return lstm(input, hx)
+        of_input, of_state = GRADIENTS[needed]
+        input.requires_grad_(of_input)
+        output, _ = lstm(input, tuple(s.requires_grad_(of_state) for s in hx))
+        output.sum().backward()
+
+    counts = [flops(lambda k=k: call(k(D, H, **LAYERS[layer]))) for k in (FusedLSTM, nn.LSTM)]
+    assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.usefixtures("_no_onednn")
+def test_flops_of_a_packed_batch_are_those_of_its_steps(backward):
+    def call(lstm):
+        output = lstm(pack_padded_sequence(x(), [5, 3, 1]))[0].data
+        output.sum().backward() if backward else None
+
+    counts = [flops(lambda k=k: call(k(D, H))) for k in (FusedLSTM, nn.LSTM)]
+    assert counts[0] == counts[1] > 0
+
+
+def test_flops_of_recompute():
+    """The products of the gates once more, where the backward has to rebuild them."""
+
+    def step(recompute):
+        lstm = FusedLSTM(D, H, recompute=recompute)
+        return flops(lambda: lstm(x())[0].sum().backward())
+
+    assert step(True) - step(False) == 2 * T * B * 4 * H * (D + H)

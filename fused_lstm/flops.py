@@ -1,0 +1,81 @@
+"""torch.utils.flop_counter: the multiplications and additions of the operators' matrix products.
+
+As FlopCounterMode counts the products of nn.LSTMCell, and of nn.LSTM where it sees them: on a CPU
+with `torch.backends.mkldnn` disabled, but for one thing. A sequence's first step has no gradient to
+pass on to a state that needs none, in either direction, packed or not. Steps past the end in
+`lengths` count; elementwise operations never do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+
+def _gates(rows: int, weights: Sequence[Tensor]) -> int:
+    """weight_ih [4H, D] and weight_hh [4H, P] times the input and the hidden state of each row."""
+    return sum(2 * rows * weight.numel() for weight in weights[:2])
+
+
+def _projection(rows: int, weights: Sequence[Tensor]) -> int:
+    """weight_hr [P, H], last of an odd number of weights."""
+    return 2 * rows * weights[-1].numel() if len(weights) % 2 else 0
+
+
+def _forward(input: Tensor, hidden: Tensor, weights: Sequence[Tensor]) -> int:
+    """input [..., D]; hidden [directions, B, P] or [B, P] of a cell."""
+    rows = input.shape[:-1].numel()
+    return sum(
+        _gates(rows, each) + _projection(rows, each) for each in _by_direction(hidden, weights)
+    )
+
+
+def _backward(
+    input: Tensor,
+    hidden: Tensor,
+    weights: Sequence[Tensor],
+    rebuilt: bool,
+    input_needed: bool,
+    weights_needed: bool,
+) -> int:
+    rows, total = input.shape[:-1].numel(), 0
+    back = rows if hidden.requires_grad else rows - hidden.size(-2)  # to a hidden state before
+    for each in _by_direction(hidden, weights):
+        w_ih, w_hh = each[:2]
+        total += 2 * back * w_hh.numel() + _projection(rows, each)
+        total += 2 * rows * w_ih.numel() if input_needed else 0
+        total += _gates(rows, each) + _projection(rows, each) if weights_needed else 0
+        total += _gates(rows, each) if rebuilt else 0
+    return total
+
+
+def _by_direction(hidden: Tensor, weights: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+    each = len(weights) // (hidden.size(0) if hidden.dim() == 3 else 1)
+    return [weights[k : k + each] for k in range(0, len(weights), each)]
+
+
+@register_flop_formula([torch.ops.fused_lstm.layer, torch.ops.fused_lstm.cell], get_raw=True)
+def _forward_flops(
+    input: Tensor, hidden: Tensor, cell: Tensor, weights: Sequence[Tensor], **options: Any
+) -> int:
+    return _forward(input, hidden, weights)
+
+
+@register_flop_formula(torch.ops.fused_lstm.layer_backward, get_raw=True)
+def _layer_backward_flops(
+    *arguments: Any, input_needed: bool = True, weights_needed: bool = True, **options: Any
+) -> int:
+    input, hidden, _, weights, _, _, gates = arguments[5:]
+    return _backward(input, hidden, weights, gates is None, input_needed, weights_needed)
+
+
+@register_flop_formula(torch.ops.fused_lstm.cell_backward, get_raw=True)
+def _cell_backward_flops(
+    *arguments: Any, input_needed: bool = True, weights_needed: bool = True, **options: Any
+) -> int:
+    input, hidden, _, weights = arguments[4:8]
+    return _backward(input, hidden, weights, False, input_needed, weights_needed)
