@@ -4,5 +4,7 @@
 #include <cstddef>  // defines __GLIBC__
 
 #ifdef __GLIBC__
-extern "C" __attribute__((visibility("hidden"))) char __libc_single_threaded = 0;
+extern "C" {
+__attribute__((visibility("hidden"))) char __libc_single_threaded = 0;
+}
 #endif

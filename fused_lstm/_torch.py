@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -44,3 +44,19 @@ def _has_no_memory(tensor: Tensor) -> bool:
     except RuntimeError:
         return True
     return False
+
+
+ONNX_OPERATORS = "torch.onnx._internal.exporter._torchlib.ops"
+"""The module that the ONNX exporter imports to fill its registry."""
+
+
+def register_onnx(operator: Callable[..., object], function: Callable[..., object]) -> None:
+    """Makes `function` the ONNX exporter's translation of `operator`.
+
+    Where its registry is missing, callers pass `custom_translation_table`.
+    """
+    try:
+        from torch.onnx._internal.exporter._torchlib._torchlib_registry import onnx_impl
+    except ImportError:
+        return
+    onnx_impl(operator, trace_only=True)(function)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.rnn import LSTMCell as TorchLSTMCell  # as in lstm.py
 
-from fused_lstm import ops
+from fused_lstm import legacy_onnx, ops
 from fused_lstm.init import GateInitialization
 from fused_lstm.leaf import is_traced, leaf_call
 
@@ -55,6 +55,8 @@ class FusedLSTMCell(GateInitialization, nn.RNNCellBase):
         if isinstance(input, fx.Proxy) or (hx is not None and is_traced(hx)):
             states: tuple[Tensor, Tensor] = leaf_call(self, FusedLSTMCell.forward, input, hx)
             return states
+        if legacy_onnx.is_exporting():
+            return TorchLSTMCell.forward(self, input, hx)  # type: ignore[arg-type]
         if input.dim() not in (1, 2):
             raise ValueError(
                 f"FusedLSTMCell: Expected input to be 1D or 2D, got {input.dim()}D instead"

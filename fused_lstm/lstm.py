@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.rnn import LSTM as TorchLSTM  # torch.nn.LSTM may come to be FusedLSTM
 from torch.nn.utils.rnn import PackedSequence
 
-from fused_lstm import ops
+from fused_lstm import legacy_onnx, ops
 from fused_lstm.init import GateInitialization
 from fused_lstm.leaf import is_traced, leaf_call
 
@@ -141,6 +141,13 @@ class FusedLSTM(GateInitialization, nn.RNNBase):
         options = (lengths, reset, reset_to, return_states)
         if isinstance(input, fx.Proxy) or (hx is not None and is_traced(hx)):
             return leaf_call(self, FusedLSTM.forward, input, hx, *options)
+        if legacy_onnx.is_exporting():
+            legacy_onnx.refuse(
+                lengths=lengths is not None,
+                reset=reset is not None,
+                return_states=bool(return_states),  # a tensor, if FusedLSTM is what is exported
+            )
+            return TorchLSTM.forward(self, input, hx)  # type: ignore[call-overload]
         layer = partial(ops.layer, recompute=True) if self.recompute else ops.layer
         return run(self, layer, input, hx, *options)
 

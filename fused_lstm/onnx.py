@@ -1,4 +1,7 @@
-"""ONNX: the operators as the standard operator LSTM, for torch.onnx.export.
+"""ONNX: the operators as the standard operator LSTM, for `torch.onnx.export(dynamo=True)`.
+
+Registered with the exporter when it is first used, in packages that call it themselves too. Should
+a release of torch have moved its registry:
 
     torch.onnx.export(
         model, args, dynamo=True, custom_translation_table=fused_lstm.onnx.TRANSLATIONS
@@ -14,6 +17,8 @@ from typing import Any
 
 import torch
 from onnxscript import opset18
+
+from fused_lstm import _torch
 
 # A tensor of the graph that is being built; onnxscript has no annotations for them.
 Value = Any
@@ -116,3 +121,9 @@ TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.fused_lstm.cell.default: _cell,
 }
 """What torch.onnx.export takes as `custom_translation_table`."""
+
+
+def register() -> None:
+    """Makes TRANSLATIONS known to the exporter; `import fused_lstm` sees to it."""
+    for operator, translation in TRANSLATIONS.items():
+        _torch.register_onnx(operator, translation)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from oracle import assert_close, evaluate, flatten, in_fresh_process, rand, rand_state
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor.utils import fresh_inductor_cache
 from torch.nn.utils.rnn import pack_padded_sequence
 
@@ -66,12 +67,15 @@ def test_packed(device):
 
 def test_lengths_of_time_and_batch_may_vary(device):
     module = FusedLSTM(D, H, device=device, dtype=torch.float64)
-    counter = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
     call = torch.compile(module, fullgraph=True, backend=counter, dynamic=True)
-    for steps, batch in [(4, 3), (7, 2), (5, 9)]:
+    for steps, batch, compilations in [(4, 3, 1), (7, 2, 1), (5, 9, 1), (1, 9, 2), (5, 1, 3)]:
         x = rand(steps, batch, D, device=device)
         assert_close(evaluate(module, x, call=call), evaluate(module, x))
-    assert counter.frame_count == 1
+        assert counter.frame_count == compilations  # torch takes a size of 1 for a constant
+    for steps, batch in [(6, 4), (1, 5), (8, 1)]:
+        evaluate(module, rand(steps, batch, D, device=device), call=call)
+    assert counter.frame_count == 3
 
 
 def test_weights_are_not_frozen(device):
@@ -156,9 +160,10 @@ def test_inductor(name, dynamic):
     build, inputs = MODELS[name]
     model = build().double()
     call = compiled(model, "inductor", dynamic=dynamic)
-    for t, b in [(7, 10), (9, 12)]:
-        x = inputs(t, b)
-        assert_close(results(model, call, x), results(model, model, x))
+    with fresh_inductor_cache():
+        for t, b in [(7, 10), (9, 12)]:
+            x = inputs(t, b)
+            assert_close(results(model, call, x), results(model, model, x))
 
 
 def test_compile_time():

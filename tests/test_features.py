@@ -14,6 +14,7 @@ from torch import nn
 from torch.func import functional_call, grad, jacrev, jvp, stack_module_state, vmap
 from torch.nn.utils.rnn import pack_padded_sequence
 
+import fused_lstm
 from fused_lstm import FusedLSTM
 
 T, B, D, H = 5, 4, 3, 6
@@ -46,16 +47,17 @@ def exported_packed(lstm):
 
 def in_onnx(lstm):
     pytest.importorskip("onnxscript")
-    from fused_lstm.onnx import TRANSLATIONS
-
-    program = torch.onnx.export(
-        lstm(D, H).eval(),
-        (x(),),
-        dynamo=True,
-        custom_translation_table=TRANSLATIONS,
-        verbose=False,
-    )
+    module = lstm(D, H).eval()
+    program = torch.onnx.export(module, (x(),), dynamo=True, verbose=False)
     assert [node.op_type for node in program.model.graph].count("LSTM") == 1
+    torch.onnx.export(module, (x(),), io.BytesIO(), dynamo=False)
+
+
+def in_aten(lstm):
+    program = torch.export.export(lstm(D, H).eval(), (x(),))
+    program = program.run_decompositions(fused_lstm.decompositions())
+    targets = {str(n.target) for n in program.graph.nodes if n.op == "call_function"}
+    assert all(target.startswith(("aten.", "<built-in function getitem>")) for target in targets)
 
 
 def without_packing(lstm):
@@ -177,6 +179,7 @@ FEATURES = {
     "`torch.export`, AOTInductor": [exported],
     "... of a packed sequence": [exported_packed],
     "ONNX's `LSTM`": [in_onnx],
+    "ATen operations alone": [in_aten],
     "lengths without packing": [without_packing],
     "cell states and gates": [inner_states],
     "`recompute=True`": [recomputed],

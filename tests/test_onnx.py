@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracle import flatten, rand, rand_state
+from oracle import flatten, in_fresh_process, rand, rand_state
 from torch import Tensor, nn
 
 from fused_lstm import FusedLSTM, FusedLSTMCell
@@ -24,14 +24,14 @@ LAYERS = {
 }
 
 
-def export(module, inputs, path, dynamic_shapes):
+def export(module, inputs, path, dynamic_shapes, **options):
     program = torch.onnx.export(
         module.eval(),
         inputs,
         dynamo=True,
         dynamic_shapes=dynamic_shapes,
-        custom_translation_table=fused_lstm_onnx.TRANSLATIONS,
         verbose=False,
+        **options,
     )
     program.save(path)
     operators = [node.op_type for node in program.model.graph]
@@ -105,6 +105,75 @@ def test_without_a_batch(tmp_path):
     calls = [(rand(T, D, dtype=torch.float32),), (rand(3, D, dtype=torch.float32),)]
     session, _ = export(module, calls[0], tmp_path / "lstm.onnx", ({0: TIME},))
     assert_same(session, module, *calls)
+
+
+def test_the_table_as_an_argument(tmp_path):
+    module, x = Flat(), rand(T, B, D, dtype=torch.float32)
+    table = {"custom_translation_table": fused_lstm_onnx.TRANSLATIONS}
+    session, operators = export(module, (x,), tmp_path / "lstm.onnx", None, **table)
+    assert operators.count("LSTM") == 1
+    assert_same(session, module, (x,))
+
+
+def test_an_exporter_used_before(tmp_path):
+    """Its registry is full when fused_lstm is imported."""
+    code = """
+        import torch
+        x = torch.zeros(2, 3, 4)
+        torch.onnx.export(torch.nn.ReLU(), (x,), dynamo=True, verbose=False)
+        from fused_lstm import FusedLSTM
+        program = torch.onnx.export(FusedLSTM(4, 6).eval(), (x,), dynamo=True, verbose=False)
+        print([node.op_type for node in program.model.graph].count("LSTM"))
+    """
+    assert in_fresh_process(code, tmp_path).splitlines()[-1] == "1"
+
+
+def export_by_tracing(module, inputs, path):
+    """The legacy exporter; the first two dimensions of the first input may vary."""
+    torch.onnx.export(
+        module.eval(),
+        inputs,
+        path,
+        dynamo=False,
+        input_names=[f"input{k}" for k in range(len(inputs))],
+        dynamic_axes={"input0": {0: "first", 1: "second"}},
+    )
+    return onnxruntime.InferenceSession(path)
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_layers_by_tracing(tmp_path, layer):
+    module = Flat(**LAYERS[layer])
+    session = export_by_tracing(
+        module, (rand(T, B, D, dtype=torch.float32),), tmp_path / "lstm.onnx"
+    )
+    assert_same(session, module, *((rand(*rows, D, dtype=torch.float32),) for rows in [(2, 7)]))
+
+
+def test_a_module_itself_by_tracing(tmp_path):
+    module, x = FusedLSTM(D, H), rand(T, B, D, dtype=torch.float32)
+    (output, h_n, c_n) = run(export_by_tracing(module, (x,), tmp_path / "lstm.onnx"), (x,))
+    torch.testing.assert_close((output, (h_n, c_n)), module(x), rtol=0, atol=1e-5)
+
+
+def test_the_cell_by_tracing(tmp_path):
+    module, x = FusedLSTMCell(D, H), rand(B, D, dtype=torch.float32)
+    found = run(export_by_tracing(module, (x,), tmp_path / "cell.onnx"), (x,))
+    torch.testing.assert_close(tuple(found), module(x), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lengths", torch.tensor([5, 1, 2])),
+        ("reset", torch.zeros(T, B, dtype=torch.bool)),
+        ("return_states", True),
+    ],
+)
+def test_what_tracing_lacks_is_named(tmp_path, name, value):
+    x = rand(T, B, D, dtype=torch.float32)
+    with pytest.raises(NotImplementedError, match=f"dynamo=False.*no {name}: use dynamo=True"):
+        export_by_tracing(With({name: value}), (x,), tmp_path / "lstm.onnx")
 
 
 @pytest.mark.parametrize("bias", [True, False])
