@@ -305,9 +305,11 @@ def test_options_beside_a_packed_sequence(options):
         FusedLSTM(D, H)(x, **options)
 
 
-def test_options_are_keywords():
-    with pytest.raises(TypeError, match="positional"):
-        FusedLSTM(D, H)(zeros(T, B, D), None, LENGTHS)
+def test_options_by_position():
+    """Tools that call by the signature pass them so (torch.jit.trace, the legacy ONNX exporter)."""
+    module, x = FusedLSTM(D, H), torch.randn(T, B, D)
+    found, _ = module(x, None, LENGTHS, RESET)
+    assert torch.equal(found, module(x, lengths=LENGTHS, reset=RESET)[0])
 
 
 # The cell, of 5 features and 3 units
