@@ -23,6 +23,7 @@ __version__ = "0.1.0"
 # For torch.load(weights_only=True) of a whole pickled model, as torch has it for its own classes.
 _add_safe_globals([FusedLSTM, FusedLSTMCell])
 _after_import("torch.utils.flop_counter", lambda: _import_module("fused_lstm.flops"))
+_after_import("opacus.validators", lambda: _import_module("fused_lstm.opacus"))
 _after_import(_torch.ONNX_OPERATORS, lambda: _import_module("fused_lstm.onnx").register())
 
 __all__ = [

@@ -65,20 +65,23 @@ def test_hooks_for_thop():
 
 
 def test_opacus():
-    """ModuleValidator makes a DPLSTM of a restored layer, and it trains."""
+    """ModuleValidator refuses the layer and makes a DPLSTM of it, which trains."""
     opacus = pytest.importorskip("opacus")
     from opacus.validators import ModuleValidator
 
     model = nn.Sequential(FusedLSTM(D, H, batch_first=True))
     x = rand(4, T, D, dtype=torch.float32)
     expected = model(x)[0]
-    restore_lstm(model, verbose=False)
-    assert not ModuleValidator.is_valid(model)
+    (refusal,) = ModuleValidator.validate(model)
+    assert "FusedLSTM" in str(refusal)
+    assert "must be a DPLSTM" in str(refusal)
     model = ModuleValidator.fix(model)
     assert type(model[0]).__name__ == "DPLSTM"
     torch.testing.assert_close(model(x)[0], expected)
     model = opacus.GradSampleModule(model, loss_reduction="sum")
     model(x)[0].square().sum().backward()
+    (refusal,) = ModuleValidator.validate(nn.Sequential(FusedLSTMCell(D, H)))
+    assert "FusedLSTMCell" in str(refusal)
     for parameter in model.parameters():
         assert parameter.grad_sample.shape == (4, *parameter.shape)
         torch.testing.assert_close(parameter.grad_sample.sum(0), parameter.grad)
