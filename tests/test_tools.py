@@ -305,3 +305,31 @@ def test_flops_of_recompute():
         return flops(lambda: lstm(x())[0].sum().backward())
 
     assert step(True) - step(False) == 2 * T * B * 4 * H * (D + H)
+
+
+def test_a_module_that_is_looked_for_before_it_is_imported(tmp_path):
+    code = """
+        import importlib.util
+        import torch
+        from fused_lstm import FusedLSTMCell
+        assert importlib.util.find_spec("torch.utils.flop_counter")
+        from torch.utils.flop_counter import FlopCounterMode
+        with FlopCounterMode(display=False) as counter:
+            FusedLSTMCell(3, 4)(torch.zeros(2, 3))
+        print(counter.get_total_flops())
+    """
+    assert int(in_fresh_process(code, tmp_path)) == 2 * 2 * 16 * (3 + 4)
+
+
+def test_a_failing_registration_stops_nobodys_import(tmp_path):
+    code = """
+        import sys, warnings
+        from fused_lstm.hooks import after_import
+        after_import("wave", lambda: 1 / 0)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            import wave
+        print(wave.open.__name__, *[w.message for w in caught if "fused_lstm" in str(w.message)])
+    """
+    said = "open fused_lstm cannot register with wave: division by zero"
+    assert in_fresh_process(code, tmp_path).strip() == said
