@@ -155,7 +155,10 @@ def main(argv: list[str]) -> int:
     try:
         if distributed.is_torchelastic_launched():  # by torchrun
             distributed.init_process_group("gloo")
-        return _run(options)
+        status = _run(options)
+        if distributed.is_initialized():
+            distributed.barrier()  # torch aborts some processes that end before the others
+        return status
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
         return 130
