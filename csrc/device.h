@@ -51,9 +51,9 @@ struct Weights {
 // sequence.
 struct LayerForward {
   std::vector<Weights> weights;
-  at::Tensor input;  // [N, D]
-  at::Tensor hidden_0,
-      cell_0;  // [directions, B, P], [directions, B, H]; see CellState for its type
+  at::Tensor input;     // [N, D]
+  at::Tensor hidden_0;  // [directions, B, P]
+  at::Tensor cell_0;    // [directions, B, H]; CellState says in which type
   // To be filled:
   at::Tensor output;            // [N, directions * P]
   at::Tensor hidden_n, cell_n;  // as hidden_0 and cell_0

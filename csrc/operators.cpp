@@ -100,9 +100,9 @@ TORCH_LIBRARY(fused_lstm, m) {
   m.def(
       "layer_backward(Tensor? grad_output, Tensor? grad_hidden_n, Tensor? grad_cell_n, "
       "Tensor? grad_cells, Tensor? grad_gates, Tensor input, Tensor hidden, Tensor cell, "
-      "Tensor[] weights, Tensor? output, Tensor? cells, Tensor? gates, *, Tensor? "
-      "batch_sizes=None, "
-      "Tensor? lengths=None, Tensor? reset=None, bool reset_to_initial=False, "
+      "Tensor[] weights, Tensor? output, Tensor? cells, Tensor? gates, *, "
+      "Tensor? batch_sizes=None, Tensor? lengths=None, Tensor? reset=None, bool "
+      "reset_to_initial=False, "
       "bool input_needed=True, bool weights_needed=True) -> "
       "(Tensor grad_input, Tensor grad_hidden, Tensor grad_cell, Tensor[] grad_weights)");
   // The same maths in plain PyTorch, differentiable any number of times: fused_lstm/reference.py.
