@@ -121,9 +121,9 @@ def prepare_cuda(torch):
 
 def make_extension(cpp_extension, cuda_includes):
     with_cuda = cuda_includes is not None
-    patterns = ["csrc/*.cpp", "csrc/cpu/*.cpp"]
-    if with_cuda:
-        patterns += ["csrc/cuda/*.cpp", "csrc/cuda/*.cu"]
+    sources = {*ROOT.glob("csrc/**/*.cpp"), *ROOT.glob("csrc/**/*.cu")}
+    if not with_cuda:
+        sources -= set(ROOT.glob("csrc/cuda/**/*"))
     # Without -fopenmp at::parallel_for is serial; Apple's compiler does not know the flag.
     openmp = ["-fopenmp"] if sys.platform == "linux" else []
     nvcc_flags = ["-O3", "-lineinfo", "-Xcompiler=-fvisibility=hidden"]
@@ -132,7 +132,7 @@ def make_extension(cpp_extension, cuda_includes):
     make = cpp_extension.CUDAExtension if with_cuda else cpp_extension.CppExtension
     extension = make(
         "fused_lstm._C",
-        sorted(str(path.relative_to(ROOT)) for glob in patterns for path in ROOT.glob(glob)),
+        sorted(str(path.relative_to(ROOT)) for path in sources),
         include_dirs=[str(ROOT / "csrc")],
         define_macros=[("FUSED_LSTM_WITH_CUDA", None)] if with_cuda else [],
         extra_compile_args={

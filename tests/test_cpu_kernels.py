@@ -75,7 +75,7 @@ def test_linkage_of_each_instruction_set(name):
     one made for AVX-512, the others need AVX-512 too: each of these files defines only its table.
     """
     folder = f"build/{sys.implementation.cache_tag}-torch-{torch.__version__}/csrc/cpu"
-    compiled = TESTS.parent / folder / f"kernels_{name}.cpp.o"
+    compiled = TESTS.parent / folder / f"isa_{name}.cpp.o"
     if not compiled.exists() or not shutil.which("nm"):
         pytest.skip("needs nm, and the object files that `make build` leaves")
     command = ["nm", "-C", "--extern-only", "--defined-only", "--format=posix", compiled]

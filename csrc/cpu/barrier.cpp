@@ -1,4 +1,4 @@
-#include "barrier.h"
+#include "cpu/barrier.h"
 
 #include <thread>
 

@@ -1,5 +1,5 @@
 // The choice of the instruction set, once, at the first call.
-#include "kernels.h"
+#include "cpu/kernels.h"
 
 #ifdef FUSED_LSTM_HAS_AMX
 #include <cpuid.h>

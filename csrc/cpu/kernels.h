@@ -1,9 +1,9 @@
 // The CPU kernels: one table of functions for each instruction set. Free of torch.
 #pragma once
 
-#include "../sequence.h"
-#include "barrier.h"
-#include "compiler.h"
+#include "core/sequence.h"
+#include "cpu/barrier.h"
+#include "cpu/compiler.h"
 
 namespace fused_lstm {
 namespace cpu {

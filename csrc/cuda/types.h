@@ -1,7 +1,7 @@
 // The types of the layers that the kernels take. Free of torch.
 #pragma once
 
-#include "../numeric.h"
+#include "core/numeric.h"
 
 namespace fused_lstm {
 namespace cuda {

@@ -49,17 +49,12 @@ def sources(folder: Path) -> list[Path]:
     """The package's sources with the CUDA path in place of the CPU's; some are written anew."""
     folder.mkdir(parents=True, exist_ok=True)
     kernels = []
-    for source in sorted((CSRC / "cuda").glob("*.cu")):  # a .cu would go to nvcc
-        kernels.append(folder / f"{source.stem}_kernels.cpp")
+    for source in sorted(CSRC.rglob("*.cu")):  # a .cu would go to nvcc
+        kernels.append(folder / f"{source.stem}.cpp")
         if not kernels[-1].exists():
-            kernels[-1].write_text(f'#include "cuda/{source.name}"\n')
-    return [
-        *sorted(CSRC.glob("*.cpp")),
-        *sorted(set((CSRC / "cpu").glob("*.cpp")) - {CSRC / "cpu" / "device.cpp"}),
-        *sorted((CSRC / "cuda").glob("*.cpp")),
-        *sorted(HERE.glob("*.cpp")),
-        *kernels,
-    ]
+            kernels[-1].write_text(f'#include "{source.relative_to(CSRC)}"\n')
+    replaced = {CSRC / "cpu" / "launch.cpp"}
+    return [*sorted(set(CSRC.rglob("*.cpp")) - replaced), *sorted(HERE.glob("*.cpp")), *kernels]
 
 
 # The emulated headers come before torch's own.

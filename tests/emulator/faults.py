@@ -17,12 +17,12 @@ import torch
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
 
-# What is wrong; the file of csrc/cuda, its text, and the text with the fault, where faulty() stands
+# What is wrong; the file of csrc/cuda/persistent, its text, and the text with the fault, where faulty() stands
 # for "this one is asked for".
 FAULTS = [
     (
         "sums are read before all warps have written them",
-        "persistent.cu",
+        "persistent_kernel.cu",
         "partials + first * layout.partial_stride);\n      __syncthreads();",
         "partials + first * layout.partial_stride);\n      if (!faulty()) __syncthreads();",
     ),
@@ -76,13 +76,13 @@ FAULTS = [
     ),
     (
         "an index off by one",
-        "tiles.h",
+        "warp_gemm.h",
         "[lane / 4 + 8 * (i >> 1)] = sums[i]",
         "[lane / 4 + (8 - faulty()) * (i >> 1)] = sums[i]",
     ),
     (
         "an output that nobody writes",
-        "persistent.cu",
+        "persistent_kernel.cu",
         "p.grad_cell[b * p.hidden_size + j] = state.grad_cell;",
         "if (!faulty()) p.grad_cell[b * p.hidden_size + j] = state.grad_cell;",
     ),
@@ -100,7 +100,7 @@ def build(emulated: Path, folder: Path) -> None:
     sources = folder / "csrc"
     shutil.copytree(CSRC, sources)
     for number, (what, name, text, faulty) in enumerate(FAULTS, 1):
-        path = sources / "cuda" / name
+        path = sources / "cuda/persistent" / name
         before = path.read_text()
         assert before.count(text) == 1, f"{what}: {name} has {before.count(text)} times {text!r}"
         path.write_text(before.replace(text, faulty.replace("faulty()", f"faulty({number})")))
@@ -111,7 +111,7 @@ def build(emulated: Path, folder: Path) -> None:
         '  static const char* const wanted = std::getenv("EMULATOR_FAULT");\n'
         "  return wanted && std::atoi(wanted) == number;\n"
         "}\n"
-        f'#include "{sources}/cuda/persistent.cu"\n'
+        f'#include "{sources}/cuda/persistent/persistent_kernel.cu"\n'
     )
     shutil.copytree(emulated / "fused_lstm", folder / "fused_lstm")
     compiler = os.environ.get("CXX", "c++")
@@ -121,7 +121,7 @@ def build(emulated: Path, folder: Path) -> None:
     subprocess.check_call(
         [compiler, *flags, f"-I{sources}", "-c", str(kernels), "-o", str(changed)]
     )
-    objects = set((emulated / "build").glob("*.o")) - {emulated / "build" / "persistent_kernels.o"}
+    objects = set((emulated / "build").glob("*.o")) - {emulated / "build" / "persistent_kernel.o"}
     options = [f"-L{libraries}", "-lc10", "-ltorch_cpu", "-ltorch", "-ltorch_python", "-fopenmp"]
     library = folder / "fused_lstm" / "_C.so"
     subprocess.check_call(

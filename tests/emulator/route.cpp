@@ -1,5 +1,5 @@
-// In place of csrc/cpu/device.cpp: tensors on the CPU take the CUDA path.
-#include "device.h"
+// In place of csrc/cpu/launch.cpp: tensors on the CPU take the CUDA path.
+#include "operators/device.h"
 
 namespace fused_lstm {
 

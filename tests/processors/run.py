@@ -137,7 +137,7 @@ def compile_aarch64(folder: Path, root: Path, site: Path) -> None:
         run(COMPILER, *flags, *defines, *includes, "-c", source, "-o", target)
         return target
 
-    sources = [*CSRC.glob("*.cpp"), *(CSRC / "cpu").glob("*.cpp")]
+    sources = sorted(set(CSRC.rglob("*.cpp")) - set((CSRC / "cuda").rglob("*")))
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         made = list(pool.map(compile, sources))
     libraries = [f"-L{site / 'torch/lib'}", "-ltorch_python", "-ltorch", "-ltorch_cpu", "-lc10"]

@@ -48,7 +48,7 @@ def main(kind: str, folder: Path, tests: list[str]) -> int:
         sources = emulator.sources(folder)
         os.environ["FUSED_LSTM_EMULATED"] = "1"
     else:
-        sources = [*sorted(CSRC.glob("*.cpp")), *sorted((CSRC / "cpu").glob("*.cpp"))]
+        sources = sorted(set(CSRC.rglob("*.cpp")) - set((CSRC / "cuda").rglob("*")))
     flags = [*COMMON, *FLAGS[kind]]
     package(folder, sources, flags, [f for f in flags if f.startswith(("-fsan", "-fopenmp"))])
     compiler = os.environ.get("CXX", "c++")

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "numeric.h"
+#include "core/numeric.h"
 
 using cublasHandle_t = void*;
 enum cudaDataType_t { CUDA_R_32F, CUDA_R_64F, CUDA_R_16F, CUDA_R_16BF };

@@ -1,9 +1,9 @@
-// The host's twins of csrc/cuda/instructions.h.
+// The host's twins of csrc/cuda/ptx.h.
 #pragma once
 
 #include <cuda_runtime.h>
 
-#include "numeric.h"
+#include "core/numeric.h"
 
 namespace emulator {
 

@@ -1,4 +1,4 @@
-// What csrc/cuda/device.cpp asks of PyTorch's CUDA context.
+// What csrc/cuda/launch.cpp asks of PyTorch's CUDA context.
 #pragma once
 
 #include <cublas_v2.h>

@@ -1,0 +1,25 @@
+// The CPU kernels for AMX: those for AVX-512, and products of bfloat16 in tiles.
+#include "cpu/compiler.h"
+#ifdef FUSED_LSTM_HAS_AMX
+#include <type_traits>
+
+#define FUSED_LSTM_NAME "amx"
+#define FUSED_LSTM_TABLE kernels_amx
+#define FUSED_LSTM_VECTOR_BYTES 64
+#define FUSED_LSTM_TILE_ROWS 6
+#define FUSED_LSTM_NARROW 1
+
+#ifdef __clang__
+#pragma clang attribute push(                                                                 \
+    __attribute__((                                                                           \
+        target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16"))), \
+    apply_to = function)
+#else
+#pragma GCC target( \
+    "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16,prefer-vector-width=512")
+#endif
+#include "cpu/lstm.inl"
+#ifdef __clang__
+#pragma clang attribute pop
+#endif
+#endif

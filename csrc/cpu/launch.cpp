@@ -1,0 +1,323 @@
+// The layer on a CPU: library GEMMs for the gradients of weights and input, and the kernels of
+// kernels.h for the walk over time, spread over the threads by direction, sequences and hidden
+// units.
+#include "operators/device.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/mm.h>
+
+#include <algorithm>
+#include <deque>
+
+#include "cpu/kernels.h"
+
+namespace fused_lstm {
+namespace {
+
+// Calls body(Types, functions) for the types of a layer stored as `storage`.
+template <class Body>
+void with_types(at::ScalarType storage, const Body& body) {
+  const cpu::Kernels& table = cpu::kernels();
+  switch (storage) {
+    case at::kFloat:
+      return body(cpu::Float{}, table.of_float);
+    case at::kDouble:
+      return body(cpu::Double{}, table.of_double);
+    case at::kHalf:
+      return body(cpu::HalfFloat{}, table.of_half);
+    case at::kBFloat16:
+      if (table.narrow) return body(cpu::BFloat16Narrow{}, *table.narrow);
+      return body(cpu::BFloat16Float{}, table.of_bfloat16);
+    default:
+      TORCH_CHECK(false, "fused_lstm: no CPU kernel for dtype ", storage);
+  }
+}
+
+Plan plan_for(const Sizes& sizes, at::ScalarType storage) {
+#if AT_PARALLEL_OPENMP
+  constexpr bool team = true;  // the threads of one loop all run at once, and may wait for another
+#else
+  constexpr bool team = false;
+#endif
+  Problem problem = problem_of(sizes);
+  problem.threads = at::get_num_threads();
+  problem.team = team;
+  // 16-bit numbers are better widened by packing than one by one.
+  problem.lanes = storage == accum_type(storage) ? cpu::kernels().unit_block / 4 : 0;
+  return make_plan(problem);
+}
+
+// body(begin, end) over parts of 0 .. n, on all threads or on this one.
+template <class Body>
+void spread(bool parallel, int64_t n, const Body& body) {
+  if (parallel) {
+    at::parallel_for(0, n, 1, body);
+  } else {
+    body(0, n);
+  }
+}
+
+// Borders of `slices` parts of the batch with nearly the same number of rows each.
+std::vector<int64_t> slice_batch(const Sequence& sequence, int64_t slices) {
+  const Sizes& sizes = sequence.sizes;
+  std::vector<int64_t> borders = {0};
+  int64_t taken = 0;         // rows of the sequences so far
+  int64_t length = sizes.T;  // of sequence b: those of a packed batch only get shorter
+  for (int64_t b = 0; b < sizes.B; ++b) {
+    const int64_t slice = static_cast<int64_t>(borders.size());
+    if (slice < slices && b > borders.back() && taken * slices >= sizes.N * slice) {
+      borders.push_back(b);
+    }
+    if (!sequence.offsets.empty()) {
+      const auto rows = [&](int64_t t) { return sequence.offsets[t + 1] - sequence.offsets[t]; };
+      while (length > 0 && rows(length - 1) <= b) --length;
+    }
+    taken += length;
+  }
+  borders.push_back(sizes.B);
+  return borders;
+}
+
+// Borders of `slices` parts of the hidden units, multiples of `block`.
+std::vector<int64_t> slice_units(int64_t H, int64_t slices, int64_t block) {
+  const int64_t blocks = (H + block - 1) / block;
+  std::vector<int64_t> borders;
+  for (int64_t i = 0; i <= slices; ++i) {
+    borders.push_back(std::min(H, blocks * i / slices * block));
+  }
+  return borders;
+}
+
+// How the sequences and the hidden units of each direction are shared out.
+struct Slices {
+  std::vector<int64_t> batch, units;  // borders
+  bool parallel;
+
+  int64_t parts_of_batch() const { return static_cast<int64_t>(batch.size()) - 1; }
+  int64_t parts_of_units() const { return static_cast<int64_t>(units.size()) - 1; }
+};
+
+int64_t widest(const std::vector<int64_t>& borders) {
+  int64_t width = 0;
+  for (size_t i = 1; i < borders.size(); ++i) width = std::max(width, borders[i] - borders[i - 1]);
+  return width;
+}
+
+// Direction d's panels, or null.
+template <class Operand>
+Operand* panels_of(const at::Tensor& packed, int64_t d) {
+  return reinterpret_cast<Operand*>(pointer<uint8_t>(packed, d));
+}
+
+// One weight of every direction in panels, as bytes; undefined unless `wanted`.
+template <class Types>
+at::Tensor pack(const cpu::Functions<Types>& functions, const std::vector<Weights>& weights,
+                at::Tensor Weights::* name, cpu::Layout layout, bool wanted, bool parallel) {
+  if (!wanted) return {};
+  std::vector<cpu::Packing<Types>> packings;
+  for (const Weights& w : weights) {
+    const at::Tensor& matrix = w.*name;
+    packings.push_back(
+        {pointer<typename Types::Storage>(matrix), matrix.size(0), matrix.size(1), layout});
+  }
+  const int64_t panels = functions.panels(packings[0]);
+  const int64_t each = panels * functions.panel_size(packings[0]);
+  using Operand = typename Types::Operand;
+  const int64_t bytes = each * static_cast<int64_t>(sizeof(Operand));
+  const at::Tensor packed =
+      allocate({static_cast<int64_t>(packings.size()), bytes}, at::TensorOptions(at::kByte));
+  spread(parallel, packed.size(0) * panels, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t d = i / panels;
+      functions.pack(packings[d], i % panels, panels_of<Operand>(packed, d));
+    }
+  });
+  return packed;
+}
+
+// Every direction's parts through all steps.
+template <class Params>
+void walk(void (*kernel)(const Params&, const cpu::Part&), const std::vector<Params>& params,
+          const Slices& slices) {
+  const int64_t parts = slices.parts_of_units();  // that wait for one another
+  const int64_t groups = slices.parts_of_batch() * static_cast<int64_t>(params.size());
+  std::deque<cpu::Barrier> barriers;
+  if (parts > 1) {
+    for (int64_t i = 0; i < groups; ++i) barriers.emplace_back(parts);
+  }
+  spread(slices.parallel, groups * parts, [&](int64_t begin, int64_t end) {
+    // A thread that is given several parts of a group takes them as one. Waiting for the others
+    // is safe: all threads are running, and each goes through the groups in the same order.
+    while (begin < end) {
+      const int64_t group = begin / parts, first = begin % parts;
+      const int64_t last = std::min(parts, first + end - begin);
+      const int64_t slice = group % slices.parts_of_batch();
+      kernel(params[group / slices.parts_of_batch()],
+             {slices.batch[slice], slices.batch[slice + 1], slices.units[first], slices.units[last],
+              parts > 1 ? &barriers[group] : nullptr, last - first, begin});
+      begin += last - first;
+    }
+  });
+}
+
+class CpuDevice final : public Device {
+ public:
+  // Most kernels multiply in float32: 16-bit weights are widened when packed.
+  at::ScalarType operand_type(at::ScalarType storage) const override {
+    const bool narrow = storage == at::kBFloat16 && cpu::kernels().narrow;
+    return narrow ? storage : accum_type(storage);
+  }
+
+  void product(at::Tensor& out, const at::Tensor& a, const at::Tensor& b,
+               bool accumulate) const override {
+    if (out.scalar_type() != a.scalar_type()) {  // which the library does not have
+      product(out, a.to(out.scalar_type()), b.to(out.scalar_type()), accumulate);
+    } else if (accumulate) {
+      at::addmm_out(out, out, a, b);
+    } else {
+      at::mm_out(out, a, b);
+    }
+  }
+
+  void forward(const Sequence& sequence, const LayerForward& layer) const override {
+    const Sizes& sizes = sequence.sizes;
+    const Plan plan = plan_for(sizes, layer.output.scalar_type());
+    const Slices slices = {slice_batch(sequence, plan.batch_slices),
+                           slice_units(sizes.H, plan.unit_slices, cpu::kernels().unit_block / 4),
+                           plan.parallel};
+    with_types(layer.output.scalar_type(), [&](auto types, const auto& functions) {
+      using Types = decltype(types);
+      using Scalar = typename Types::Accum;
+      using Storage = typename Types::Storage;
+      using Operand = typename Types::Operand;
+      const auto packed = [&](at::Tensor Weights::* name, cpu::Layout layout, bool wanted) {
+        return pack(functions, layer.weights, name, layout, wanted, plan.parallel);
+      };
+      const at::Tensor input = packed(&Weights::ih, cpu::Layout::gates, plan.pack_input);
+      const at::Tensor recurrent = packed(&Weights::hh, cpu::Layout::gates, plan.pack_recurrent);
+      const at::Tensor projection =
+          packed(&Weights::hr, cpu::Layout::plain_transposed, sizes.projected);
+
+      std::vector<cpu::Forward<Types>> params(sizes.directions);
+      params[0].layer.hidden_size = sizes.H;
+      params[0].layer.projection_size = sizes.P;
+      params[0].layer.projected = sizes.projected;
+      params[0].input_size = sizes.D;
+      params[0].chunk = plan.chunk;
+      params[0].turned_input = plan.turn_input;
+      params[0].turned_recurrent = plan.turn_recurrent;
+      const int64_t each =
+          functions.forward_scratch(params[0], widest(slices.batch), widest(slices.units));
+      const int64_t parts = sizes.directions * slices.parts_of_batch() * slices.parts_of_units();
+
+      // One piece of memory: what each part needs for itself, then the states of each direction.
+      // Tiles read whole lines of the hidden state, and rows past the last.
+      const int64_t P = sizes.P, H = sizes.H;
+      const int64_t stride = (P + cpu::tile_depth - 1) / cpu::tile_depth * cpu::tile_depth;
+      const int64_t rows = sizes.B + cpu::tile_rows - 1;
+      const int64_t states = 2 * rows * stride + sizes.B * (H + (sizes.projected ? H + P : 0));
+      const at::Tensor scratch =
+          allocate({parts * each + sizes.directions * states},
+                   at::TensorOptions(accum_type(layer.output.scalar_type())));
+      Scalar* const own = pointer<Scalar>(scratch);
+      Scalar* next = own + parts * each;
+      for (int64_t d = 0; d < sizes.directions; ++d) {
+        const Weights& w = layer.weights[d];
+        cpu::Forward<Types>& f = params[d];
+        f.layer = forward_params<Types>(sequence, layer, d);
+        f.direct_input = plan.direct_input;
+        f.direct_recurrent = plan.direct_recurrent;
+        f.turned_input = plan.turn_input;
+        f.turned_recurrent = plan.turn_recurrent;
+        f.input_size = sizes.D;
+        f.input = pointer<Storage>(layer.input);
+        f.weight_ih = {pointer<Storage>(w.ih), panels_of<Operand>(input, d)};
+        f.weight_hh = {pointer<Storage>(w.hh), panels_of<Operand>(recurrent, d)};
+        f.weight_hr = {pointer<Storage>(w.hr), panels_of<Operand>(projection, d)};
+        f.bias_ih = pointer<Storage>(w.bias_ih);
+        f.bias_hh = pointer<Storage>(w.bias_hh);
+        f.chunk = plan.chunk;
+        f.scratch = own;
+        f.scratch_size = each;
+        const auto take = [&](int64_t numbers) {
+          Scalar* const taken = next;
+          next += numbers;
+          return taken;
+        };
+        f.layer.hidden_stride = stride;
+        for (Operand*& hidden : f.hidden) hidden = reinterpret_cast<Operand*>(take(rows * stride));
+        f.layer.cell_state = take(sizes.B * H);
+        if (sizes.projected) {
+          f.layer.unprojected = reinterpret_cast<Operand*>(take(sizes.B * H));
+          f.layer.projection = take(sizes.B * P);
+        }
+      }
+      walk(functions.forward, params, slices);
+    });
+  }
+
+  void backward(const Sequence& sequence, const LayerBackward& layer) const override {
+    const Sizes& sizes = sequence.sizes;
+    const Plan plan = plan_for(sizes, layer.gates.scalar_type());
+    const Slices slices = {slice_batch(sequence, plan.batch_slices),
+                           slice_units(sizes.H, plan.unit_slices, cpu::kernels().unit_block),
+                           plan.parallel};
+    with_types(layer.gates.scalar_type(), [&](auto types, const auto& functions) {
+      using Types = decltype(types);
+      using Scalar = typename Types::Accum;
+      using Storage = typename Types::Storage;
+      using Operand = typename Types::Operand;
+      const auto packed = [&](at::Tensor Weights::* name, bool wanted) {
+        return pack(functions, layer.weights, name, cpu::Layout::plain, wanted, plan.parallel);
+      };
+      // A single step's product is the library's, if that has one of these types.
+      const bool by_library =
+          sizes.T == 1 && !plan.direct_recurrent && std::is_same_v<Operand, Scalar>;
+      const bool packs = !plan.direct_recurrent && !by_library;
+      const at::Tensor recurrent = packed(&Weights::hh, packs);
+      const at::Tensor projection = packed(&Weights::hr, sizes.projected);
+      at::Tensor scratch;
+      if (sizes.projected) {
+        scratch = allocate({sizes.directions, sizes.B * sizes.H}, layer.grad_hidden.options());
+      }
+      std::vector<cpu::Backward<Types>> params(sizes.directions);
+      for (int64_t d = 0; d < sizes.directions; ++d) {
+        const Weights& w = layer.weights[d];
+        cpu::Backward<Types>& f = params[d];
+        f.layer = backward_params<Types>(sequence, layer, d);
+        f.layer.grad_unprojected = pointer<Scalar>(scratch, d);
+        f.direct_recurrent = plan.direct_recurrent;
+        f.last_product = !by_library;
+        f.weight_hh = {pointer<Storage>(w.hh), panels_of<Operand>(recurrent, d)};
+        f.weight_hr = {pointer<Storage>(w.hr), panels_of<Operand>(projection, d)};
+      }
+      const int64_t each = functions.backward_stage(params[0]);
+      const int64_t parts = sizes.directions * slices.parts_of_batch() * slices.parts_of_units();
+      const int64_t bytes = parts * each * static_cast<int64_t>(sizeof(Operand));
+      const at::Tensor stage = allocate({bytes}, at::TensorOptions(at::kByte));
+      for (cpu::Backward<Types>& f : params) {
+        f.stage = panels_of<Operand>(stage, 0);
+        f.stage_size = each;
+      }
+      walk(functions.backward, params, slices);
+      if (by_library) {
+        for (int64_t d = 0; d < sizes.directions; ++d) {
+          at::Tensor grad_hidden = layer.grad_hidden.select(0, d);
+          const at::Tensor& weight = layer.weights[d].hh;
+          product(grad_hidden, layer.grad_preactivations.select(0, d),
+                  weight.to(operand_type(weight.scalar_type())), /*accumulate=*/true);
+        }
+      }
+    });
+  }
+};
+
+}  // namespace
+
+const Device& cpu_device() {
+  static const CpuDevice device;
+  return device;
+}
+
+}  // namespace fused_lstm

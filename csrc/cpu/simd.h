@@ -1,0 +1,168 @@
+// SIMD lanes for numeric.h, as the compiler's own vector types: one source for every width.
+#pragma once
+
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
+#include <utility>
+
+#include "core/numeric.h"
+
+namespace fused_lstm {
+namespace {
+
+template <class T, int lanes>
+struct VectorOf {
+  typedef T Type __attribute__((vector_size(lanes * sizeof(T))));
+};
+
+constexpr int vector_bytes = FUSED_LSTM_VECTOR_BYTES;
+
+using Floats = VectorOf<float, vector_bytes / 4>::Type;
+using Doubles = VectorOf<double, vector_bytes / 8>::Type;
+
+template <>
+struct Lanes<Floats> {
+  using Scalar = float;
+  static constexpr int count = vector_bytes / 4;
+  using Integer = VectorOf<int32_t, count>::Type;
+  using Narrow = VectorOf<uint16_t, count>::Type;
+};
+template <>
+struct Lanes<Doubles> {
+  using Scalar = double;
+  static constexpr int count = vector_bytes / 8;
+  using Integer = VectorOf<int64_t, count>::Type;
+};
+
+template <class Scalar>
+struct VectorFor;
+template <>
+struct VectorFor<float> {
+  using Type = Floats;
+};
+template <>
+struct VectorFor<double> {
+  using Type = Doubles;
+};
+
+// Compilers take a comparison and a selection for a minimum (NaN must pass), and always divide.
+#if defined(__x86_64__) && FUSED_LSTM_VECTOR_BYTES >= 32
+template <>
+struct Arithmetic<Floats> {
+  static FUSED_LSTM_INLINE Floats at_most(Floats x, float limit) {
+    return minimum(fill<Floats>(limit), x);
+  }
+  static FUSED_LSTM_INLINE Floats at_least(Floats x, float limit) {
+    return maximum(fill<Floats>(limit), x);
+  }
+  // An estimate of 1 / y, Newton's step, then a step that corrects the quotient.
+  static FUSED_LSTM_INLINE Floats quotient(Floats x, Floats y, Floats rest) {
+    const Floats rough = estimate(y);
+    const Floats inverse = rough + rough * (1.0f - y * rough);
+    const Floats ratio = x * inverse;
+    return ratio + inverse * (x - y * ratio - rest * ratio);
+  }
+
+ private:
+  // With a NaN in the second argument both give that. (Those with a mask: GCC warns of the others.)
+#if FUSED_LSTM_VECTOR_BYTES == 64
+  static FUSED_LSTM_INLINE Floats minimum(Floats a, Floats b) {
+    return (Floats)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b);
+  }
+  static FUSED_LSTM_INLINE Floats maximum(Floats a, Floats b) {
+    return (Floats)_mm512_maskz_max_ps(0xffff, (__m512)a, (__m512)b);
+  }
+  static FUSED_LSTM_INLINE Floats estimate(Floats y) {
+    return (Floats)_mm512_maskz_rcp14_ps(0xffff, (__m512)y);
+  }
+#else
+  static FUSED_LSTM_INLINE Floats minimum(Floats a, Floats b) {
+    return (Floats)_mm256_min_ps((__m256)a, (__m256)b);
+  }
+  static FUSED_LSTM_INLINE Floats maximum(Floats a, Floats b) {
+    return (Floats)_mm256_max_ps((__m256)a, (__m256)b);
+  }
+  static FUSED_LSTM_INLINE Floats estimate(Floats y) { return (Floats)_mm256_rcp_ps((__m256)y); }
+#endif
+};
+#endif
+
+#if defined(__x86_64__) && FUSED_LSTM_VECTOR_BYTES == 64
+// AVX-512 moves a part of a vector by a mask.
+template <class T>
+struct Partial<Floats, T> {
+  static FUSED_LSTM_INLINE Floats load(const T* from, int count) {
+    const uint32_t mask = (uint32_t{1} << count) - 1;
+    if constexpr (sizeof(T) == 4) {
+      return bits_as<Floats>(_mm512_maskz_loadu_epi32(mask, from));
+    } else {
+      return bits_as<Floats>(_mm512_maskz_loadu_epi16(mask, from));
+    }
+  }
+  static FUSED_LSTM_INLINE void store(T* to, const Floats& block, int count) {
+    const uint32_t mask = (uint32_t{1} << count) - 1;
+    if constexpr (sizeof(T) == 4) {
+      _mm512_mask_storeu_epi32(to, mask, bits_as<__m512i>(block));
+    } else {
+      _mm512_mask_storeu_epi16(to, mask, bits_as<__m512i>(block));
+    }
+  }
+};
+#endif
+
+// Lane i of the result is lane indices[i] of a, or, from Lanes::count on, of b.
+template <class V, int... indices>
+FUSED_LSTM_INLINE V pick(V a, V b) {
+#if defined(__clang__) || __GNUC__ >= 12
+  return __builtin_shufflevector(a, b, indices...);
+#else
+  using Integer = typename Lanes<V>::Integer;
+  return __builtin_shuffle(a, b, Integer{indices...});
+#endif
+}
+
+// Two vectors seen as blocks of `size` lanes: a's even blocks with b's even ones between them, and
+// the odd ones likewise.
+template <int size, class V, int... lane>
+FUSED_LSTM_INLINE V even_blocks(V a, V b, std::integer_sequence<int, lane...>) {
+  return pick<V, (lane & size ? Lanes<V>::count + lane - size : lane)...>(a, b);
+}
+template <int size, class V, int... lane>
+FUSED_LSTM_INLINE V odd_blocks(V a, V b, std::integer_sequence<int, lane...>) {
+  return pick<V, (lane & size ? Lanes<V>::count + lane : lane + size)...>(a, b);
+}
+
+// Rows to columns, by halves: blocks of 1/2, 1/4, .. of the square change places.
+template <class V, int size = Lanes<V>::count / 2>
+FUSED_LSTM_INLINE void transpose(V (&rows)[Lanes<V>::count]) {
+  if constexpr (size > 0) {
+    constexpr auto lanes = std::make_integer_sequence<int, Lanes<V>::count>{};
+    for (int i = 0; i < Lanes<V>::count; ++i) {
+      if (i & size) continue;
+      const V a = rows[i], b = rows[i + size];
+      rows[i] = even_blocks<size>(a, b, lanes);
+      rows[i + size] = odd_blocks<size>(a, b, lanes);
+    }
+    transpose<V, size / 2>(rows);
+  }
+}
+
+// Lane n of the result is the sum of all lanes of rows[n].
+template <class V, int size = Lanes<V>::count / 2>
+FUSED_LSTM_INLINE V sum_of_each(V (&rows)[Lanes<V>::count]) {
+  if constexpr (size > 0) {
+    constexpr auto lanes = std::make_integer_sequence<int, Lanes<V>::count>{};
+    for (int i = 0; i < size; ++i) {
+      const V a = rows[i], b = rows[i + size];
+      rows[i] = even_blocks<size>(a, b, lanes) + odd_blocks<size>(a, b, lanes);
+    }
+    return sum_of_each<V, size / 2>(rows);
+  } else {
+    return rows[0];
+  }
+}
+
+}  // namespace
+}  // namespace fused_lstm

@@ -1,0 +1,82 @@
+// The layer on a CUDA device: which walk it takes. All work goes to the caller's current stream;
+// nothing here waits for the device.
+#include "operators/device.h"
+
+#include <ATen/cuda/CUDAContext.h>
+#include <c10/cuda/CUDAGuard.h>
+
+#include <map>
+#include <mutex>
+
+#include "plan/kernel_override.h"
+#include "cuda/persistent/params.h"
+#include "cuda/cublas.h"
+#include "cuda/passes.h"
+
+namespace fused_lstm {
+namespace {
+
+Plan plan_of(const Sizes& s, at::ScalarType storage, bool backward) {
+  Problem problem = problem_of(s);
+  problem.gpu = gpu_of(at::cuda::current_device());
+  problem.backward = backward;
+  problem.number_bytes = static_cast<int>(at::elementSize(storage));
+  problem.tensor_cores = storage == at::kFloat ? cuda::allows_tf32() : storage != at::kDouble;
+  problem.wanted = wanted_kernel();
+  return make_plan(problem);
+}
+
+class CudaDevice final : public Device {
+ public:
+  at::ScalarType operand_type(at::ScalarType storage) const override { return storage; }
+
+  void product(at::Tensor& out, const at::Tensor& a, const at::Tensor& b,
+               bool accumulate) const override {
+    const c10::cuda::CUDAGuard guard(out.device());
+    const cuda::Products products(a.scalar_type());
+    products(out, a, b, accumulate);
+  }
+
+  void forward(const Sequence& sequence, const LayerForward& layer) const override {
+    const c10::cuda::CUDAGuard guard(layer.output.device());
+    const Plan plan = plan_of(sequence.sizes, layer.output.scalar_type(), /*backward=*/false);
+    if (plan.kernel == Kernel::streamed) {
+      cuda::streamed_forward(sequence, layer);
+    } else {
+      cuda::persistent_forward(sequence, layer, plan);
+    }
+  }
+
+  void backward(const Sequence& sequence, const LayerBackward& layer) const override {
+    const c10::cuda::CUDAGuard guard(layer.gates.device());
+    const Plan plan = plan_of(sequence.sizes, layer.gates.scalar_type(), /*backward=*/true);
+    if (plan.kernel == Kernel::streamed) {
+      cuda::streamed_backward(sequence, layer);
+    } else {
+      cuda::persistent_backward(sequence, layer, plan);
+    }
+  }
+};
+
+}  // namespace
+
+const Gpu& gpu_of(int index) {
+  static std::mutex mutex;
+  static std::map<int, Gpu> known;  // its references stay valid
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto found = known.find(index);
+  if (found != known.end()) return found->second;
+  const c10::cuda::CUDAGuard guard(at::Device(at::kCUDA, static_cast<at::DeviceIndex>(index)));
+  const cudaDeviceProp& device = *at::cuda::getCurrentDeviceProperties();
+  const int capability = device.major * 10 + device.minor;
+  const int64_t shared_memory = static_cast<int64_t>(device.sharedMemPerBlockOptin);
+  const int cluster = capability >= 90 ? cuda::largest_cluster(shared_memory) : 0;
+  return known[index] = {capability, device.multiProcessorCount, shared_memory, cluster};
+}
+
+const Device& cuda_device() {
+  static const CudaDevice device;
+  return device;
+}
+
+}  // namespace fused_lstm

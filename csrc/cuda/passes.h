@@ -1,0 +1,36 @@
+// The walks of csrc/cuda/device.cpp: all of a layer's steps on the current stream. Nothing in them
+// waits for the device.
+#pragma once
+
+#include "operators/device.h"
+#include "cuda/types.h"
+
+namespace fused_lstm {
+namespace cuda {
+
+void streamed_forward(const Sequence& sequence, const LayerForward& layer);
+void streamed_backward(const Sequence& sequence, const LayerBackward& layer);
+
+// plan.kernel is block, cluster or grid.
+void persistent_forward(const Sequence& sequence, const LayerForward& layer, const Plan& plan);
+void persistent_backward(const Sequence& sequence, const LayerBackward& layer, const Plan& plan);
+
+// Calls body(Types) for the types of a layer stored as `storage`.
+template <class Body>
+void with_types(at::ScalarType storage, const Body& body) {
+  switch (storage) {
+    case at::kFloat:
+      return body(Float{});
+    case at::kDouble:
+      return body(Double{});
+    case at::kHalf:
+      return body(HalfFloat{});
+    case at::kBFloat16:
+      return body(BFloat16Float{});
+    default:
+      TORCH_CHECK(false, "fused_lstm: no CUDA kernel for dtype ", storage);
+  }
+}
+
+}  // namespace cuda
+}  // namespace fused_lstm

@@ -1,0 +1,65 @@
+// The CUDA kernels that take all steps of a layer in one launch, the recurrent weights in registers
+// and shared memory. Free of torch.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include "plan/plan.h"
+#include "core/sequence.h"
+#include "cuda/types.h"
+
+namespace fused_lstm {
+namespace cuda {
+
+// What both walks need besides the layer's own parameters. Every array has one part for each
+// direction.
+template <class Types>
+struct Persistent {
+  using Storage = typename Types::Storage;
+  using Operand = typename Types::Operand;
+
+  Kernel kernel;  // block, cluster or grid
+  Placement placement;
+  Layout layout;  // of each block's shared memory
+  int directions;
+  const Storage* weight_hh[2];  // [4H, H]
+  // Of the grid kernel, zero at the launch:
+  Operand* exchange;  // [directions, slices, 2, exchange_size] what the blocks of a team send
+  int64_t exchange_size;
+  unsigned* arrived;  // [directions, slices, counter_stride] blocks that have sent, over all steps
+};
+constexpr int counter_stride = 32;  // counters in cache lines of their own
+
+// steps.offsets of the layers point to the device's memory.
+template <class Types>
+struct PersistentForward : Persistent<Types> {
+  ForwardParams<Types> layer[2];
+  const typename Types::Accum* preactivations[2];  // [N, 4H] the products with the input
+  const typename Types::Storage* bias_ih[2];       // [4H], or null
+  const typename Types::Storage* bias_hh[2];       // [4H], or null
+};
+
+template <class Types>
+struct PersistentBackward : Persistent<Types> {
+  BackwardParams<Types> layer[2];
+};
+
+// tensor_cores: of a float32 layer, products in TF32; 16-bit ones are always theirs. It decides
+// params.layout too.
+template <class Types>
+cudaError_t launch_forward(const PersistentForward<Types>& params, bool tensor_cores,
+                           cudaStream_t stream);
+template <class Types>
+cudaError_t launch_backward(const PersistentBackward<Types>& params, bool tensor_cores,
+                            cudaStream_t stream);
+
+// The blocks of the largest cluster, a power of two, that the current device runs with so many
+// bytes of shared memory each; 0 without clusters.
+int largest_cluster(int64_t shared_memory);
+
+// Host numbers into device memory, through the parameters of kernels: nothing waits, and a graph
+// that captures it keeps its own copy.
+cudaError_t upload(const int64_t* from, int64_t count, int64_t* to, cudaStream_t stream);
+
+}  // namespace cuda
+}  // namespace fused_lstm

@@ -1,0 +1,119 @@
+// The walk by one product with the input for all steps, and one launch of a kernel of persistent.h.
+#include <ATen/cuda/CUDAContext.h>
+#include <ATen/ops/zeros.h>
+
+#include "cuda/persistent/params.h"
+#include "cuda/cublas.h"
+#include "cuda/passes.h"
+
+namespace fused_lstm {
+namespace cuda {
+namespace {
+
+// What both walks hand to their kernel, and the memory that it needs meanwhile.
+struct Common {
+  at::Tensor offsets;   // [T + 1] int64, of a packed sequence
+  at::Tensor exchange;  // of the grid kernel
+  at::Tensor arrived;
+
+  template <class Types, class Layer>
+  Common(Persistent<Types>& p, const Sequence& sequence, const Layer& layer,
+         const at::Tensor& example, UnitShape shape, const Plan& plan, cudaStream_t stream) {
+    const Sizes& s = sequence.sizes;
+    constexpr int number_bytes = sizeof(typename Types::Operand);
+    p.kernel = plan.kernel;
+    p.placement = plan.placement;
+    p.layout = make_layout(plan.kernel, plan.placement, shape, static_cast<int>(s.H), number_bytes,
+                           number_bytes == 2 || allows_tf32());
+    p.directions = static_cast<int>(s.directions);
+    for (int64_t d = 0; d < s.directions; ++d) {
+      p.weight_hh[d] = pointer<typename Types::Storage>(layer.weights[d].hh);
+    }
+    if (plan.kernel == Kernel::grid) {
+      const int64_t teams = s.directions * plan.placement.slices;
+      p.exchange_size = exchange_size(p.layout, plan.placement, number_bytes);
+      exchange = at::zeros({teams * 2 * p.exchange_size}, example.options());
+      arrived = at::zeros({teams * counter_stride}, example.options().dtype(at::kInt));
+      p.exchange = pointer<typename Types::Operand>(exchange);
+      p.arrived = pointer<unsigned>(arrived);
+    }
+    if (s.packed) {
+      offsets = allocate({s.T + 1}, example.options().dtype(at::kLong));
+      check(upload(sequence.offsets.data(), s.T + 1, pointer<int64_t>(offsets), stream), "upload",
+            s, plan);
+    }
+  }
+
+  static void check(cudaError_t error, const char* what, const Sizes& s, const Plan& plan) {
+    const Placement& its = plan.placement;
+    TORCH_CHECK(error == cudaSuccess, "fused_lstm: the ", what, " launch of the kernel ",
+                kernel_name(plan.kernel), " (T ", s.T, ", B ", s.B, ", H ", s.H, ", directions ",
+                s.directions, ": ", its.slices, " slices of ", its.sequences,
+                " sequences, each on ", its.blocks, " blocks of ", its.units,
+                " units) failed: ", cudaGetErrorString(error));
+  }
+};
+
+// Calls body(Types) for the types that the persistent kernels take.
+template <class Body>
+void with_persistent_types(at::ScalarType storage, const Body& body) {
+  with_types(storage, [&](auto types) {
+    if constexpr (sizeof(typename decltype(types)::Operand) <= sizeof(float)) {
+      body(types);
+    } else {
+      TORCH_INTERNAL_ASSERT(false, "the plan gives float64 to the streamed kernels");
+    }
+  });
+}
+
+}  // namespace
+
+void persistent_forward(const Sequence& sequence, const LayerForward& layer, const Plan& plan) {
+  const Sizes& s = sequence.sizes;
+  const cudaStream_t stream = at::cuda::getCurrentCUDAStream();
+  const at::ScalarType storage = layer.output.scalar_type();
+  const at::TensorOptions accums = layer.output.options().dtype(accum_type(storage));
+  // Where the types agree, the activations overwrite the preactivations.
+  const bool in_place = layer.gates.defined() && storage == accum_type(storage);
+  at::Tensor preactivations =  // [directions, N, 4H]
+      in_place ? layer.gates.view({s.directions, s.N, 4 * s.H})
+               : allocate({s.directions, s.N, 4 * s.H}, accums);
+  const at::Tensor input = layer.input.view({s.N, s.D});
+  const Products products(storage);
+  for (int64_t d = 0; d < s.directions; ++d) {
+    at::Tensor own = preactivations.select(0, d);
+    products(own, input, layer.weights[d].ih.t(), /*accumulate=*/false);
+  }
+
+  with_persistent_types(storage, [&](auto types) {
+    using Types = decltype(types);
+    PersistentForward<Types> p = {};
+    const Common common(p, sequence, layer, layer.output, forward_shape, plan, stream);
+    for (int64_t d = 0; d < s.directions; ++d) {
+      p.layer[d] = forward_params<Types>(sequence, layer, d);
+      p.layer[d].steps.offsets = pointer<int64_t>(common.offsets);
+      p.preactivations[d] = pointer<typename Types::Accum>(preactivations, d);
+      p.bias_ih[d] = pointer<typename Types::Storage>(layer.weights[d].bias_ih);
+      p.bias_hh[d] = pointer<typename Types::Storage>(layer.weights[d].bias_hh);
+    }
+    Common::check(launch_forward<Types>(p, allows_tf32(), stream), "forward", s, plan);
+  });
+}
+
+void persistent_backward(const Sequence& sequence, const LayerBackward& layer, const Plan& plan) {
+  const Sizes& s = sequence.sizes;
+  const cudaStream_t stream = at::cuda::getCurrentCUDAStream();
+  with_persistent_types(layer.gates.scalar_type(), [&](auto types) {
+    using Types = decltype(types);
+    PersistentBackward<Types> p = {};
+    const Common common(p, sequence, layer, layer.gates, backward_shape, plan, stream);
+    for (int64_t d = 0; d < s.directions; ++d) {
+      p.layer[d] = backward_params<Types>(sequence, layer, d);
+      p.layer[d].steps.offsets = pointer<int64_t>(common.offsets);
+    }
+    Common::check(launch_backward<Types>(p, allows_tf32(), stream), "backward", s, plan);
+  });
+}
+
+}  // namespace cuda
+}  // namespace fused_lstm

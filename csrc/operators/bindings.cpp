@@ -1,0 +1,157 @@
+// fused_lstm._C: loads the operators, and tells what is not a tensor.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/version.h>
+
+#include <string>
+#include <tuple>
+
+#include "cpu/kernels.h"
+#include "plan/plan.h"
+#include "plan/kernel_override.h"
+#ifdef FUSED_LSTM_WITH_CUDA
+#include "cuda/stepwise/params.h"
+#include "operators/device.h"
+#endif
+
+namespace py = pybind11;
+
+namespace fused_lstm {
+namespace {
+
+py::dict build_info() {
+  py::dict info;
+  py::list architectures;  // "9.0" for compute capability 9.0; none without CUDA
+#ifdef FUSED_LSTM_WITH_CUDA
+  for (const int number : cuda::architectures()) {
+    architectures.append(std::to_string(number / 100) + "." + std::to_string(number / 10 % 10));
+  }
+#endif
+  info["cuda"] = py::len(architectures) > 0;
+  info["cuda_architectures"] = architectures;
+#ifdef _OPENMP
+  info["openmp"] = true;
+#else
+  info["openmp"] = false;
+#endif
+  info["torch_version"] = TORCH_VERSION;
+  info["cxx_standard"] = __cplusplus / 100 % 100;
+  info["compiler"] = __VERSION__;
+  return info;
+}
+
+// Compute capability, multiprocessors, bytes of shared memory of a block, blocks of a cluster; or
+// None for a CPU.
+using GpuFacts = std::optional<std::tuple<int, int, int64_t, int>>;
+
+Problem problem_of(const GpuFacts& gpu, int64_t length, int64_t batch, int64_t input,
+                   int64_t hidden, int64_t projection, int64_t directions) {
+  Problem problem = {};
+  // Braces: C++17, as which torch 2.11 compiles, has no parentheses for an aggregate.
+  if (gpu) problem.gpu = std::apply([](auto... facts) { return Gpu{facts...}; }, *gpu);
+  problem.length = length;
+  problem.batch = batch;
+  problem.rows = length * batch;
+  problem.input = input;
+  problem.hidden = hidden;
+  problem.projection = projection;
+  problem.projected = projection != hidden;
+  problem.directions = directions;
+  return problem;
+}
+
+py::dict cpu_plan(int threads, bool team, int64_t length, int64_t batch, int64_t input,
+                  int64_t hidden, int64_t projection, int64_t directions, int64_t lanes) {
+  Problem problem = problem_of({}, length, batch, input, hidden, projection, directions);
+  problem.threads = threads;
+  problem.team = team;
+  problem.lanes = lanes;
+  const Plan plan = make_plan(problem);
+  py::dict result;
+  result["kernel"] = kernel_name(plan.kernel);
+  result["batch_slices"] = plan.batch_slices;
+  result["unit_slices"] = plan.unit_slices;
+  result["parallel"] = plan.parallel;
+  result["chunk"] = plan.chunk;
+  result["pack_input"] = plan.pack_input;
+  result["pack_recurrent"] = plan.pack_recurrent;
+  result["turn_input"] = plan.turn_input;
+  result["turn_recurrent"] = plan.turn_recurrent;
+  return result;
+}
+
+py::dict gpu_plan(const GpuFacts& gpu, int64_t length, int64_t batch, int64_t input, int64_t hidden,
+                  int64_t projection, int64_t directions, bool backward, int number_bytes,
+                  bool tensor_cores, const std::optional<std::string>& wanted) {
+  Problem problem = problem_of(gpu, length, batch, input, hidden, projection, directions);
+  problem.backward = backward;
+  problem.number_bytes = number_bytes;
+  problem.tensor_cores = tensor_cores;
+  if (wanted) problem.wanted = kernel_named(*wanted);
+  py::list choices;
+  for (const Choice& choice : gpu_choices(problem)) {
+    py::dict one;
+    one["kernel"] = kernel_name(choice.kernel);
+    one["obstacle"] = choice.obstacle ? py::object(py::str(choice.obstacle)) : py::none();
+    one["microseconds"] = choice.microseconds;
+    one["blocks"] = choice.placement.blocks;
+    one["units"] = choice.placement.units;
+    one["slices"] = choice.placement.slices;
+    one["sequences"] = choice.placement.sequences;
+    one["staged"] = choice.placement.staged;
+    one["shared_memory"] = choice.shared_memory;
+    choices.append(one);
+  }
+  py::dict result;
+  result["kernel"] = kernel_name(make_plan(problem).kernel);
+  result["choices"] = choices;
+  return result;
+}
+
+// What a plan knows of a CUDA device.
+std::tuple<int, int, int64_t, int> gpu_facts([[maybe_unused]] int index) {
+#ifdef FUSED_LSTM_WITH_CUDA
+  const Gpu& gpu = gpu_of(index);
+  return {gpu.capability, gpu.multiprocessors, gpu.shared_memory, gpu.largest_cluster};
+#else
+  throw std::runtime_error("fused_lstm was built without CUDA");
+#endif
+}
+
+std::optional<std::string> wanted_name() {
+  const std::optional<Kernel> kernel = wanted_kernel();
+  if (!kernel) return std::nullopt;
+  return kernel_name(*kernel);
+}
+
+void use_kernel(const std::optional<std::string>& name) {
+  if (!name) return set_wanted_kernel(std::nullopt);
+  const std::optional<Kernel> kernel = kernel_named(*name);
+  if (!kernel || !is_gpu_kernel(*kernel)) {
+    throw py::value_error("name is '" + *name +
+                          "', must be block, cluster, grid, streamed or None");
+  }
+  set_wanted_kernel(kernel);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "Operators of fused_lstm, and facts about this build.";
+  m.def("build_info", &build_info, "What this extension was built with.");
+  m.def(
+      "cpu_instruction_set", [] { return cpu::kernels().name; },
+      "The instruction set of the CPU kernels; FUSED_LSTM_CPU_ISA forces a lower one.");
+  m.def("cpu_plan", &cpu_plan, "How a call with padded input runs on a CPU.", py::kw_only(),
+        py::arg("threads"), py::arg("team"), py::arg("length"), py::arg("batch"), py::arg("input"),
+        py::arg("hidden"), py::arg("projection"), py::arg("directions"), py::arg("lanes") = 16);
+  m.def("gpu_plan", &gpu_plan, "Which kernel a call takes on a GPU, and what the others would be.",
+        py::kw_only(), py::arg("gpu"), py::arg("length"), py::arg("batch"), py::arg("input"),
+        py::arg("hidden"), py::arg("projection"), py::arg("directions"), py::arg("backward"),
+        py::arg("number_bytes"), py::arg("tensor_cores"), py::arg("wanted") = py::none());
+  m.def("gpu", &gpu_facts, "What a plan knows of a CUDA device.", py::arg("index"));
+  m.def("wanted_kernel", &wanted_name, "The kernel that GPU layers take where they can, or None.");
+  m.def("use_kernel", &use_kernel, "Sets it.", py::arg("name").none(true));
+}
+
+}  // namespace fused_lstm

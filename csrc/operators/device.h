@@ -1,0 +1,190 @@
+// What a device does for the layer: matrix products, and the walk over time. csrc/cpu/device.cpp
+// and csrc/cuda/device.cpp implement it; layer.cpp is the only user.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+
+#include <optional>
+#include <vector>
+
+#include "plan/plan.h"
+#include "core/sequence.h"
+#include "operators/torch_private.h"
+
+namespace fused_lstm {
+
+// The sizes of one call. P is proj_size, or H without a projection.
+struct Sizes {
+  int64_t T, B, N, D, H, P;
+  int64_t directions;
+  bool biases, projected, packed;
+};
+
+// What all directions of a call share.
+struct Sequence {
+  Sizes sizes;
+  std::vector<int64_t> offsets;       // [T + 1] of a packed sequence, else empty
+  std::optional<at::Tensor> lengths;  // [B] int64
+  std::optional<at::Tensor> reset;    // [T, B] bool
+  bool reset_to_initial;
+
+  Steps steps(bool reverse) const {
+    return {sizes.T, sizes.B, offsets.empty() ? nullptr : offsets.data(), reverse};
+  }
+  Borders borders() const {
+    return {lengths ? lengths->const_data_ptr<int64_t>() : nullptr,
+            reset ? reset->const_data_ptr<bool>() : nullptr, reset_to_initial};
+  }
+  // [B]: sequences whose first step, in the forward direction, starts from zero whatever the
+  // initial state says. Absent: none can.
+  std::optional<at::Tensor> starts_from_zero() const;
+};
+
+// One direction's weights, as nn.LSTM has them; those that the layer lacks are undefined.
+struct Weights {
+  at::Tensor ih, hh, bias_ih, bias_hh, hr;
+};
+
+// All directions of one call; what they have each is stacked in the first dimension. All tensors
+// are contiguous; those that nobody wants are undefined. N is T * B, or the rows of a packed
+// sequence.
+struct LayerForward {
+  std::vector<Weights> weights;
+  at::Tensor input;     // [N, D]
+  at::Tensor hidden_0;  // [directions, B, P]
+  at::Tensor cell_0;    // [directions, B, H]; CellState says in which type
+  // To be filled:
+  at::Tensor output;            // [N, directions * P]
+  at::Tensor hidden_n, cell_n;  // as hidden_0 and cell_0
+  at::Tensor gates, cells;      // [directions, N, 4H], and [directions, N, H] of accum_type
+};
+
+struct LayerBackward {
+  std::vector<Weights> weights;  // without biases
+  at::Tensor hidden_0, cell_0, gates, cells;
+  at::Tensor output;  // undefined where T == 1
+  at::Tensor grad_output, grad_cells, grad_gates;
+  // In: the gradients of the last states, out: of the first. accum_type.
+  at::Tensor grad_hidden, grad_cell;
+  at::Tensor grad_hidden_0, grad_cell_0;  // added to at resets to the initial state
+  // To be filled, operand_type:
+  at::Tensor grad_preactivations;  // [directions, N, 4H]
+  at::Tensor hidden_before;        // [directions, N, P] the hidden state that entered each step
+  at::Tensor grad_projection;      // [directions, N, P] with a projection
+  at::Tensor unprojected;          // [directions, N, H] with a projection
+};
+
+// The part of a plan's problem that the sizes tell.
+inline Problem problem_of(const Sizes& sizes) {
+  Problem problem = {};
+  problem.length = sizes.T;
+  problem.batch = sizes.B;
+  problem.rows = sizes.N;
+  problem.input = sizes.D;
+  problem.hidden = sizes.H;
+  problem.projection = sizes.P;
+  problem.projected = sizes.projected;
+  problem.directions = sizes.directions;
+  return problem;
+}
+
+class Device {
+ public:
+  virtual ~Device() = default;
+  // The type that products read, for a layer whose tensors have type `storage`.
+  virtual at::ScalarType operand_type(at::ScalarType storage) const = 0;
+  // out [M, N] = a [M, K] b [K, N], added to what is there if `accumulate`. a and b may be
+  // transposed views; their type is operand_type(storage), out's is that or the accumulation type.
+  virtual void product(at::Tensor& out, const at::Tensor& a, const at::Tensor& b,
+                       bool accumulate) const = 0;
+  virtual void forward(const Sequence& sequence, const LayerForward& layer) const = 0;
+  virtual void backward(const Sequence& sequence, const LayerBackward& layer) const = 0;
+};
+
+const Device& cpu_device();
+const Device& cuda_device();
+// What a plan knows of a CUDA device, asked once.
+const Gpu& gpu_of(int index);
+
+// float32 or wider: the type of sums and of the cell state.
+inline at::ScalarType accum_type(at::ScalarType storage) {
+  return storage == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+// at::empty; on a CPU without the dispatcher, which small calls would feel.
+inline at::Tensor allocate(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  if (options.device().is_cpu()) return torch_private::empty_on_cpu(sizes, options, 0);
+  return at::empty(sizes, options);
+}
+
+// Where a tensor begins, or its part of direction d; null if it is undefined.
+template <class T>
+T* pointer(const at::Tensor& tensor, int64_t d = 0) {
+  return tensor.defined() ? static_cast<T*>(tensor.data_ptr()) + d * tensor.stride(0) : nullptr;
+}
+// Direction d's cell state [B, H] as the caller has it, in a layer stored as `storage`.
+template <class Storage, class Accum>
+CellState<Storage, Accum> cell_state(const at::Tensor& cell, at::ScalarType storage, int64_t d) {
+  if (cell.scalar_type() == storage) return {pointer<Storage>(cell, d), nullptr};
+  return {nullptr, pointer<Accum>(cell, d)};
+}
+// [directions, ...] -> [...]
+inline at::Tensor direction_of(const at::Tensor& tensor, int64_t d) {
+  return tensor.defined() ? tensor.select(0, d) : tensor;
+}
+
+// What the parameters of both walks have in common, for direction d.
+template <class Params, class Storage, class Accum, class Layer>
+Params common_params(const Sequence& sequence, const Layer& layer, int64_t d) {
+  const Sizes& sizes = sequence.sizes;
+  Params p = {};
+  p.steps = sequence.steps(/*reverse=*/d == 1);
+  p.borders = sequence.borders();
+  p.hidden_size = sizes.H;
+  p.projection_size = sizes.P;
+  p.projected = sizes.projected;
+  p.hidden_0 = pointer<Storage>(layer.hidden_0, d);
+  p.cell_0 = cell_state<const Storage, const Accum>(layer.cell_0, layer.hidden_0.scalar_type(), d);
+  p.gates = pointer<Storage>(layer.gates, d);
+  p.cells = pointer<Accum>(layer.cells, d);
+  p.output = pointer<Storage>(layer.output);
+  if (p.output) p.output += d * sizes.P;
+  p.output_stride = sizes.directions * sizes.P;
+  return p;
+}
+
+template <class Types>
+ForwardParams<Types> forward_params(const Sequence& sequence, const LayerForward& layer,
+                                    int64_t d) {
+  using Storage = typename Types::Storage;
+  using Accum = typename Types::Accum;
+  auto p = common_params<ForwardParams<Types>, Storage, Accum>(sequence, layer, d);
+  p.hidden_n = pointer<Storage>(layer.hidden_n, d);
+  p.cell_n = cell_state<Storage, Accum>(layer.cell_n, layer.hidden_0.scalar_type(), d);
+  return p;
+}
+
+template <class Types>
+BackwardParams<Types> backward_params(const Sequence& sequence, const LayerBackward& layer,
+                                      int64_t d) {
+  using Storage = typename Types::Storage;
+  using Accum = typename Types::Accum;
+  using Operand = typename Types::Operand;
+  auto p = common_params<BackwardParams<Types>, Storage, Accum>(sequence, layer, d);
+  p.grad_output = pointer<Storage>(layer.grad_output);
+  if (p.grad_output) p.grad_output += d * sequence.sizes.P;
+  p.grad_cells = pointer<Accum>(layer.grad_cells, d);
+  p.grad_gates = pointer<Storage>(layer.grad_gates, d);
+  p.grad_hidden = pointer<Accum>(layer.grad_hidden, d);
+  p.grad_cell = pointer<Accum>(layer.grad_cell, d);
+  p.grad_hidden_0 = pointer<Accum>(layer.grad_hidden_0, d);
+  p.grad_cell_0 = pointer<Accum>(layer.grad_cell_0, d);
+  p.grad_preactivations = pointer<Operand>(layer.grad_preactivations, d);
+  p.hidden_before = pointer<Operand>(layer.hidden_before, d);
+  p.grad_projection = pointer<Operand>(layer.grad_projection, d);
+  p.unprojected = pointer<Operand>(layer.unprojected, d);
+  return p;
+}
+
+}  // namespace fused_lstm

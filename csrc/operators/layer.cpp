@@ -1,0 +1,348 @@
+// What one call of the layer computes: checks, allocation and the large products around the walk
+// over time, the same for every device.
+#include "operators/layer.h"
+
+#include <ATen/ops/arange.h>
+#include <ATen/ops/zeros_like.h>
+
+#include "operators/recompute.h"
+
+namespace fused_lstm {
+namespace {
+
+// One direction's part of the weight list.
+Weights weights_of(const at::TensorList& list, const Sizes& sizes, int64_t direction) {
+  const size_t each = list.size() / sizes.directions;
+  const at::Tensor* first = list.data() + direction * each;
+  Weights w = {first[0], first[1], {}, {}, {}};
+  if (sizes.biases) {
+    w.bias_ih = first[2];
+    w.bias_hh = first[3];
+  }
+  if (sizes.projected) w.hr = first[each - 1];
+  return w;
+}
+
+void check_place(const char* name, const at::Tensor& tensor, at::IntArrayRef shape,
+                 const at::Tensor& input) {
+  TORCH_CHECK(tensor.sizes() == shape, name, " has shape ", tensor.sizes(), ", must be ", shape);
+  TORCH_CHECK(tensor.device() == input.device(), name, " is on ", tensor.device(),
+              ", must be on the input's device ", input.device());
+}
+
+// Of the input's dtype; or, where the layer has sums of a wider one, of that, if `or_wider`.
+void check_dtype(const char* name, at::ScalarType dtype, const at::Tensor& input, bool or_wider) {
+  const at::ScalarType storage = input.scalar_type(), wider = accum_type(storage);
+  if (dtype == storage || (or_wider && dtype == wider)) return;
+  TORCH_CHECK(false, name, " has dtype ", dtype, ", must be the input's dtype ", storage,
+              or_wider && wider != storage ? std::string(" or ") + c10::toString(wider) : "");
+}
+
+void check_matrix(const char* name, const at::Tensor& tensor, at::IntArrayRef shape,
+                  const at::Tensor& input, bool or_wider = false) {
+  check_place(name, tensor, shape, input);
+  check_dtype(name, tensor.scalar_type(), input, or_wider);
+}
+
+// A cell state of fewer bits than the input counts in the input's dtype.
+at::ScalarType cell_type(const at::Tensor& cell, const at::Tensor& input) {
+  return c10::promoteTypes(cell.scalar_type(), input.scalar_type());
+}
+at::Tensor in_cell_type(const at::Tensor& cell, const at::Tensor& input) {
+  const at::ScalarType dtype = cell_type(cell, input);
+  return (cell.scalar_type() == dtype ? cell : cell.to(dtype)).contiguous();
+}
+
+void check_mask(const char* name, const at::Tensor& tensor, at::IntArrayRef shape,
+                at::ScalarType dtype, const at::Tensor& input) {
+  TORCH_CHECK(tensor.sizes() == shape, name, " has shape ", tensor.sizes(), ", must be ", shape);
+  TORCH_CHECK(tensor.scalar_type() == dtype, name, " has dtype ", tensor.scalar_type(),
+              ", must be ", dtype);
+  TORCH_CHECK(tensor.device() == input.device(), name, " is on ", tensor.device(),
+              ", must be on the input's device ", input.device());
+}
+
+// The first row of each step of a packed sequence of N rows.
+std::vector<int64_t> packed_offsets(const at::Tensor& batch_sizes, int64_t N) {
+  TORCH_CHECK(batch_sizes.dim() == 1 && batch_sizes.scalar_type() == at::kLong &&
+                  batch_sizes.device().is_cpu(),
+              "batch_sizes must be a 1-D int64 tensor on the CPU, got ", batch_sizes.dim(), "-D ",
+              batch_sizes.scalar_type(), " on ", batch_sizes.device());
+  const at::Tensor sizes = batch_sizes.contiguous();
+  const int64_t* rows = sizes.const_data_ptr<int64_t>();
+  std::vector<int64_t> offsets = {0};
+  for (int64_t t = 0; t < sizes.numel(); ++t) {
+    TORCH_CHECK(rows[t] > 0 && (t == 0 || rows[t] <= rows[t - 1]),
+                "batch_sizes must be positive and must not increase, got ", rows[t], " at step ",
+                t);
+    offsets.push_back(offsets.back() + rows[t]);
+  }
+  TORCH_CHECK(offsets.back() == N, "batch_sizes add up to ", offsets.back(),
+              ", must add up to the ", N, " rows of input");
+  return offsets;
+}
+
+Sequence check(const LayerArguments& a) {
+  const bool packed = a.batch_sizes.has_value();
+  const at::Tensor& input = a.input;
+  TORCH_CHECK(input.dim() == (packed ? 2 : 3), "input must be ",
+              packed ? "[N, D] with batch_sizes" : "[T, B, D]", ", got ", input.dim(),
+              " dimensions");
+  TORCH_CHECK(a.hidden.dim() == 3 && a.cell.dim() == 3,
+              "hidden and cell must be [directions, B, P] and [directions, B, H], got shapes ",
+              a.hidden.sizes(), " and ", a.cell.sizes());
+
+  Sequence sequence = {};
+  Sizes& s = sequence.sizes;
+  s.packed = packed;
+  s.D = input.size(-1);
+  s.H = a.cell.size(2);
+  s.P = a.hidden.size(2);
+  s.directions = a.hidden.size(0);
+  TORCH_CHECK(s.directions == 1 || s.directions == 2, "hidden has ", s.directions,
+              " directions, must have 1 or 2");
+  if (packed) {
+    s.N = input.size(0);
+    sequence.offsets = packed_offsets(*a.batch_sizes, s.N);
+    s.T = static_cast<int64_t>(sequence.offsets.size()) - 1;
+    s.B = s.T > 0 ? sequence.offsets[1] : 0;
+  } else {
+    s.T = input.size(0);
+    s.B = input.size(1);
+    s.N = s.T * s.B;
+  }
+  TORCH_CHECK(s.T > 0, "input has no time steps, must have at least 1");
+
+  const size_t each = a.weights.size() / s.directions;
+  TORCH_CHECK(a.weights.size() % s.directions == 0 && each >= 2 && each <= 5, "weights has ",
+              a.weights.size(), " tensors, must have 2 to 5 for each of ", s.directions,
+              " directions");
+  s.biases = each >= 4;
+  s.projected = each % 2 == 1;
+  TORCH_CHECK(s.projected || s.P == s.H, "hidden has ", s.P, " features, must have the cell's ",
+              s.H);
+
+  check_matrix("hidden", a.hidden, {s.directions, s.B, s.P}, input);
+  check_place("cell", a.cell, {s.directions, s.B, s.H}, input);
+  check_dtype("cell", cell_type(a.cell, input), input, /*or_wider=*/true);
+  for (int64_t d = 0; d < s.directions; ++d) {
+    const Weights w = weights_of(a.weights, s, d);
+    check_matrix("weight_ih", w.ih, {4 * s.H, s.D}, input);
+    check_matrix("weight_hh", w.hh, {4 * s.H, s.P}, input);
+    if (s.biases) {
+      check_matrix("bias_ih", w.bias_ih, {4 * s.H}, input, /*or_wider=*/true);
+      check_matrix("bias_hh", w.bias_hh, {4 * s.H}, input, /*or_wider=*/true);
+    }
+    if (s.projected) check_matrix("weight_hr", w.hr, {s.P, s.H}, input);
+  }
+  TORCH_CHECK(!packed || !(a.lengths || a.reset),
+              "lengths and reset go with padded input, not with batch_sizes");
+  if (a.lengths) {
+    check_mask("lengths", *a.lengths, {s.B}, at::kLong, input);
+    sequence.lengths = a.lengths->contiguous();
+    if (input.device().is_cpu()) {  // elsewhere a look at the values would wait for the device
+      for (int64_t b = 0; b < s.B; ++b) {
+        const int64_t length = sequence.lengths->const_data_ptr<int64_t>()[b];
+        TORCH_CHECK(length >= 0 && length <= s.T, "lengths[", b, "] is ", length,
+                    ", must be between 0 and the input's ", s.T, " steps");
+      }
+    }
+  }
+  if (a.reset) {
+    check_mask("reset", *a.reset, {s.T, s.B}, at::kBool, input);
+    sequence.reset = a.reset->contiguous();
+  }
+  sequence.reset_to_initial = a.reset_to_initial;
+  return sequence;
+}
+
+const Device& device_for([[maybe_unused]] const at::Tensor& tensor) {
+#ifdef FUSED_LSTM_WITH_CUDA
+  if (tensor.is_cuda()) return cuda_device();
+#endif
+  return cpu_device();
+}
+
+at::Tensor operand(const Device& device, const at::Tensor& tensor) {
+  return tensor.defined() ? tensor.to(device.operand_type(tensor.scalar_type())).contiguous()
+                          : tensor;
+}
+
+Weights contiguous(Weights weights) {
+  for (at::Tensor* w :
+       {&weights.ih, &weights.hh, &weights.bias_ih, &weights.bias_hh, &weights.hr}) {
+    if (w->defined()) *w = w->contiguous();
+  }
+  return weights;
+}
+
+// The kernels add both biases, in the type of storage, to sums of a wider one. Biases wider than
+// that become the two parts of their sum: its rounded value, and what the rounding has left.
+void split_biases(Weights& w, at::ScalarType storage) {
+  if (w.bias_ih.scalar_type() == storage && w.bias_hh.scalar_type() == storage) return;
+  const at::ScalarType accum = accum_type(storage);
+  const at::Tensor sum = w.bias_ih.to(accum).add(w.bias_hh);  // [4H]
+  w.bias_ih = sum.to(storage);
+  w.bias_hh = sum.sub(w.bias_ih).to(storage);
+}
+
+// [..., width] of the layer's rows: [T, B, width], or [N, width] of a packed sequence.
+std::vector<int64_t> rows_shape(const Sizes& s, int64_t width, int64_t directions = 0) {
+  std::vector<int64_t> shape;
+  if (directions) shape.push_back(directions);
+  if (s.packed) {
+    shape.push_back(s.N);
+  } else {
+    shape.insert(shape.end(), {s.T, s.B});
+  }
+  shape.push_back(width);
+  return shape;
+}
+
+}  // namespace
+
+std::optional<at::Tensor> Sequence::starts_from_zero() const {
+  if (!reset || reset_to_initial) return std::nullopt;
+  const at::Tensor first = reset->select(0, 0);
+  return lengths ? first.logical_and(lengths->gt(0)) : first;
+}
+
+LayerResult layer_forward(const LayerArguments& arguments, bool keep_states) {
+  const Sequence sequence = check(arguments);
+  const Sizes& s = sequence.sizes;
+  const at::TensorOptions options = arguments.input.options();
+  const at::TensorOptions accums = options.dtype(accum_type(arguments.input.scalar_type()));
+
+  LayerForward layer;
+  for (int64_t d = 0; d < s.directions; ++d) {
+    layer.weights.push_back(contiguous(weights_of(arguments.weights, s, d)));
+    if (s.biases) split_biases(layer.weights.back(), arguments.input.scalar_type());
+  }
+  layer.input = arguments.input.contiguous();
+  layer.hidden_0 = arguments.hidden.contiguous();
+  layer.cell_0 = in_cell_type(arguments.cell, arguments.input);
+  layer.output = allocate(rows_shape(s, s.directions * s.P), options);
+  layer.hidden_n = allocate(layer.hidden_0.sizes(), options);
+  layer.cell_n = allocate(layer.cell_0.sizes(), layer.cell_0.options());
+  if (keep_states) {
+    layer.gates = allocate(rows_shape(s, 4 * s.H, s.directions), options);
+    layer.cells = allocate(rows_shape(s, s.H, s.directions), accums);
+  }
+  if (s.N > 0) device_for(layer.input).forward(sequence, layer);
+
+  const auto or_empty = [](const at::Tensor& tensor, const at::TensorOptions& its_options) {
+    return tensor.defined() ? tensor : allocate({0}, its_options);
+  };
+  return {layer.output, layer.hidden_n, layer.cell_n, or_empty(layer.cells, accums),
+          or_empty(layer.gates, options)};
+}
+
+LayerInputGradients layer_backward(const LayerGradients& gradients, const LayerArguments& arguments,
+                                   const std::optional<at::Tensor>& output,
+                                   const std::optional<at::Tensor>& cells,
+                                   const std::optional<at::Tensor>& gates, bool input_needed,
+                                   bool weights_needed) {
+  const Sequence sequence = check(arguments);
+  const Sizes& s = sequence.sizes;
+  const Device& device = device_for(arguments.input);
+  const at::ScalarType storage = arguments.input.scalar_type();
+  const at::ScalarType accum = accum_type(storage);
+  const at::TensorOptions options = arguments.input.options();
+  const at::TensorOptions operands = options.dtype(device.operand_type(storage));
+  const auto given = [](const std::optional<at::Tensor>& gradient, at::ScalarType dtype) {
+    return gradient ? gradient->to(dtype).contiguous() : at::Tensor();
+  };
+  // The states' gradients on their way back through time, [directions, B, P] and [.., H].
+  const auto carried = [&](const std::optional<at::Tensor>& gradient, const at::Tensor& like) {
+    return gradient ? gradient->to(options.dtype(accum), false, /*copy=*/true).contiguous()
+                    : allocate(like.sizes(), options.dtype(accum)).zero_();
+  };
+
+  LayerBackward layer;
+  for (int64_t d = 0; d < s.directions; ++d) {
+    layer.weights.push_back(contiguous(weights_of(arguments.weights, s, d)));
+  }
+  layer.hidden_0 = arguments.hidden.contiguous();
+  layer.cell_0 = in_cell_type(arguments.cell, arguments.input);
+  if (s.T > 1) {
+    TORCH_CHECK(output, "output is missing, must be given for more than one step");
+    layer.output = output->contiguous();
+  }
+  if (cells && gates) {
+    layer.cells = cells->contiguous();
+    layer.gates = gates->contiguous();
+  } else {
+    rebuild_states(device, sequence, arguments.input, layer);
+  }
+  layer.grad_output = given(gradients.output, storage);
+  layer.grad_cells = given(gradients.cells, accum);
+  layer.grad_gates = given(gradients.gates, storage);
+  layer.grad_hidden = carried(gradients.hidden_n, layer.hidden_0);
+  layer.grad_cell = carried(gradients.cell_n, layer.cell_0);
+  if (sequence.reset && sequence.reset_to_initial) {
+    layer.grad_hidden_0 = at::zeros_like(layer.grad_hidden);
+    layer.grad_cell_0 = at::zeros_like(layer.grad_cell);
+  }
+  layer.grad_preactivations = allocate({s.directions, s.N, 4 * s.H}, operands);
+  layer.hidden_before = allocate({s.directions, s.N, s.P}, operands);
+  if (s.projected) {
+    layer.grad_projection = allocate({s.directions, s.N, s.P}, operands);
+    layer.unprojected = allocate({s.directions, s.N, s.H}, operands);
+  }
+  if (s.N > 0) device.backward(sequence, layer);
+
+  if (const auto from_zero = sequence.starts_from_zero()) {
+    layer.grad_hidden.select(0, 0).masked_fill_(from_zero->unsqueeze(1), 0);
+  }
+  if (layer.grad_hidden_0.defined()) {
+    layer.grad_hidden.add_(layer.grad_hidden_0);
+    layer.grad_cell.add_(layer.grad_cell_0);
+  }
+
+  at::Tensor grad_input = allocate({0}, options);
+  if (input_needed) {
+    at::Tensor sum = allocate({s.N, s.D}, operands);
+    for (int64_t d = 0; d < s.directions; ++d) {
+      device.product(sum, layer.grad_preactivations.select(0, d),
+                     operand(device, layer.weights[d].ih), d > 0);
+    }
+    grad_input = sum.to(storage).view(arguments.input.sizes());
+  }
+
+  std::vector<at::Tensor> grad_weights;
+  if (weights_needed) {
+    at::Tensor x = operand(device, arguments.input);
+    if (sequence.lengths) {
+      // What stands in the padding, NaN even, must not reach the weights through 0 * x.
+      const at::Tensor steps = at::arange(s.T, sequence.lengths->options()).unsqueeze(1);
+      x = x.masked_fill(steps.ge(*sequence.lengths).unsqueeze(2), 0);
+    }
+    x = x.view({s.N, s.D});
+    const auto grad_weight = [&](const at::Tensor& rows, const at::Tensor& columns) {
+      at::Tensor grad = allocate({rows.size(1), columns.size(1)}, operands);
+      device.product(grad, rows.t(), columns, /*accumulate=*/false);
+      return grad.to(storage);
+    };
+    for (int64_t d = 0; d < s.directions; ++d) {
+      const at::Tensor grad = layer.grad_preactivations.select(0, d);
+      grad_weights.push_back(grad_weight(grad, x));
+      grad_weights.push_back(grad_weight(grad, layer.hidden_before.select(0, d)));
+      if (s.biases) {
+        const at::ScalarType ih = layer.weights[d].bias_ih.scalar_type();
+        const at::ScalarType hh = layer.weights[d].bias_hh.scalar_type();
+        const bool wide = ih != storage || hh != storage;
+        const at::Tensor sum = wide ? grad.sum(0, /*keepdim=*/false, accum) : grad.sum(0);  // [4H]
+        grad_weights.push_back(sum.to(ih));
+        grad_weights.push_back(sum.to(hh, /*non_blocking=*/false, /*copy=*/true));
+      }
+      if (s.projected) {
+        grad_weights.push_back(
+            grad_weight(layer.grad_projection.select(0, d), layer.unprojected.select(0, d)));
+      }
+    }
+  }
+  return {grad_input, layer.grad_hidden.to(storage),
+          layer.grad_cell.to(arguments.cell.scalar_type()), grad_weights};
+}
+
+}  // namespace fused_lstm

@@ -1,0 +1,33 @@
+#include "plan/kernel_override.h"
+
+#include <atomic>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+namespace fused_lstm {
+namespace {
+
+std::optional<Kernel> from_environment() {
+  const char* const name = std::getenv("FUSED_LSTM_KERNEL");
+  if (!name || !*name) return std::nullopt;
+  const std::optional<Kernel> kernel = kernel_named(name);
+  if (!kernel || !is_gpu_kernel(*kernel)) {
+    throw std::invalid_argument(std::string("FUSED_LSTM_KERNEL is '") + name +
+                                "', must be block, cluster, grid or streamed");
+  }
+  return kernel;
+}
+
+std::atomic<std::optional<Kernel>>& wanted() {
+  static std::atomic<std::optional<Kernel>> kernel = from_environment();
+  return kernel;
+}
+
+}  // namespace
+
+std::optional<Kernel> wanted_kernel() { return wanted(); }
+
+void set_wanted_kernel(std::optional<Kernel> kernel) { wanted() = kernel; }
+
+}  // namespace fused_lstm

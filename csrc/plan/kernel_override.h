@@ -1,0 +1,14 @@
+// The kernel that the user wants GPU layers to take where it can: FUSED_LSTM_KERNEL, or what
+// fused_lstm.use_kernel has set since, for the whole process: backward runs in other threads.
+#pragma once
+
+#include <optional>
+
+#include "plan/plan.h"
+
+namespace fused_lstm {
+
+std::optional<Kernel> wanted_kernel();
+void set_wanted_kernel(std::optional<Kernel> kernel);
+
+}  // namespace fused_lstm

@@ -1,0 +1,85 @@
+// Which kernel a call takes, decided here and nowhere else: a pure function of the problem and of
+// the device. Free of torch.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <string_view>
+
+#include "plan/placement.h"
+
+namespace fused_lstm {
+
+// What a plan needs to know of a GPU.
+struct Gpu {
+  int capability;  // 90 for compute capability 9.0
+  int multiprocessors;
+  int64_t shared_memory;  // bytes that one block can have
+  int largest_cluster;    // blocks, each with all of that; 0 without clusters
+};
+
+struct Problem {
+  std::optional<Gpu> gpu;  // else a CPU
+
+  int64_t length;      // T
+  int64_t batch;       // B
+  int64_t rows;        // T * B, or what a packed sequence has of them
+  int64_t input;       // D
+  int64_t hidden;      // H
+  int64_t projection;  // P; H without a projection
+  bool projected;
+  int64_t directions;
+
+  // Of a CPU:
+  int threads;
+  bool team;      // they all run at once, so that one may wait for another
+  int64_t lanes;  // of a vector, where a weight that is not packed can be multiplied; else 0
+
+  // Of a GPU:
+  bool backward;
+  int number_bytes;              // of a weight: 2, 4, 8
+  bool tensor_cores;             // take the products; of float32 in TF32
+  std::optional<Kernel> wanted;  // this kernel, if it can run
+};
+
+struct Plan {
+  Kernel kernel;
+
+  // Of a CPU. Parts of the batch go through time independently; parts of the hidden units wait for
+  // one another at each step.
+  int64_t batch_slices;
+  int64_t unit_slices;
+  bool parallel;          // spread slices and directions over the threads
+  int64_t chunk;          // steps whose products with the input are taken together
+  bool direct_input;      // the products with weight_ih are dot products
+  bool direct_recurrent;  // those with weight_hh are
+  bool pack_input;        // pack weight_ih ahead; else each panel when it is needed
+  bool pack_recurrent;    // the same of weight_hh
+  bool turn_input;        // weight_ih is not packed at all: rows of input are vectors' lanes
+  bool turn_recurrent;    // the same of weight_hh
+
+  // Of the GPU's kernels block, cluster and grid.
+  Placement placement;
+};
+
+// What stands for and against one kernel of a GPU.
+struct Choice {
+  Kernel kernel;
+  const char* obstacle;   // why it cannot run, or null
+  Placement placement;    // its best
+  int64_t shared_memory;  // bytes of a block there
+  double microseconds;    // estimated, of a step
+};
+
+Plan make_plan(const Problem& problem);
+
+// Every kernel of a GPU, in the order block, cluster, grid, streamed. make_plan takes the fastest
+// of those without an obstacle.
+std::array<Choice, 4> gpu_choices(const Problem& problem);
+
+const char* kernel_name(Kernel kernel);
+std::optional<Kernel> kernel_named(std::string_view name);
+bool is_gpu_kernel(Kernel kernel);
+
+}  // namespace fused_lstm
