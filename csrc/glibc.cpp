@@ -1,5 +1,5 @@
 // std::shared_ptr asks glibc whether the process has one thread, by a variable of glibc 2.32. Its
-// definition here, which says no, lets a wheel load from glibc 2.28 on; it costs an atomic
+// reference here, which says no, lets a wheel load from glibc 2.28 on; it costs an atomic
 // instruction where a reference is counted.
 #include <cstddef>  // defines __GLIBC__
 

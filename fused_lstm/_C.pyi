@@ -5,7 +5,7 @@ def cpu_instruction_set() -> str: ...
 def cpu_plan(
     *,
     threads: int,
-    team: bool,
+    concurrent_threads: bool,
     length: int,
     batch: int,
     input: int,
@@ -24,10 +24,10 @@ def gpu_plan(
     projection: int,
     directions: int,
     backward: bool,
-    number_bytes: int,
+    element_bytes: int,
     tensor_cores: bool,
-    wanted: str | None = None,
+    kernel_override: str | None = None,
 ) -> dict[str, Any]: ...
 def gpu(index: int) -> tuple[int, int, int, int]: ...
-def wanted_kernel() -> str | None: ...
+def kernel_override() -> str | None: ...
 def use_kernel(name: str | None) -> None: ...

@@ -19,7 +19,7 @@ else:
     def transforms_active(tensors: Iterable[Tensor]) -> bool:
         """A transform of torch.func has wrapped one of `tensors`: it has no memory of its own.
 
-        Nor has a fake tensor outside torch.compile, which then takes the definition: the same
+        Nor has a fake tensor outside torch.compile, which then takes the reference: the same
         numbers, slower.
         """
         return not torch.compiler.is_compiling() and any(map(_has_no_memory, tensors))

@@ -30,8 +30,8 @@ def decompositions() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 def _layer(
     input: Tensor,
-    hidden: Tensor,
-    cell: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
     weights: Sequence[Tensor],
     *,
     batch_sizes: Tensor | None = None,
@@ -44,7 +44,7 @@ def _layer(
             "decomposed: the loop over them is unrolled"
         )
     output, h_n, c_n, cells, gates = reference.layer(
-        input, hidden, cell, weights, batch_sizes=batch_sizes, **options
+        input, h_0, c_0, weights, batch_sizes=batch_sizes, **options
     )
     if not keep_states:
         cells, gates = cells.new_empty(0), gates.new_empty(0)
@@ -53,13 +53,13 @@ def _layer(
 
 def _cell(
     input: Tensor,
-    hidden: Tensor,
-    cell: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
     weights: Sequence[Tensor],
     *,
     keep_states: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    one = (input[None], hidden[None], cell[None])
+    one = (input[None], h_0[None], c_0[None])
     _, h_n, c_n, cells, gates = _layer(*one, weights, keep_states=keep_states)
     if keep_states:
         cells, gates = cells[0, 0], gates[0, 0]

@@ -12,7 +12,7 @@ from fused_lstm import _C
 from fused_lstm.lstm import FusedLSTM
 
 # Reads FUSED_LSTM_KERNEL: a name that is no kernel is an error at import, on a CPU too.
-_C.wanted_kernel()
+_C.kernel_override()
 
 
 class Gpu(NamedTuple):
@@ -92,9 +92,9 @@ def explain(
             choice = _C.gpu_plan(
                 gpu=tuple(gpu),
                 backward=backward,
-                number_bytes=weight.element_size(),
+                element_bytes=weight.element_size(),
                 tensor_cores=_tensor_cores(weight.dtype),
-                wanted=_C.wanted_kernel(),
+                kernel_override=_C.kernel_override(),
                 **sizes,
             )
             paragraphs.append(
@@ -112,12 +112,12 @@ def use_kernel(name: str | None) -> Iterator[None]:
     same from the start.
 
     Args:
-        name: "block", "cluster", "grid" or "streamed"; None: the fastest by the plan's estimate.
+        name: "block", "cluster", "grid" or "stepwise"; None: the fastest by the plan's estimate.
 
     Raises:
         ValueError: `name` is none of these.
     """
-    before = _C.wanted_kernel()
+    before = _C.kernel_override()
     _C.use_kernel(name)
     try:
         yield
@@ -151,7 +151,9 @@ def _tensor_cores(dtype: torch.dtype) -> bool:
 
 
 def _on_cpu(sizes: dict[str, int]) -> str:
-    plan = _C.cpu_plan(threads=torch.get_num_threads(), team=_C.build_info()["openmp"], **sizes)
+    plan = _C.cpu_plan(
+        threads=torch.get_num_threads(), concurrent_threads=_C.build_info()["openmp"], **sizes
+    )
     shared = [
         f"{plan[f'{what}_slices']} slices of the {name}"
         for what, name in (("batch", "batch"), ("unit", "hidden units"))
@@ -168,7 +170,7 @@ def _on_gpu(plan: dict[str, Any]) -> str:
             lines.append(f"  {kernel}: cannot, {choice['obstacle']}")
             continue
         where = ""
-        if kernel != "streamed":
+        if kernel != "stepwise":
             where = (
                 f"; {_count(choice['slices'], 'slice')} of "
                 f"{_count(choice['sequences'], 'sequence')}, each on "

@@ -26,25 +26,23 @@ def _projection(rows: int, weights: Sequence[Tensor]) -> int:
     return 2 * rows * weights[-1].numel() if len(weights) % 2 else 0
 
 
-def _forward(input: Tensor, hidden: Tensor, weights: Sequence[Tensor]) -> int:
-    """input [..., D]; hidden [directions, B, P] or [B, P] of a cell."""
+def _forward(input: Tensor, h_0: Tensor, weights: Sequence[Tensor]) -> int:
+    """input [..., D]; h_0 [directions, B, P] or [B, P] of a cell."""
     rows = input.shape[:-1].numel()
-    return sum(
-        _gates(rows, each) + _projection(rows, each) for each in _by_direction(hidden, weights)
-    )
+    return sum(_gates(rows, each) + _projection(rows, each) for each in _by_direction(h_0, weights))
 
 
 def _backward(
     input: Tensor,
-    hidden: Tensor,
+    h_0: Tensor,
     weights: Sequence[Tensor],
     rebuilt: bool,
     input_needed: bool,
     weights_needed: bool,
 ) -> int:
     rows, total = input.shape[:-1].numel(), 0
-    back = rows if hidden.requires_grad else rows - hidden.size(-2)  # to a hidden state before
-    for each in _by_direction(hidden, weights):
+    back = rows if h_0.requires_grad else rows - h_0.size(-2)  # to a hidden state before
+    for each in _by_direction(h_0, weights):
         w_ih, w_hh = each[:2]
         total += 2 * back * w_hh.numel() + _projection(rows, each)
         total += 2 * rows * w_ih.numel() if input_needed else 0
@@ -53,29 +51,29 @@ def _backward(
     return total
 
 
-def _by_direction(hidden: Tensor, weights: Sequence[Tensor]) -> list[Sequence[Tensor]]:
-    each = len(weights) // (hidden.size(0) if hidden.dim() == 3 else 1)
+def _by_direction(h_0: Tensor, weights: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+    each = len(weights) // (h_0.size(0) if h_0.dim() == 3 else 1)
     return [weights[k : k + each] for k in range(0, len(weights), each)]
 
 
 @register_flop_formula([torch.ops.fused_lstm.layer, torch.ops.fused_lstm.cell], get_raw=True)
 def _forward_flops(
-    input: Tensor, hidden: Tensor, cell: Tensor, weights: Sequence[Tensor], **options: Any
+    input: Tensor, h_0: Tensor, c_0: Tensor, weights: Sequence[Tensor], **options: Any
 ) -> int:
-    return _forward(input, hidden, weights)
+    return _forward(input, h_0, weights)
 
 
 @register_flop_formula(torch.ops.fused_lstm.layer_backward, get_raw=True)
 def _layer_backward_flops(
     *arguments: Any, input_needed: bool = True, weights_needed: bool = True, **options: Any
 ) -> int:
-    input, hidden, _, weights, _, _, gates = arguments[5:]
-    return _backward(input, hidden, weights, gates is None, input_needed, weights_needed)
+    input, h_0, _, weights, _, _, gates = arguments[5:]
+    return _backward(input, h_0, weights, gates is None, input_needed, weights_needed)
 
 
 @register_flop_formula(torch.ops.fused_lstm.cell_backward, get_raw=True)
 def _cell_backward_flops(
     *arguments: Any, input_needed: bool = True, weights_needed: bool = True, **options: Any
 ) -> int:
-    input, hidden, _, weights = arguments[4:8]
-    return _backward(input, hidden, weights, False, input_needed, weights_needed)
+    input, h_0, _, weights = arguments[4:8]
+    return _backward(input, h_0, weights, False, input_needed, weights_needed)

@@ -185,7 +185,7 @@ def run(
     reset_to: str = "zero",
     return_states: bool = False,
 ) -> Any:
-    """FusedLSTM.forward with `layer`, `ops.layer` or its definition, for each layer."""
+    """FusedLSTM.forward with `layer`, `ops.layer` or `reference.layer`, for each layer."""
     if reset_to not in ("zero", "initial"):
         raise ValueError(f"reset_to is {reset_to!r}, must be 'zero' or 'initial'")
     weights = _weights(module)

@@ -28,8 +28,8 @@ INT32 = 6  # onnx.TensorProto.INT32
 
 def _layer(
     input: Value,
-    hidden: Value,
-    cell: Value,
+    h_0: Value,
+    c_0: Value,
     weights: Sequence[Value],
     *,
     batch_sizes: Value | None = None,
@@ -40,7 +40,7 @@ def _layer(
     recompute: bool = False,
 ) -> tuple[Value, ...]:
     """`ops.layer`: ONNX has neither its resets nor its inner states."""
-    directions = hidden.shape[0]
+    directions = h_0.shape[0]
     for name, asked, instead in (
         ("reset", reset is not None, "run each episode on its own"),
         ("return_states", keep_states, "export the model without them"),
@@ -55,50 +55,50 @@ def _layer(
             raise NotImplementedError(
                 f"ONNX's operator LSTM has no counterpart of {name}: {instead}"
             )
-    results = _lstm(input, hidden, cell, weights, lengths, directions, cell.shape[2])
+    results = _lstm(input, h_0, c_0, weights, lengths, directions, c_0.shape[2])
     return *results, _nothing(), _nothing()
 
 
 def _cell(
-    input: Value, hidden: Value, cell: Value, weights: Sequence[Value], *, keep_states: bool = False
+    input: Value, h_0: Value, c_0: Value, weights: Sequence[Value], *, keep_states: bool = False
 ) -> tuple[Value, ...]:
     """`ops.cell`: a layer of one step."""
     if keep_states:
         raise NotImplementedError("ONNX's operator LSTM keeps neither cell states nor gates")
-    one = [op.Unsqueeze(tensor, [0]) for tensor in (input, hidden, cell)]
-    _, hidden_n, cell_n = _lstm(one[0], one[1], one[2], weights, None, 1, cell.shape[1])
-    return op.Squeeze(hidden_n, [0]), op.Squeeze(cell_n, [0]), _nothing(), _nothing()
+    one = [op.Unsqueeze(tensor, [0]) for tensor in (input, h_0, c_0)]
+    _, h_n, c_n = _lstm(one[0], one[1], one[2], weights, None, 1, c_0.shape[1])
+    return op.Squeeze(h_n, [0]), op.Squeeze(c_n, [0]), _nothing(), _nothing()
 
 
 def _lstm(
     input: Value,  # [T, B, D]
-    hidden: Value,  # [directions, B, H]
-    cell: Value,  # [directions, B, H]
+    h_0: Value,  # [directions, B, H]
+    c_0: Value,  # [directions, B, H]
     weights: Sequence[Value],
     lengths: Value | None,  # [B]
     directions: int,
     hidden_size: int,
 ) -> tuple[Value, Value, Value]:
-    """output [T, B, directions * H], hidden_n and cell_n [directions, B, H]."""
+    """output [T, B, directions * H], h_n and c_n [directions, B, H]."""
     each = len(weights) // directions
     w_ih, w_hh, *biases = (
         _joined([op.Unsqueeze(_in_order(w, hidden_size), [0]) for w in weights[k::each]], axis=0)
         for k in range(each)
     )
-    steps, hidden_n, cell_n = op.LSTM(
+    steps, h_n, c_n = op.LSTM(
         input,
         w_ih,  # [directions, 4H, D]
         w_hh,  # [directions, 4H, H]
         _joined(biases, axis=1) if biases else None,  # [directions, 8H]
         None if lengths is None else op.Cast(lengths, to=INT32),
-        hidden,
-        cell,
+        h_0,
+        c_0,
         hidden_size=hidden_size,
         direction="bidirectional" if directions == 2 else "forward",
     )
     # [T, directions, B, H] to [T, B, directions * H]
     output = op.Reshape(op.Transpose(steps, perm=[0, 2, 1, 3]), [0, 0, -1])
-    return output, hidden_n, cell_n
+    return output, h_n, c_n
 
 
 def _in_order(weight: Value, hidden_size: int) -> Value:

@@ -13,13 +13,13 @@ from fused_lstm import _extension, _torch, reference  # noqa: F401  (_C register
 Result = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def _use_definition(input: Tensor, hidden: Tensor, cell: Tensor, weights: Sequence[Tensor]) -> bool:
-    """The one place that decides between the fused operators and the plain-PyTorch definition.
+def _use_reference(input: Tensor, h_0: Tensor, c_0: Tensor, weights: Sequence[Tensor]) -> bool:
+    """The one place that decides between the fused operators and the reference.
 
     C++ autograd knows neither torch.func's transforms nor forward-mode derivatives, the kernels no
     complex numbers.
     """
-    tensors = (input, hidden, cell, *weights)
+    tensors = (input, h_0, c_0, *weights)
     return input.is_complex() or _torch.transforms_active(tensors) or _torch.forward_mode(tensors)
 
 
@@ -28,41 +28,41 @@ def _under_autocast(tensor: Tensor) -> bool:
     return device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
 
 
-def _definition(
+def _by_reference(
     input: Tensor,
-    hidden: Tensor,
-    cell: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
     weights: Sequence[Tensor],
     *,
     adds_to_state: bool,
     **options: Any,
 ) -> Result:
-    """`reference.layer`; under autocast with the casts that csrc/autocast.cpp has."""
+    """`reference.layer`; under autocast with the casts that csrc/operators/autocast.cpp has."""
     if not _under_autocast(input):
-        return reference.layer(input, hidden, cell, weights, **options)
+        return reference.layer(input, h_0, c_0, weights, **options)
     device = input.device.type
     lower = torch.get_autocast_dtype(device)
-    projected = hidden.size(-1) != cell.size(-1)
+    projected = h_0.size(-1) != c_0.size(-1)
     promotes = device == "cpu" and (adds_to_state or projected)
-    dtype = torch.promote_types(lower, cell.dtype) if promotes else lower
+    dtype = torch.promote_types(lower, c_0.dtype) if promotes else lower
 
     def cast(tensor: Tensor) -> Tensor:
         eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
         return tensor.to(dtype) if eligible else tensor
 
     with torch.autocast(device, enabled=False):
-        output, hidden_n, cell_n, cells, gates = reference.layer(
-            cast(input), cast(hidden), cast(cell), [cast(w) for w in weights], **options
+        output, h_n, c_n, cells, gates = reference.layer(
+            cast(input), cast(h_0), cast(c_0), [cast(w) for w in weights], **options
         )
         if projected and output.dtype != torch.float64:  # the hidden state is a product
-            output, hidden_n = output.to(lower), hidden_n.to(lower)
-    return output, hidden_n, cell_n, cells, gates
+            output, h_n = output.to(lower), h_n.to(lower)
+    return output, h_n, c_n, cells, gates
 
 
 def layer(
     input: Tensor,
-    hidden: Tensor,
-    cell: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
     weights: Sequence[Tensor],
     *,
     batch_sizes: Tensor | None = None,
@@ -79,8 +79,8 @@ def layer(
 
     Args:
         input: [T, B, D], or [N, D] with `batch_sizes`.
-        hidden: [directions, B, P], the initial hidden state.
-        cell: [directions, B, H], the initial cell state; in float32 too beside 16-bit input, and
+        h_0: [directions, B, P], the initial hidden state.
+        c_0: [directions, B, H], the initial cell state; in float32 too beside 16-bit input, and
             the final one is then in float32.
         weights: for each direction weight_ih [4H, D], weight_hh [4H, P], then bias_ih and bias_hh
             [4H] if there are biases (in float32 too), then weight_hr [P, H] if there is a
@@ -90,7 +90,7 @@ def layer(
             end are zero; the final states are those of each sequence's own last step.
         reset: [T, B] bool: a new episode starts before this step. The reverse direction, which
             crosses the border from the other side, starts afresh before the step before it.
-        reset_to_initial: an episode starts from `hidden` and `cell`, rather than from zero.
+        reset_to_initial: an episode starts from `h_0` and `c_0`, rather than from zero.
         keep_states: fill `cells` and `gates` even where no gradient needs them.
         recompute: keep neither `cells` nor `gates` for the backward, which rebuilds them from the
             output: the gates by one product over all steps, the cell states from the gates.
@@ -119,17 +119,17 @@ def layer(
         options["keep_states"] = True
     if recompute:
         options["recompute"] = True
-    if _use_definition(input, hidden, cell, weights):
+    if _use_reference(input, h_0, c_0, weights):
         packed = batch_sizes is not None
-        return _definition(input, hidden, cell, weights, adds_to_state=packed, **options)
-    result: Result = torch.ops.fused_lstm.layer.default(input, hidden, cell, weights, **options)
+        return _by_reference(input, h_0, c_0, weights, adds_to_state=packed, **options)
+    result: Result = torch.ops.fused_lstm.layer.default(input, h_0, c_0, weights, **options)
     return result
 
 
 def cell(
-    input: Tensor, hidden: Tensor, cell: Tensor, weights: Sequence[Tensor]
+    input: Tensor, h_0: Tensor, c_0: Tensor, weights: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """One step of an LSTM: input [B, D], hidden [B, H], cell [B, H] to the next two.
+    """One step of an LSTM: input [B, D], h_0 [B, H], c_0 [B, H] to the next two.
 
     `weights` are weight_ih [4H, D], weight_hh [4H, H] and, if there are biases, bias_ih and
     bias_hh [4H]. Differentiable. Raises RuntimeError as `layer` does. A cell state wider than the
@@ -137,32 +137,32 @@ def cell(
 
     Equivalent to: `reference.cell`.
     """
-    if cell.dtype != input.dtype and not _under_autocast(input):
-        dtype = torch.promote_types(input.dtype, cell.dtype)
-        others = [hidden, *weights]
+    if c_0.dtype != input.dtype and not _under_autocast(input):
+        dtype = torch.promote_types(input.dtype, c_0.dtype)
+        others = [h_0, *weights]
         if dtype != input.dtype and all(other.dtype == input.dtype for other in others):
-            input, hidden, *weights = (tensor.to(dtype) for tensor in (input, *others))
-    if _use_definition(input, hidden, cell, weights):
-        one = (input[None], hidden[None], cell[None])
-        _, h_n, c_n, _, _ = _definition(*one, weights, adds_to_state=True)
+            input, h_0, *weights = (tensor.to(dtype) for tensor in (input, *others))
+    if _use_reference(input, h_0, c_0, weights):
+        one = (input[None], h_0[None], c_0[None])
+        _, h_n, c_n, _, _ = _by_reference(*one, weights, adds_to_state=True)
         return h_n[0], c_n[0]
-    hidden_n, cell_n, _, _ = torch.ops.fused_lstm.cell.default(input, hidden, cell, weights)
-    return hidden_n, cell_n
+    h_n, c_n, _, _ = torch.ops.fused_lstm.cell.default(input, h_0, c_0, weights)
+    return h_n, c_n
 
 
 _library = torch.library.Library("fused_lstm", "IMPL")
-_library.impl("layer_definition", reference.layer, "CompositeImplicitAutograd")
+_library.impl("layer_reference", reference.layer, "CompositeImplicitAutograd")
 
 
 def _accum(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _check_devices(input: Tensor, hidden: Tensor, cell: Tensor, weights: list[Tensor]) -> None:
+def _check_devices(input: Tensor, h_0: Tensor, c_0: Tensor, weights: list[Tensor]) -> None:
     """A meta tensor among others would bring all of them here, where nothing is computed."""
     named = [
-        ("hidden", hidden),
-        ("cell", cell),
+        ("h_0", h_0),
+        ("c_0", c_0),
         *((f"weights[{k}]", w) for k, w in enumerate(weights)),
     ]
     for name, tensor in named:
@@ -175,8 +175,8 @@ def _check_devices(input: Tensor, hidden: Tensor, cell: Tensor, weights: list[Te
 @torch.library.register_fake("fused_lstm::layer")
 def _layer_fake(
     input: Tensor,
-    hidden: Tensor,
-    cell: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
     weights: list[Tensor],
     *,
     batch_sizes: Tensor | None = None,
@@ -186,15 +186,15 @@ def _layer_fake(
     keep_states: bool = False,
     recompute: bool = False,
 ) -> Result:
-    _check_devices(input, hidden, cell, weights)
-    directions, _, P = hidden.shape
-    H = cell.size(2)
+    _check_devices(input, h_0, c_0, weights)
+    directions, _, P = h_0.shape
+    H = c_0.size(2)
     rows = input.shape[:-1]  # [T, B] or [N]
     kept = [(directions, *rows, H), (directions, *rows, 4 * H)] if keep_states else [(0,), (0,)]
     return (
         input.new_empty((*rows, directions * P)),
-        hidden.new_empty(hidden.shape),
-        cell.new_empty(cell.shape, dtype=torch.promote_types(input.dtype, cell.dtype)),
+        h_0.new_empty(h_0.shape),
+        c_0.new_empty(c_0.shape, dtype=torch.promote_types(input.dtype, c_0.dtype)),
         input.new_empty(kept[0], dtype=_accum(input.dtype)),
         input.new_empty(kept[1]),
     )
@@ -202,16 +202,16 @@ def _layer_fake(
 
 def _input_gradients_fake(
     input: Tensor,
-    hidden: Tensor,
-    cell: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
     weights: list[Tensor],
     input_needed: bool,
     weights_needed: bool,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     return (
         input.new_empty(input.shape if input_needed else (0,)),
-        hidden.new_empty(hidden.shape),
-        cell.new_empty(cell.shape),
+        h_0.new_empty(h_0.shape),
+        c_0.new_empty(c_0.shape),
         [w.new_empty(w.shape) for w in weights] if weights_needed else [],
     )
 
@@ -219,13 +219,13 @@ def _input_gradients_fake(
 @torch.library.register_fake("fused_lstm::layer_backward")
 def _layer_backward_fake(
     grad_output: Tensor | None,
-    grad_hidden_n: Tensor | None,
-    grad_cell_n: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
     grad_cells: Tensor | None,
     grad_gates: Tensor | None,
     input: Tensor,
-    hidden: Tensor,
-    cell: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
     weights: list[Tensor],
     output: Tensor | None,
     cells: Tensor | None,
@@ -238,24 +238,24 @@ def _layer_backward_fake(
     input_needed: bool = True,
     weights_needed: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    return _input_gradients_fake(input, hidden, cell, weights, input_needed, weights_needed)
+    return _input_gradients_fake(input, h_0, c_0, weights, input_needed, weights_needed)
 
 
 @torch.library.register_fake("fused_lstm::cell")
 def _cell_fake(
     input: Tensor,
-    hidden: Tensor,
-    cell: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
     weights: list[Tensor],
     *,
     keep_states: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _check_devices(input, hidden, cell, weights)
-    B, H = cell.shape
+    _check_devices(input, h_0, c_0, weights)
+    B, H = c_0.shape
     kept = [(B, H), (B, 4 * H)] if keep_states else [(0,), (0,)]
     return (
-        hidden.new_empty(hidden.shape),
-        cell.new_empty(cell.shape, dtype=torch.promote_types(input.dtype, cell.dtype)),
+        h_0.new_empty(h_0.shape),
+        c_0.new_empty(c_0.shape, dtype=torch.promote_types(input.dtype, c_0.dtype)),
         input.new_empty(kept[0], dtype=_accum(input.dtype)),
         input.new_empty(kept[1]),
     )
@@ -263,13 +263,13 @@ def _cell_fake(
 
 @torch.library.register_fake("fused_lstm::cell_backward")
 def _cell_backward_fake(
-    grad_hidden_n: Tensor | None,
-    grad_cell_n: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
     grad_cells: Tensor | None,
     grad_gates: Tensor | None,
     input: Tensor,
-    hidden: Tensor,
-    cell: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
     weights: list[Tensor],
     cells: Tensor,
     gates: Tensor,
@@ -277,4 +277,4 @@ def _cell_backward_fake(
     input_needed: bool = True,
     weights_needed: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    return _input_gradients_fake(input, hidden, cell, weights, input_needed, weights_needed)
+    return _input_gradients_fake(input, h_0, c_0, weights, input_needed, weights_needed)

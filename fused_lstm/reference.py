@@ -1,4 +1,4 @@
-"""The definition of the layer in plain PyTorch.
+"""The reference: the layer in plain PyTorch.
 
 It is the oracle of every test, the documentation of the maths, and what runs where the fused
 operators cannot: under `torch.func` transforms, forward-mode derivatives and double backward.
@@ -21,8 +21,8 @@ from torch import Tensor
 
 def layer(
     input: Tensor,
-    hidden: Tensor,
-    cell: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
     weights: Sequence[Tensor],
     *,
     batch_sizes: Tensor | None = None,
@@ -40,10 +40,11 @@ def layer(
         ended = torch.arange(input.size(0), device=input.device).unsqueeze(1) >= lengths  # [T, B]
         input = input.masked_fill(ended.unsqueeze(2), 0.0)
     steps = input.unbind(0) if batch_sizes is None else input.split(batch_sizes.tolist())
-    directions = hidden.size(0)
+    directions = h_0.size(0)
     each = len(weights) // directions
     accum = torch.promote_types(input.dtype, torch.float32)
-    cell_type = torch.promote_types(input.dtype, cell.dtype)
+    cell_type = torch.promote_types(input.dtype, c_0.dtype)
+    c_0 = c_0.to(accum)
     join = torch.stack if batch_sizes is None else torch.cat
 
     results = []
@@ -51,16 +52,15 @@ def layer(
         w_ih, w_hh, *rest = (w.to(accum) for w in weights[d * each : (d + 1) * each])
         b_ih, b_hh = rest[:2] if each >= 4 else (None, None)  # [4H]
         w_hr = rest[-1] if each % 2 else None  # [P, H]
-        h_start, c_start = hidden[d], cell[d].to(accum)  # [B, P], [B, H]
-        h, c = h_start, c_start
+        h, c = h_0[d], c_0[d]  # [B, P], [B, H]
         outputs, cells, gates = list(steps), list(steps), list(steps)
         for t in reversed(range(len(steps))) if d else range(len(steps)):
             n = steps[t].size(0)  # of a packed sequence, the first n are still running
-            live, fresh = _borders(t, d, len(steps), lengths, reset)
+            valid, starts = _masks(t, d, len(steps), lengths, reset)
             h_in, c_in = h[:n], c[:n]
-            if fresh is not None:
-                h_in = torch.where(fresh, h_start if reset_to_initial else 0.0, h_in)
-                c_in = torch.where(fresh, c_start if reset_to_initial else 0.0, c_in)
+            if starts is not None:
+                h_in = torch.where(starts, h_0[d] if reset_to_initial else 0.0, h_in)
+                c_in = torch.where(starts, c_0[d] if reset_to_initial else 0.0, c_in)
             x, h_in = steps[t].to(accum), h_in.to(accum)  # [n, D], [n, P]
             a = F.linear(x, w_ih, b_ih) + F.linear(h_in, w_hh, b_hh)  # [n, 4H]
             i, f, g, o = a.chunk(4, dim=-1)
@@ -71,9 +71,9 @@ def layer(
                 h_out = F.linear(h_out.to(accum), w_hr).to(input.dtype)
             gate = torch.cat([i, f, g, o], dim=-1).to(input.dtype)
             outputs[t], gates[t] = h_out, gate
-            if live is not None:
-                outputs[t], gates[t] = (torch.where(live, x, 0.0) for x in (h_out, gate))
-                h_out, c_out = torch.where(live, h_out, h[:n]), torch.where(live, c_out, c[:n])
+            if valid is not None:
+                outputs[t], gates[t] = (torch.where(valid, x, 0.0) for x in (h_out, gate))
+                h_out, c_out = torch.where(valid, h_out, h[:n]), torch.where(valid, c_out, c[:n])
             cells[t] = c_out
             h, c = torch.cat([h_out, h[n:]]), torch.cat([c_out, c[n:]])
         results.append((join(outputs), h, c.to(cell_type), join(cells), join(gates)))
@@ -87,7 +87,7 @@ def layer(
     )
 
 
-def _borders(
+def _masks(
     t: int, direction: int, length: int, lengths: Tensor | None, reset: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
     """Which sequences have a step t, and which start afresh before it; [B, 1] each, or None.
@@ -95,17 +95,17 @@ def _borders(
     A border before step t of the sequence lies, for the reverse direction, between its steps
     t and t - 1.
     """
-    live = None if lengths is None else (t < lengths).unsqueeze(-1)
+    valid = None if lengths is None else (t < lengths).unsqueeze(-1)
     border = t + direction
     if reset is None or border >= length:
-        return live, None
-    fresh = reset[border].unsqueeze(-1)
-    return live, fresh if lengths is None else fresh & (border < lengths).unsqueeze(-1)
+        return valid, None
+    starts = reset[border].unsqueeze(-1)
+    return valid, starts if lengths is None else starts & (border < lengths).unsqueeze(-1)
 
 
 def cell(
-    input: Tensor, hidden: Tensor, cell: Tensor, weights: Sequence[Tensor]
+    input: Tensor, h_0: Tensor, c_0: Tensor, weights: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """What `ops.cell` computes: input [B, D], hidden [B, H], cell [B, H] to the next two."""
-    _, h_n, c_n, _, _ = layer(input[None], hidden[None], cell[None], weights)
+    """What `ops.cell` computes: input [B, D], h_0 [B, H], c_0 [B, H] to the next two."""
+    _, h_n, c_n, _, _ = layer(input[None], h_0[None], c_0[None], weights)
     return h_n[0], c_n[0]

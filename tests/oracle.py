@@ -53,7 +53,7 @@ def twin(
 
 
 def reference_lstm(module: nn.Module, input: Any, hx: Any = None, **options: Any) -> Any:
-    """A whole FusedLSTM or nn.LSTM, forward's options included, through the definition."""
+    """A whole FusedLSTM or nn.LSTM, forward's options included, through the reference."""
     return run(module, reference.layer, input, hx, **options)
 
 
@@ -167,10 +167,10 @@ def truth_of(
     input: Any,
     hx: Any = None,
     *,
-    factors: rounding.Numbers | None = None,
+    factors: rounding.Format | None = None,
     **options: Any,
 ) -> rounding.Truth:
-    """All results and gradients of a call by the definition in float64, and how far rounding may
+    """All results and gradients of a call by the reference in float64, and how far rounding may
     take a kernel for the module's dtype from them. Options are those of `evaluate`."""
     wide = twin(module, FusedLSTM, torch.float64)
     call = (input.to(torch.float64), cast(hx, torch.float64))

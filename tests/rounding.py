@@ -1,13 +1,13 @@
 """How far from the truth rounding alone may carry a result: a statistical test.
 
 A rounded operation returns its exact value times 1 + delta, and the deltas are taken for
-independent random numbers of mean zero (Higham & Mary, "A New Approach to Probabilistic Rounding
+independent random format of mean zero (Higham & Mary, "A New Approach to Probabilistic Rounding
 Error Analysis", SIAM J. Sci. Comput. 41, 2019). The error of a sum of n terms then grows as
 sqrt(n), not as n.
 
 `model` runs a float64 reference, forward and backward, with such a delta after each operation
 ("Monte Carlo arithmetic": Parker 1997). Each run is a sample of the error of every element of every
-result. The depth of the recurrence, the lengths of all sums and the condition of the numbers at
+result. The depth of the recurrence, the lengths of all sums and the condition of the format at
 hand are in it; no processor is.
 
 `ratios` tests an error that was found against the samples. A kernel rounds in other places than the
@@ -41,7 +41,7 @@ MARGIN = 1.25
 LOG_CONFIDENCE = math.log(1e9)
 
 
-class Numbers(NamedTuple):
+class Format(NamedTuple):
     """Binary floating point: the distance of 1 to its successor, and the smallest normal number."""
 
     eps: float
@@ -53,12 +53,12 @@ class Numbers(NamedTuple):
         return torch.ldexp(torch.full_like(x, self.eps), exponent - 1)
 
 
-def numbers_of(dtype: torch.dtype) -> Numbers:
-    return Numbers(torch.finfo(dtype).eps, torch.finfo(dtype).tiny)
+def format_of(dtype: torch.dtype) -> Format:
+    return Format(torch.finfo(dtype).eps, torch.finfo(dtype).tiny)
 
 
-FLOAT32 = numbers_of(torch.float32)
-TF32 = Numbers(2.0**-9, FLOAT32.tiny)  # 10 bits after the point, cut off and not rounded
+FLOAT32 = format_of(torch.float32)
+TF32 = Format(2.0**-9, FLOAT32.tiny)  # 10 bits after the point, cut off and not rounded
 
 aten = torch.ops.aten
 # Operations that round, with the variance in squared roundings. Kernels have sigmoid and tanh right
@@ -92,10 +92,10 @@ class Rounding(TorchDispatchMode):
         rows: int,
         summed: Collection[torch.Size],
         seed: int,
-        factors: Numbers | None = None,
+        factors: Format | None = None,
     ) -> None:
         super().__init__()
-        self.storage = numbers_of(dtype) if dtype.itemsize == 2 else None
+        self.storage = format_of(dtype) if dtype.itemsize == 2 else None
         self.factors = factors or self.storage
         self.rows, self.summed = rows, summed
         self.gates: dict[int, Tensor] = {}  # by address
@@ -106,14 +106,14 @@ class Rounding(TorchDispatchMode):
         return x + deviation * noise.to(x.device)
 
     def rounded(self, x: Tensor, variance: Tensor) -> Tensor:
-        """x with the error of rounding numbers whose squares add up to `variance`."""
+        """x with the error of rounding format whose squares add up to `variance`."""
         return self.noisy(x, FLOAT32.eps / 2 / math.sqrt(3) * variance.sqrt())
 
-    def kept(self, x: Tensor, numbers: Numbers | None) -> Tensor:
-        """x as `numbers` hold it: some of what a caller passes they hold exactly."""
-        if numbers is None:
+    def kept(self, x: Tensor, format: Format | None) -> Tensor:
+        """x as `format` hold it: some of what a caller passes they hold exactly."""
+        if format is None:
             return x
-        spacing = numbers.spacing(x)
+        spacing = format.spacing(x)
         noisy = self.noisy(x, spacing / math.sqrt(12))
         return torch.where(x.remainder(spacing) == 0, x, noisy)
 
@@ -175,7 +175,7 @@ def model(
     dtype: torch.dtype,
     rows: int,
     summed: Collection[torch.Size],
-    factors: Numbers | None = None,
+    factors: Format | None = None,
 ) -> Truth:
     """What `evaluate` returns in float64, and how far a kernel for `dtype` may be from it."""
     values = evaluate()
@@ -199,7 +199,7 @@ def ratios(found: Tensor, true: Tensor, errors: Tensor) -> tuple[float, float]:
     error = found.double() - true
     squares = errors.square()  # [DRAWS, ...]
     if found.dtype.itemsize == 2:
-        squares = squares + numbers_of(found.dtype).spacing(true).square() / 12
+        squares = squares + format_of(found.dtype).spacing(true).square() / 12
     by_draw = squares.flatten(1).mean(1)
     mean = by_draw.mean()
     if not found.numel() or (mean == 0 and not error.any()):

@@ -94,7 +94,7 @@ def test_on_the_whole_as_accurate_as_nn_lstm(device, dtype):
 
 
 @pytest.mark.parametrize("layers", LAYERS)
-def test_the_definition_is_nn_lstm(device, layers):
+def test_the_reference_is_nn_lstm(device, layers):
     module = FusedLSTM(3, 5, device=device, dtype=torch.float64, **LAYERS[layers])
     call = (rand(4, 3, 3, device=device), rand_state(module, 3))
     ours = evaluate(module, *call, call=partial(reference_lstm, module))

@@ -185,7 +185,7 @@ def test_vmap_gives_the_types_and_numbers_of_calls(device, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradients_of_the_definition_inside_autocast(device, kind):
+def test_gradients_of_the_reference_inside_autocast(device, kind):
     """create_graph and is_grads_batched differentiate it, with the types of the call."""
     arguments, (x, hx) = call_of(kind, device, torch.float32, torch.float32, torch.float32)
     module = pair_of(kind)[0](D, H, **arguments)

@@ -64,14 +64,14 @@ def test_accuracy(device, dtype):
     wide = copy.deepcopy(ours).double()
     call = [rand(5, n, device=device, dtype=dtype) for n in (17, 33, 33)]
 
-    def definition(x, hx):
+    def by_reference(x, hx):
         return reference.cell(x, *hx, list(wide.parameters()))
 
     def named(cell, x, *hx, call=None):
         return dict(zip(NAMES, evaluate(cell, x, hx, call), strict=True))
 
     truth = model(
-        lambda: named(wide, *cast(tuple(call), torch.float64), call=definition),
+        lambda: named(wide, *cast(tuple(call), torch.float64), call=by_reference),
         dtype,
         5,
         {parameter.shape for parameter in ours.parameters()},
@@ -139,7 +139,7 @@ def test_states_changed_in_place_train_as_nn_lstmcell(device, dtype, change, cha
     torch.testing.assert_close(found, expected, **tolerance)
 
 
-def test_the_definition(device):
+def test_the_reference(device):
     ours, theirs = pair(device)
     call = (rand(2, 3, device=device), rand(2, 5, device=device), rand(2, 5, device=device))
     found = reference.cell(*call, list(ours.parameters()))

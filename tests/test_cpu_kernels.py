@@ -156,7 +156,7 @@ def test_calls_from_several_threads():
 
 
 def plan(**shape):
-    defaults = {"threads": 2, "team": True, "length": 50, "batch": 32, "hidden": 128}
+    defaults = {"threads": 2, "concurrent_threads": True, "length": 50, "batch": 32, "hidden": 128}
     defaults |= {"projection": 128, "input": 64, "directions": 1}
     return _C.cpu_plan(**defaults | shape)
 
@@ -173,7 +173,7 @@ def test_few_sequences_read_the_weights_where_they_lie():
 def test_what_is_used_once_is_not_packed_ahead():
     def packed(**shape):
         chosen = plan(threads=1, **shape)
-        return chosen["pack_input"], chosen["pack_recurrent"]
+        return tuple(chosen[f"{name}_gemm"] == "packed_ahead" for name in ("input", "recurrent"))
 
     assert packed(length=1) == (False, False)
     assert packed(length=2) == (False, True)  # both steps' inputs at once
@@ -182,24 +182,24 @@ def test_what_is_used_once_is_not_packed_ahead():
 
 
 def test_what_is_used_once_is_not_packed_at_all_where_rows_fill_the_lanes():
-    def turned(**shape):
+    def transposed(**shape):
         chosen = plan(threads=1, **{"length": 1, "input": 128} | shape)
-        return chosen["turn_input"], chosen["turn_recurrent"]
+        return tuple(chosen[f"{name}_gemm"] == "transposed" for name in ("input", "recurrent"))
 
-    assert [turned(batch=batch) for batch in (3, 11, 12, 16)] == [(False,) * 2] * 2 + [
+    assert [transposed(batch=batch) for batch in (3, 11, 12, 16)] == [(False,) * 2] * 2 + [
         (True,) * 2
     ] * 2
-    assert [turned(batch=batch)[0] for batch in (17, 23, 24, 64, 65)] == [
+    assert [transposed(batch=batch)[0] for batch in (17, 23, 24, 64, 65)] == [
         False,
         False,
         True,
         True,
         False,
     ]
-    assert turned(batch=16, lanes=0) == (False, False)  # 16-bit weights
-    assert turned(batch=16, input=127) == (False, True)
-    assert turned(batch=16, length=2) == (True, False)  # weight_hh is used at both steps
-    assert turned(batch=16, length=12) == (False, False)
+    assert transposed(batch=16, lanes=0) == (False, False)  # 16-bit weights
+    assert transposed(batch=16, input=127) == (False, True)
+    assert transposed(batch=16, length=2) == (True, False)  # weight_hh is used at both steps
+    assert transposed(batch=16, length=12) == (False, False)
 
 
 @pytest.mark.parametrize("batch", [1, 3, 32, 96, 200])
@@ -233,7 +233,7 @@ def test_threads_take_sequences_where_each_can_hold_the_weights():
     assert slices() == (2, 1)
     assert slices(directions=2) == (1, 1)
     assert slices(threads=1) == (1, 1)
-    assert slices(threads=64, batch=3, team=False) == (3, 1)
+    assert slices(threads=64, batch=3, concurrent_threads=False) == (3, 1)
 
 
 def test_threads_take_units_where_sequences_are_few_or_weights_large():
@@ -246,7 +246,7 @@ def test_threads_take_units_where_sequences_are_few_or_weights_large():
     # A step that is over sooner than threads meet, a projection, threads that may not run at once
     assert slices(batch=1, hidden=64, projection=64) == (1, 1)
     assert slices(hidden=512, projection=64)[1] == 1
-    assert slices(team=False, **wide) == (2, 1)
+    assert slices(concurrent_threads=False, **wide) == (2, 1)
 
 
 # Sigmoid and tanh

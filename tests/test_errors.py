@@ -99,7 +99,7 @@ CALLS = {
     "3-D hx without a batch": ((zeros(T, D), hx()), "unbatched 2-D.*2-D.*3-D, 3-D"),
     "wrong dtype of hx": (
         (zeros(T, B, D), (hx()[0].double(), hx()[1].double())),
-        "hidden.*[Dd]ouble",
+        "h_0.*[Dd]ouble",
     ),
     "wrong dtype of cx": ((zeros(T, B, D), (hx()[0], hx()[1].double())), "cell.*[Dd]ouble"),
     "hx on another device": (

@@ -1,4 +1,4 @@
-"""torch.func and forward-mode derivatives: they go through the definition."""
+"""torch.func and forward-mode derivatives: they go through the reference."""
 
 from __future__ import annotations
 

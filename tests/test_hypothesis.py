@@ -1,4 +1,4 @@
-"""Whole configurations drawn at random, against the definition in float64.
+"""Whole configurations drawn at random, against the reference in float64.
 
 FUSED_LSTM_FUZZ=10000 (`make fuzz`) draws that many, new ones each time; else it is always the
 same few.

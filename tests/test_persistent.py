@@ -98,7 +98,7 @@ def test_an_operand_taken_in_parts(device):
             projection=H,
             directions=1,
             backward=True,
-            number_bytes=2,
+            element_bytes=2,
             tensor_cores=True,
         )
         [grid] = [choice for choice in plan["choices"] if choice["kernel"] == "grid"]

@@ -13,12 +13,12 @@ NUMBERS = {"16 bits": (2, True), "TF32": (4, True), "float32": (4, False), "floa
 
 
 def plan(gpu: str | Gpu, batch: int, hidden: int, numbers: str = "16 bits", **options):
-    number_bytes, tensor_cores = NUMBERS[numbers]
+    element_bytes, tensor_cores = NUMBERS[numbers]
     sizes = {"length": 100, "batch": batch, "input": hidden, "hidden": hidden}
     sizes |= {"projection": hidden, "directions": 1, "backward": False}
     return _C.gpu_plan(
         gpu=tuple(GPUS[gpu] if isinstance(gpu, str) else gpu),
-        number_bytes=number_bytes,
+        element_bytes=element_bytes,
         tensor_cores=tensor_cores,
         **sizes | options,
     )
@@ -30,7 +30,7 @@ def kernels(gpu: str, numbers: str, batch: int = 16, **options) -> str:
     return "".join(plan(gpu, batch, H, numbers, **options)["kernel"][0] for H in sizes)
 
 
-# b block, c cluster, g grid, s streamed
+# b block, c cluster, g grid, s stepwise
 FORWARD = {
     ("H200", "16 bits"): "bcccggg",
     ("H200", "TF32"): "bccgggs",
@@ -81,7 +81,7 @@ def test_placements_fit(gpu, numbers, backward):
             for directions in (1, 2):
                 options = {"backward": backward, "directions": directions}
                 choices = plan(gpu, batch, hidden, numbers, **options)["choices"]
-                assert [c["kernel"] for c in choices] == ["block", "cluster", "grid", "streamed"]
+                assert [c["kernel"] for c in choices] == ["block", "cluster", "grid", "stepwise"]
                 assert choices[-1]["obstacle"] is None
                 for choice in choices[:-1]:
                     if choice["obstacle"]:
@@ -109,10 +109,10 @@ def test_the_fastest_by_estimate_is_taken():
         assert made["kernel"] == min(able, key=lambda c: c["microseconds"])["kernel"]
 
 
-def test_a_wanted_kernel_is_taken_where_it_can():
-    assert plan("H100", 16, 256, wanted="grid")["kernel"] == "grid"
-    assert plan("H100", 16, 256, wanted="streamed")["kernel"] == "streamed"
-    assert plan("H100", 16, 256, wanted="block")["kernel"] == "cluster"
+def test_the_kernel_override_holds_where_it_can():
+    assert plan("H100", 16, 256, kernel_override="grid")["kernel"] == "grid"
+    assert plan("H100", 16, 256, kernel_override="stepwise")["kernel"] == "stepwise"
+    assert plan("H100", 16, 256, kernel_override="block")["kernel"] == "cluster"
 
 
 @pytest.mark.parametrize(
@@ -126,16 +126,16 @@ def test_a_wanted_kernel_is_taken_where_it_can():
     ],
     ids=str,
 )
-def test_what_only_the_streamed_kernel_takes(options, obstacle):
+def test_what_only_the_stepwise_kernel_takes(options, obstacle):
     made = plan(**{"gpu": "H100", "batch": 16, "hidden": 64} | options)
-    assert made["kernel"] == "streamed"
+    assert made["kernel"] == "stepwise"
     assert all(obstacle in choice["obstacle"] for choice in made["choices"][:-1])
 
 
-def test_a_large_batch_and_wide_layers_are_streamed():
+def test_a_large_batch_and_wide_layers_are_stepwise():
     """No slice of the batch may wait for one that does not fit beside it."""
     made = plan("H100", 4096, 1024)
-    assert made["kernel"] == "streamed"
+    assert made["kernel"] == "stepwise"
     assert "at once" in made["choices"][2]["obstacle"]
 
 

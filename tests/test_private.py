@@ -39,7 +39,7 @@ CODE = """
     lstm, cell = fused_lstm.FusedLSTM(3, 4).double(), fused_lstm.FusedLSTMCell(3, 4).double()
     x = torch.randn(5, 2, 3).double()
     jacobian = torch.autograd.functional.jacobian(lambda x: lstm(x)[0], x)
-    assert "LayerFunction" in lstm(x)[0].grad_fn.name()  # not the definition
+    assert "LayerFunction" in lstm(x)[0].grad_fn.name()  # not the reference
     for call in (torch.func.jacrev, torch.func.jacfwd):
         torch.testing.assert_close(call(lambda x: lstm(x)[0])(x), jacobian)
     torch.testing.assert_close(torch.func.vmap(cell)(x), torch.func.vmap(cell)(x))

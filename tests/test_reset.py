@@ -33,7 +33,7 @@ LENGTHS = [5, 7, 6, 3]
 
 
 def episodes_apart(module, x, hx, reset_to, lengths):
-    """The definition over each episode; a state crosses no border. x is [T, B, D]."""
+    """The reference over each episode; a state crosses no border. x is [T, B, D]."""
     directions = 2 if module.bidirectional else 1
     outputs, finals = [], []
     for b, length in enumerate(lengths):
@@ -90,7 +90,7 @@ def test_layouts(device, reset_to):
     assert torch.equal(state[0], h_n)
 
 
-def test_nothing_crosses_a_border(device):
+def test_nothing_crosses_an_episode_boundary(device):
     """NaN in one episode does not reach the next one, in either direction."""
     module = FusedLSTM(D, H, 2, bidirectional=True, device=device)
     x = rand(T, 1, D, device=device, dtype=torch.float32)

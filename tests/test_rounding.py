@@ -28,7 +28,7 @@ def case(shape, dtype):
 
 
 def computed_in_float64(module, *call):
-    """What the definition says, each result rounded once."""
+    """What the reference says, each result rounded once."""
     dtype, wide = module.weight_ih_l0.dtype, twin(module, FusedLSTM, torch.float64)
     call = cast(call, torch.float64)
     found = evaluate(wide, *call, call=partial(reference_lstm, wide), return_states=True)
@@ -50,7 +50,7 @@ def test_nn_lstm_is_right(shape):
     assert_accurate(evaluate(twin(module), *call), truth_of(module, *call))
 
 
-# Faults: of a function of torch that the definition calls, or of a result
+# Faults: of a function of torch that the reference calls, or of a result
 
 
 class Changed(torch.autograd.Function):

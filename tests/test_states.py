@@ -150,8 +150,8 @@ def test_they_need_no_gradient(device):
             assert torch.equal(a, b)
 
 
-def test_nn_lstm_through_the_definition(device):
-    """The definition gives the states of an nn.LSTM too."""
+def test_nn_lstm_through_the_reference(device):
+    """The reference gives the states of an nn.LSTM too."""
     module = make("deep", device)
     x = rand(T, B, D, device=device)
     _, _, expected = reference_lstm(twin(module), x, return_states=True)

@@ -1,4 +1,4 @@
-// Number types and lanes: what lets the cell's arithmetic stand once for a CUDA thread, a plain
+// Element types and lanes: what lets the cell's arithmetic stand once for a CUDA thread, a plain
 // scalar and a SIMD vector. Free of torch.
 #pragma once
 
@@ -45,7 +45,7 @@ template <>
 struct Lanes<float> {
   using Scalar = float;
   using Integer = int32_t;
-  using Narrow = uint16_t;
+  using Bits16 = uint16_t;
   static constexpr int count = 1;
 };
 template <>
@@ -169,9 +169,9 @@ FUSED_LSTM_INLINE void copy_out(T* to, const Block& block, int count) {
 
 // 16-bit patterns to the 32-bit lanes of V and back.
 template <class V, class T>
-FUSED_LSTM_INLINE typename Lanes<V>::Integer widen(const T* from, int count) {
+FUSED_LSTM_INLINE typename Lanes<V>::Integer load_bits16(const T* from, int count) {
   using Integer = typename Lanes<V>::Integer;
-  const auto narrow = copy_in<typename Lanes<V>::Narrow>(from, count);
+  const auto narrow = copy_in<typename Lanes<V>::Bits16>(from, count);
   if constexpr (Lanes<V>::count == 1) {
     return static_cast<Integer>(narrow);
   } else {
@@ -180,11 +180,11 @@ FUSED_LSTM_INLINE typename Lanes<V>::Integer widen(const T* from, int count) {
 }
 template <class V, class T>
 FUSED_LSTM_INLINE void narrow(T* to, typename Lanes<V>::Integer bits, int count) {
-  using Narrow = typename Lanes<V>::Narrow;
+  using Bits16 = typename Lanes<V>::Bits16;
   if constexpr (Lanes<V>::count == 1) {
-    copy_out(to, static_cast<Narrow>(bits), count);
+    copy_out(to, static_cast<Bits16>(bits), count);
   } else {
-    copy_out(to, __builtin_convertvector(bits, Narrow), count);
+    copy_out(to, __builtin_convertvector(bits, Bits16), count);
   }
 }
 
@@ -195,14 +195,14 @@ FUSED_LSTM_INLINE V load(const typename Lanes<V>::Scalar* from, int count) {
 }
 template <class V>
 FUSED_LSTM_INLINE V load(const BFloat16* from, int count) {
-  return from_bfloat16<V, typename Lanes<V>::Integer>(widen<V>(from, count));
+  return from_bfloat16<V, typename Lanes<V>::Integer>(load_bits16<V>(from, count));
 }
 template <class V>
 FUSED_LSTM_INLINE V load(const Half* from, int count) {
 #ifdef __CUDA_ARCH__
   return __half2float(bits_as<__half>(from->bits));
 #else
-  return from_half<V, typename Lanes<V>::Integer>(widen<V>(from, count));
+  return from_half<V, typename Lanes<V>::Integer>(load_bits16<V>(from, count));
 #endif
 }
 template <class V>

@@ -15,10 +15,10 @@ struct Steps {
 };
 
 // Where sequences end and begin inside the batch.
-struct Borders {
+struct Boundaries {
   const int64_t* lengths;  // [B], or null: all of length T
   const bool* reset;       // [T, B]: a new episode starts at this step, or null
-  bool reset_to_initial;   // it starts from hidden_0 and cell_0, not from zero
+  bool reset_to_initial;   // it starts from h_0 and c_0, not from zero
 };
 
 // A cell state that the caller gives or gets, [B, H]: in the layer's type of storage or, if the
@@ -39,23 +39,23 @@ struct ForwardParams {
   using Operand = typename Types::Operand;
 
   Steps steps;
-  Borders borders;
+  Boundaries boundaries;
   int64_t hidden_size;      // H
   int64_t projection_size;  // P
   bool projected;           // P < H
   int64_t hidden_stride;    // of the running hidden state, [B, hidden_stride]; P or more
-  const Storage* hidden_0;  // [B, P]
-  CellState<const Storage, const Accum> cell_0;
+  const Storage* h_0;       // [B, P]
+  CellState<const Storage, const Accum> c_0;
 
   Storage* gates;   // [N, 4H] activations, or null
   Accum* cells;     // [N, H], or null
   Storage* output;  // [N, output_stride], this direction's P columns
   int64_t output_stride;
-  Storage* hidden_n;                 // [B, P] after each sequence's last step
-  CellState<Storage, Accum> cell_n;  // likewise
-  Accum* cell_state;                 // [B, H] in: cell_0; scratch
-  Operand* unprojected;              // [B, H] scratch: o tanh(c), with a projection
-  Accum* projection;                 // [B, P] scratch: its product with W_hr^T
+  Storage* h_n;                   // [B, P] after each sequence's last step
+  CellState<Storage, Accum> c_n;  // likewise
+  Accum* cell_state;              // [B, H] in: c_0; scratch
+  Operand* unprojected;           // [B, H] scratch: o tanh(c), with a projection
+  Accum* projection;              // [B, P] scratch: its product with W_hr^T
 };
 
 template <class Types>
@@ -65,12 +65,12 @@ struct BackwardParams {
   using Operand = typename Types::Operand;
 
   Steps steps;
-  Borders borders;
+  Boundaries boundaries;
   int64_t hidden_size;
   int64_t projection_size;
   bool projected;
-  const Storage* hidden_0;  // [B, P]
-  CellState<const Storage, const Accum> cell_0;
+  const Storage* h_0;  // [B, P]
+  CellState<const Storage, const Accum> c_0;
 
   const Storage* gates;   // [N, 4H]
   const Accum* cells;     // [N, H]
@@ -82,10 +82,10 @@ struct BackwardParams {
 
   Accum* grad_hidden;            // [B, P] in: gradient of the last state; out: of the first
   Accum* grad_cell;              // [B, H] likewise
-  Accum* grad_hidden_0;          // [B, P] added to at resets to the initial state, or null
-  Accum* grad_cell_0;            // [B, H] likewise
+  Accum* grad_h_0;               // [B, P] added to at resets to the initial state, or null
+  Accum* grad_c_0;               // [B, H] likewise
   Operand* grad_preactivations;  // [N, 4H] out
-  Operand* hidden_before;        // [N, P] out: the hidden state that entered each step
+  Operand* h_prev;               // [N, P] out: the hidden state that entered each step
   Operand* grad_projection;      // [N, P] out: gradient of h, with a projection
   Operand* unprojected;          // [N, H] out: o tanh(c), with a projection
   Accum* grad_unprojected;       // [B, H] scratch
@@ -120,17 +120,18 @@ FUSED_LSTM_INLINE Step make_step(const Steps& steps, int64_t index) {
 }
 
 // Sequence b has a step t.
-FUSED_LSTM_INLINE bool is_live(const Borders& borders, int64_t t, int64_t b) {
-  return !borders.lengths || t < borders.lengths[b];
+FUSED_LSTM_INLINE bool is_valid(const Boundaries& boundaries, int64_t t, int64_t b) {
+  return !boundaries.lengths || t < boundaries.lengths[b];
 }
 
 // Sequence b starts afresh before step t. A border before step t of the sequence lies, for the
 // reverse direction, between its steps t and t - 1.
-FUSED_LSTM_INLINE bool is_fresh(const Borders& borders, const Steps& steps, int64_t t, int64_t b) {
-  if (!borders.reset || t < 0) return false;
+FUSED_LSTM_INLINE bool starts_episode(const Boundaries& boundaries, const Steps& steps, int64_t t,
+                                      int64_t b) {
+  if (!boundaries.reset || t < 0) return false;
   const int64_t border = steps.reverse ? t + 1 : t;
-  return border < steps.length && is_live(borders, border, b) &&
-         borders.reset[border * steps.batch + b];
+  return border < steps.length && is_valid(boundaries, border, b) &&
+         boundaries.reset[border * steps.batch + b];
 }
 
 template <class V, class Storage, class Accum>
@@ -169,8 +170,9 @@ FUSED_LSTM_INLINE Gates<V> add(const Gates<V>& a, const Gates<V>& b) {
 template <class V, class Types>
 FUSED_LSTM_INLINE V first_hidden(const ForwardParams<Types>& p, const Step& step, int64_t b,
                                  int64_t j, int count) {
-  if (is_fresh(p.borders, p.steps, step.t, b) && !p.borders.reset_to_initial) return V{};
-  return load<V>(p.hidden_0 + b * p.projection_size + j, count);
+  if (starts_episode(p.boundaries, p.steps, step.t, b) && !p.boundaries.reset_to_initial)
+    return V{};
+  return load<V>(p.h_0 + b * p.projection_size + j, count);
 }
 
 // The hidden state h of units j .. j + count of sequence b, after step `step`: into the output, and
@@ -183,19 +185,19 @@ FUSED_LSTM_INLINE void emit_hidden(const ForwardParams<Types>& p, const Step& st
   const int64_t state = b * p.projection_size + j;
   typename Types::Storage* output = p.output + (step.offset + b) * p.output_stride + j;
   V seen;
-  if (is_live(p.borders, step.t, b)) {
+  if (is_valid(p.boundaries, step.t, b)) {
     store<V>(output, h, count);
     // What the next product reads is what the caller sees: rounded to the storage type.
     seen = load<V>(output, count);
-    if (is_fresh(p.borders, p.steps, step.next, b)) {
-      seen = p.borders.reset_to_initial ? load<V>(p.hidden_0 + state, count) : V{};
+    if (starts_episode(p.boundaries, p.steps, step.next, b)) {
+      seen = p.boundaries.reset_to_initial ? load<V>(p.h_0 + state, count) : V{};
     }
   } else {
     store<V>(output, V{}, count);
     seen = load<V>(hidden, count);
   }
   store<V>(next, seen, count);
-  if (b >= step.next_rows) store<V>(p.hidden_n + state, seen, count);
+  if (b >= step.next_rows) store<V>(p.h_n + state, seen, count);
 }
 
 // What a step makes of units before their hidden state.
@@ -216,9 +218,9 @@ FUSED_LSTM_INLINE Updated<V> update_cell(const ForwardParams<Types>& p, const St
 
   V cell = load<V>(cell_state, count);
   Gates<V> gate = {V{}, V{}, V{}, V{}};
-  if (is_live(p.borders, step.t, b)) {
-    if (is_fresh(p.borders, p.steps, step.t, b)) {
-      cell = p.borders.reset_to_initial ? load_cell<V>(p.cell_0, state, count) : V{};
+  if (is_valid(p.boundaries, step.t, b)) {
+    if (starts_episode(p.boundaries, p.steps, step.t, b)) {
+      cell = p.boundaries.reset_to_initial ? load_cell<V>(p.c_0, state, count) : V{};
     }
     gate = activate(sum);
     cell = next_cell(gate, cell);
@@ -226,7 +228,7 @@ FUSED_LSTM_INLINE Updated<V> update_cell(const ForwardParams<Types>& p, const St
   }
   if (p.gates) store_gates<V>(p.gates + row * 4 * H, H, j, gate, count);
   if (p.cells) store<V>(p.cells + row * H + j, cell, count);
-  if (b >= step.next_rows) store_cell<V>(p.cell_n, state, cell, count);
+  if (b >= step.next_rows) store_cell<V>(p.c_n, state, cell, count);
   return {cell, gate.o};
 }
 
@@ -246,20 +248,20 @@ FUSED_LSTM_INLINE void update_hidden(const ForwardParams<Types>& p, const Step& 
 
 // The hidden state that entered step `step`, for the gradient of the recurrent weight.
 template <class V, class Types>
-FUSED_LSTM_INLINE void note_hidden_before(const BackwardParams<Types>& p, const Step& step,
-                                          int64_t b, int64_t j, int count) {
+FUSED_LSTM_INLINE void save_h_prev(const BackwardParams<Types>& p, const Step& step, int64_t b,
+                                   int64_t j, int count) {
   const int64_t state = b * p.projection_size + j;
   V before = {};
-  if (!is_live(p.borders, step.t, b)) {
+  if (!is_valid(p.boundaries, step.t, b)) {
     // Nothing entered.
-  } else if (is_fresh(p.borders, p.steps, step.t, b)) {
-    if (p.borders.reset_to_initial) before = load<V>(p.hidden_0 + state, count);
-  } else if (b < step.previous_rows && is_live(p.borders, step.previous, b)) {
+  } else if (starts_episode(p.boundaries, p.steps, step.t, b)) {
+    if (p.boundaries.reset_to_initial) before = load<V>(p.h_0 + state, count);
+  } else if (b < step.previous_rows && is_valid(p.boundaries, step.previous, b)) {
     before = load<V>(p.output + (step.previous_offset + b) * p.output_stride + j, count);
   } else {
-    before = load<V>(p.hidden_0 + state, count);
+    before = load<V>(p.h_0 + state, count);
   }
-  store<V>(p.hidden_before + (step.offset + b) * p.projection_size + j, before, count);
+  store<V>(p.h_prev + (step.offset + b) * p.projection_size + j, before, count);
 }
 
 template <class V, class Types>
@@ -276,12 +278,12 @@ template <class V, class Types>
 FUSED_LSTM_INLINE V collect_grad_hidden(const BackwardParams<Types>& p, const Step& step, int64_t b,
                                         int64_t j, V grad_output,
                                         typename Types::Accum* grad_hidden, int count) {
-  if (!is_live(p.borders, step.t, b)) return V{};
+  if (!is_valid(p.boundaries, step.t, b)) return V{};
   V grad = load<V>(grad_hidden, count);
   store<V>(grad_hidden, V{}, count);
-  if (is_fresh(p.borders, p.steps, step.next, b)) {
-    if (p.grad_hidden_0) {
-      typename Types::Accum* const first = p.grad_hidden_0 + b * p.projection_size + j;
+  if (starts_episode(p.boundaries, p.steps, step.next, b)) {
+    if (p.grad_h_0) {
+      typename Types::Accum* const first = p.grad_h_0 + b * p.projection_size + j;
       store<V>(first, load<V>(first, count) + grad, count);
     }
     grad = V{};
@@ -306,13 +308,13 @@ FUSED_LSTM_INLINE Saved<V> load_saved(const BackwardParams<Types>& p, const Step
   const int64_t state = b * H + j;
   Saved<V> saved = {};
   if (p.grad_cells) saved.grad_after = load<V>(p.grad_cells + row * H + j, count);
-  if (!is_live(p.borders, step.t, b)) return saved;
-  if (is_fresh(p.borders, p.steps, step.t, b)) {
-    if (p.borders.reset_to_initial) saved.before = load_cell<V>(p.cell_0, state, count);
+  if (!is_valid(p.boundaries, step.t, b)) return saved;
+  if (starts_episode(p.boundaries, p.steps, step.t, b)) {
+    if (p.boundaries.reset_to_initial) saved.before = load_cell<V>(p.c_0, state, count);
   } else if (b < step.previous_rows) {
     saved.before = load<V>(p.cells + (step.previous_offset + b) * H + j, count);
   } else {
-    saved.before = load_cell<V>(p.cell_0, state, count);
+    saved.before = load_cell<V>(p.c_0, state, count);
   }
   saved.after = load<V>(p.cells + row * H + j, count);
   saved.gate = load_gates<V>(p.gates + row * 4 * H, H, j, count);
@@ -333,14 +335,14 @@ FUSED_LSTM_INLINE Gates<V> backward_units(const BackwardParams<Types>& p, const 
   const V grad_after = load<V>(grad_cell, count) + saved.grad_after;
   Gates<V> grad_preactivations = {V{}, V{}, V{}, V{}};
   V grad_before = grad_after, unprojected = {};
-  if (is_live(p.borders, step.t, b)) {
+  if (is_valid(p.boundaries, step.t, b)) {
     const CellGradient<V> grad = cell_backward(saved.gate, saved.before, saved.after, grad_hidden,
                                                grad_after, saved.grad_gate);
     grad_preactivations = grad.preactivations;
     grad_before = grad.cell;
-    if (is_fresh(p.borders, p.steps, step.t, b)) {
-      if (p.grad_cell_0) {
-        typename Types::Accum* const first = p.grad_cell_0 + b * H + j;
+    if (starts_episode(p.boundaries, p.steps, step.t, b)) {
+      if (p.grad_c_0) {
+        typename Types::Accum* const first = p.grad_c_0 + b * H + j;
         store<V>(first, load<V>(first, count) + grad_before, count);
       }
       grad_before = V{};

@@ -6,7 +6,7 @@ namespace fused_lstm {
 namespace cpu {
 namespace {
 
-constexpr int spins = 200;
+constexpr int kSpins = 200;
 
 void pause() {
 #ifdef __x86_64__
@@ -24,7 +24,7 @@ void Barrier::wait(int64_t weight) {
     return;
   }
   for (int i = 0; generation_.load(std::memory_order_acquire) == generation; ++i) {
-    if (i < spins) {
+    if (i < kSpins) {
       pause();
     } else {
       std::this_thread::yield();

@@ -1,4 +1,4 @@
-// The CPU kernels for AMX: those for AVX-512, and products of bfloat16 in tiles.
+// The CPU kernels for AMX: those for AVX-512, and preactivations of bfloat16 in tiles.
 #include "cpu/compiler.h"
 #ifdef FUSED_LSTM_HAS_AMX
 #include <type_traits>
@@ -7,7 +7,7 @@
 #define FUSED_LSTM_TABLE kernels_amx
 #define FUSED_LSTM_VECTOR_BYTES 64
 #define FUSED_LSTM_TILE_ROWS 6
-#define FUSED_LSTM_NARROW 1
+#define FUSED_LSTM_BF16_OPERANDS 1
 
 #ifdef __clang__
 #pragma clang attribute push(                                                                 \

@@ -24,9 +24,9 @@ bool ask_for_tiles() {
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
   const bool tiles = (d >> 24 & 1) && (d >> 22 & 1);  // AMX-TILE, AMX-BF16
   if (!__get_cpuid_count(7, 1, &features, &b, &c, &d)) return false;
-  const bool dot_products = features >> 5 & 1;  // AVX512-BF16
+  const bool gemv = features >> 5 & 1;  // AVX512-BF16
   constexpr int request_permission = 0x1023, tile_data = 18;
-  return tiles && dot_products && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+  return tiles && gemv && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 #else
   return false;
 #endif

@@ -4,6 +4,7 @@
 #include "core/sequence.h"
 #include "cpu/barrier.h"
 #include "cpu/compiler.h"
+#include "plan/kernel.h"
 
 namespace fused_lstm {
 namespace cpu {
@@ -12,11 +13,11 @@ using Float = Types<float, float, float>;
 using Double = Types<double, double, double>;
 using HalfFloat = Types<Half, float, float>;
 using BFloat16Float = Types<BFloat16, float, float>;
-using BFloat16Narrow = Types<BFloat16, float, BFloat16>;
+using BFloat16Operands = Types<BFloat16, float, BFloat16>;
 
-// What a product of BFloat16Narrow reads at once of its left factor (tiles.inl).
-constexpr int tile_rows = 16;
-constexpr int tile_depth = 32;
+// What a gemm of BFloat16Operands reads at once of its left factor (tiles.inl).
+constexpr int kAmxRows = 16;
+constexpr int kAmxDepth = 32;
 
 // A weight matrix as nn.LSTM has it, row by row, and, where it is packed ahead, its panels.
 //   Gate panels: of the transposed W [4H, depth]. A panel belongs to one vector of hidden units
@@ -28,14 +29,14 @@ struct Weight {
   const typename Types::Operand* panels;  // or null
 };
 
-enum class Layout { gates, plain, plain_transposed };
+enum class PanelLayout { gates, plain, plain_transposed };
 
 // A weight [rows, columns] to be packed.
 template <class Types>
 struct Packing {
   const typename Types::Storage* data;
   int64_t rows, columns;
-  Layout layout;
+  PanelLayout layout;
 };
 
 // What one thread takes: some sequences, and some of the hidden units of all of them.
@@ -48,10 +49,9 @@ struct Part {
 };
 
 template <class Types>
-struct Forward {
+struct CpuForwardParams {
   ForwardParams<Types> layer;
-  bool direct_input, direct_recurrent;     // read the weight where it lies: for few rows
-  bool turned_input, turned_recurrent;     // the same for more rows, which are transposed
+  Gemm input_gemm, recurrent_gemm;
   int64_t input_size;                      // D
   const typename Types::Storage* input;    // [N, D]
   Weight<Types> weight_ih;                 // [4H, D]
@@ -59,17 +59,17 @@ struct Forward {
   Weight<Types> weight_hr;                 // [P, H], packed
   const typename Types::Storage* bias_ih;  // [4H], or null
   const typename Types::Storage* bias_hh;  // [4H], or null
-  int64_t chunk;                           // steps whose products with the input are taken at once
+  int64_t chunk;  // steps whose preactivations with the input are taken at once
   typename Types::Operand* hidden[2];  // [B + 15, hidden_stride] a step reads one, writes the other
   typename Types::Accum* scratch;      // forward_scratch numbers for each part
   int64_t scratch_size;
 };
 
 template <class Types>
-struct Backward {
+struct CpuBackwardParams {
   BackwardParams<Types> layer;
-  bool direct_recurrent;           // read weight_hh where it lies: for few sequences
-  bool last_product;               // take that of the first step too; else the caller does
+  Gemm recurrent_gemm;             // dot or packed_ahead
+  bool last_gemm;                  // take that of the first step too; else the caller does
   Weight<Types> weight_hh;         // [4H, P]
   Weight<Types> weight_hr;         // [P, H], packed
   typename Types::Operand* stage;  // stage_size numbers for each part, or null
@@ -82,11 +82,11 @@ struct Functions {
   int64_t (*panel_size)(const Packing<Types>&);  // numbers in each
   // panel: one of them; to: where the first panel of all begins
   void (*pack)(const Packing<Types>&, int64_t panel, typename Types::Operand* to);
-  int64_t (*forward_scratch)(const Forward<Types>&, int64_t sequences, int64_t units);
-  int64_t (*backward_stage)(const Backward<Types>&);
+  int64_t (*forward_scratch)(const CpuForwardParams<Types>&, int64_t sequences, int64_t units);
+  int64_t (*backward_stage)(const CpuBackwardParams<Types>&);
   // A part's sequences through all steps.
-  void (*forward)(const Forward<Types>&, const Part&);
-  void (*backward)(const Backward<Types>&, const Part&);
+  void (*forward)(const CpuForwardParams<Types>&, const Part&);
+  void (*backward)(const CpuBackwardParams<Types>&, const Part&);
 };
 
 struct Kernels {
@@ -96,7 +96,7 @@ struct Kernels {
   Functions<Double> of_double;
   Functions<HalfFloat> of_half;
   Functions<BFloat16Float> of_bfloat16;
-  const Functions<BFloat16Narrow>* narrow;  // to be preferred to of_bfloat16, or null
+  const Functions<BFloat16Operands>* narrow;  // to be preferred to of_bfloat16, or null
 };
 
 // The best table for this processor, or a lower one that FUSED_LSTM_CPU_ISA names. Throws

@@ -1,8 +1,6 @@
 // The layer on a CPU: library GEMMs for the gradients of weights and input, and the kernels of
 // kernels.h for the walk over time, spread over the threads by direction, sequences and hidden
 // units.
-#include "operators/device.h"
-
 #include <ATen/Parallel.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/mm.h>
@@ -11,6 +9,7 @@
 #include <deque>
 
 #include "cpu/kernels.h"
+#include "operators/device.h"
 
 namespace fused_lstm {
 namespace {
@@ -27,7 +26,7 @@ void with_types(at::ScalarType storage, const Body& body) {
     case at::kHalf:
       return body(cpu::HalfFloat{}, table.of_half);
     case at::kBFloat16:
-      if (table.narrow) return body(cpu::BFloat16Narrow{}, *table.narrow);
+      if (table.narrow) return body(cpu::BFloat16Operands{}, *table.narrow);
       return body(cpu::BFloat16Float{}, table.of_bfloat16);
     default:
       TORCH_CHECK(false, "fused_lstm: no CPU kernel for dtype ", storage);
@@ -36,13 +35,14 @@ void with_types(at::ScalarType storage, const Body& body) {
 
 Plan plan_for(const Sizes& sizes, at::ScalarType storage) {
 #if AT_PARALLEL_OPENMP
-  constexpr bool team = true;  // the threads of one loop all run at once, and may wait for another
+  constexpr bool concurrent_threads =
+      true;  // the threads of one loop all run at once, and may wait for another
 #else
-  constexpr bool team = false;
+  constexpr bool concurrent_threads = false;
 #endif
   Problem problem = problem_of(sizes);
   problem.threads = at::get_num_threads();
-  problem.team = team;
+  problem.concurrent_threads = concurrent_threads;
   // 16-bit numbers are better widened by packing than one by one.
   problem.lanes = storage == accum_type(storage) ? cpu::kernels().unit_block / 4 : 0;
   return make_plan(problem);
@@ -58,16 +58,16 @@ void spread(bool parallel, int64_t n, const Body& body) {
   }
 }
 
-// Borders of `slices` parts of the batch with nearly the same number of rows each.
+// Boundaries of `slices` parts of the batch with nearly the same number of rows each.
 std::vector<int64_t> slice_batch(const Sequence& sequence, int64_t slices) {
   const Sizes& sizes = sequence.sizes;
-  std::vector<int64_t> borders = {0};
+  std::vector<int64_t> bounds = {0};
   int64_t taken = 0;         // rows of the sequences so far
   int64_t length = sizes.T;  // of sequence b: those of a packed batch only get shorter
   for (int64_t b = 0; b < sizes.B; ++b) {
-    const int64_t slice = static_cast<int64_t>(borders.size());
-    if (slice < slices && b > borders.back() && taken * slices >= sizes.N * slice) {
-      borders.push_back(b);
+    const int64_t slice = static_cast<int64_t>(bounds.size());
+    if (slice < slices && b > bounds.back() && taken * slices >= sizes.N * slice) {
+      bounds.push_back(b);
     }
     if (!sequence.offsets.empty()) {
       const auto rows = [&](int64_t t) { return sequence.offsets[t + 1] - sequence.offsets[t]; };
@@ -75,32 +75,32 @@ std::vector<int64_t> slice_batch(const Sequence& sequence, int64_t slices) {
     }
     taken += length;
   }
-  borders.push_back(sizes.B);
-  return borders;
+  bounds.push_back(sizes.B);
+  return bounds;
 }
 
-// Borders of `slices` parts of the hidden units, multiples of `block`.
+// Boundaries of `slices` parts of the hidden units, multiples of `block`.
 std::vector<int64_t> slice_units(int64_t H, int64_t slices, int64_t block) {
   const int64_t blocks = (H + block - 1) / block;
-  std::vector<int64_t> borders;
+  std::vector<int64_t> bounds;
   for (int64_t i = 0; i <= slices; ++i) {
-    borders.push_back(std::min(H, blocks * i / slices * block));
+    bounds.push_back(std::min(H, blocks * i / slices * block));
   }
-  return borders;
+  return bounds;
 }
 
 // How the sequences and the hidden units of each direction are shared out.
 struct Slices {
-  std::vector<int64_t> batch, units;  // borders
+  std::vector<int64_t> batch, units;  // bounds
   bool parallel;
 
   int64_t parts_of_batch() const { return static_cast<int64_t>(batch.size()) - 1; }
   int64_t parts_of_units() const { return static_cast<int64_t>(units.size()) - 1; }
 };
 
-int64_t widest(const std::vector<int64_t>& borders) {
+int64_t widest(const std::vector<int64_t>& bounds) {
   int64_t width = 0;
-  for (size_t i = 1; i < borders.size(); ++i) width = std::max(width, borders[i] - borders[i - 1]);
+  for (size_t i = 1; i < bounds.size(); ++i) width = std::max(width, bounds[i] - bounds[i - 1]);
   return width;
 }
 
@@ -113,7 +113,7 @@ Operand* panels_of(const at::Tensor& packed, int64_t d) {
 // One weight of every direction in panels, as bytes; undefined unless `wanted`.
 template <class Types>
 at::Tensor pack(const cpu::Functions<Types>& functions, const std::vector<Weights>& weights,
-                at::Tensor Weights::* name, cpu::Layout layout, bool wanted, bool parallel) {
+                at::Tensor Weights::* name, cpu::PanelLayout layout, bool wanted, bool parallel) {
   if (!wanted) return {};
   std::vector<cpu::Packing<Types>> packings;
   for (const Weights& w : weights) {
@@ -169,10 +169,10 @@ class CpuDevice final : public Device {
     return narrow ? storage : accum_type(storage);
   }
 
-  void product(at::Tensor& out, const at::Tensor& a, const at::Tensor& b,
-               bool accumulate) const override {
+  void gemm(at::Tensor& out, const at::Tensor& a, const at::Tensor& b,
+            bool accumulate) const override {
     if (out.scalar_type() != a.scalar_type()) {  // which the library does not have
-      product(out, a.to(out.scalar_type()), b.to(out.scalar_type()), accumulate);
+      gemm(out, a.to(out.scalar_type()), b.to(out.scalar_type()), accumulate);
     } else if (accumulate) {
       at::addmm_out(out, out, a, b);
     } else {
@@ -180,7 +180,7 @@ class CpuDevice final : public Device {
     }
   }
 
-  void forward(const Sequence& sequence, const LayerForward& layer) const override {
+  void forward(const Sequence& sequence, const ForwardTensors& layer) const override {
     const Sizes& sizes = sequence.sizes;
     const Plan plan = plan_for(sizes, layer.output.scalar_type());
     const Slices slices = {slice_batch(sequence, plan.batch_slices),
@@ -191,22 +191,24 @@ class CpuDevice final : public Device {
       using Scalar = typename Types::Accum;
       using Storage = typename Types::Storage;
       using Operand = typename Types::Operand;
-      const auto packed = [&](at::Tensor Weights::* name, cpu::Layout layout, bool wanted) {
+      const auto packed = [&](at::Tensor Weights::* name, cpu::PanelLayout layout, bool wanted) {
         return pack(functions, layer.weights, name, layout, wanted, plan.parallel);
       };
-      const at::Tensor input = packed(&Weights::ih, cpu::Layout::gates, plan.pack_input);
-      const at::Tensor recurrent = packed(&Weights::hh, cpu::Layout::gates, plan.pack_recurrent);
+      const at::Tensor input =
+          packed(&Weights::ih, cpu::PanelLayout::gates, plan.input_gemm == Gemm::packed_ahead);
+      const at::Tensor recurrent =
+          packed(&Weights::hh, cpu::PanelLayout::gates, plan.recurrent_gemm == Gemm::packed_ahead);
       const at::Tensor projection =
-          packed(&Weights::hr, cpu::Layout::plain_transposed, sizes.projected);
+          packed(&Weights::hr, cpu::PanelLayout::plain_transposed, sizes.projected);
 
-      std::vector<cpu::Forward<Types>> params(sizes.directions);
+      std::vector<cpu::CpuForwardParams<Types>> params(sizes.directions);
       params[0].layer.hidden_size = sizes.H;
       params[0].layer.projection_size = sizes.P;
       params[0].layer.projected = sizes.projected;
       params[0].input_size = sizes.D;
       params[0].chunk = plan.chunk;
-      params[0].turned_input = plan.turn_input;
-      params[0].turned_recurrent = plan.turn_recurrent;
+      params[0].input_gemm = plan.input_gemm;
+      params[0].recurrent_gemm = plan.recurrent_gemm;
       const int64_t each =
           functions.forward_scratch(params[0], widest(slices.batch), widest(slices.units));
       const int64_t parts = sizes.directions * slices.parts_of_batch() * slices.parts_of_units();
@@ -214,8 +216,8 @@ class CpuDevice final : public Device {
       // One piece of memory: what each part needs for itself, then the states of each direction.
       // Tiles read whole lines of the hidden state, and rows past the last.
       const int64_t P = sizes.P, H = sizes.H;
-      const int64_t stride = (P + cpu::tile_depth - 1) / cpu::tile_depth * cpu::tile_depth;
-      const int64_t rows = sizes.B + cpu::tile_rows - 1;
+      const int64_t stride = (P + cpu::kAmxDepth - 1) / cpu::kAmxDepth * cpu::kAmxDepth;
+      const int64_t rows = sizes.B + cpu::kAmxRows - 1;
       const int64_t states = 2 * rows * stride + sizes.B * (H + (sizes.projected ? H + P : 0));
       const at::Tensor scratch =
           allocate({parts * each + sizes.directions * states},
@@ -224,12 +226,10 @@ class CpuDevice final : public Device {
       Scalar* next = own + parts * each;
       for (int64_t d = 0; d < sizes.directions; ++d) {
         const Weights& w = layer.weights[d];
-        cpu::Forward<Types>& f = params[d];
+        cpu::CpuForwardParams<Types>& f = params[d];
         f.layer = forward_params<Types>(sequence, layer, d);
-        f.direct_input = plan.direct_input;
-        f.direct_recurrent = plan.direct_recurrent;
-        f.turned_input = plan.turn_input;
-        f.turned_recurrent = plan.turn_recurrent;
+        f.input_gemm = plan.input_gemm;
+        f.recurrent_gemm = plan.recurrent_gemm;
         f.input_size = sizes.D;
         f.input = pointer<Storage>(layer.input);
         f.weight_ih = {pointer<Storage>(w.ih), panels_of<Operand>(input, d)};
@@ -257,7 +257,7 @@ class CpuDevice final : public Device {
     });
   }
 
-  void backward(const Sequence& sequence, const LayerBackward& layer) const override {
+  void backward(const Sequence& sequence, const BackwardTensors& layer) const override {
     const Sizes& sizes = sequence.sizes;
     const Plan plan = plan_for(sizes, layer.gates.scalar_type());
     const Slices slices = {slice_batch(sequence, plan.batch_slices),
@@ -269,26 +269,26 @@ class CpuDevice final : public Device {
       using Storage = typename Types::Storage;
       using Operand = typename Types::Operand;
       const auto packed = [&](at::Tensor Weights::* name, bool wanted) {
-        return pack(functions, layer.weights, name, cpu::Layout::plain, wanted, plan.parallel);
+        return pack(functions, layer.weights, name, cpu::PanelLayout::plain, wanted, plan.parallel);
       };
-      // A single step's product is the library's, if that has one of these types.
+      // A single step's gemm is the library's, if that has one of these types.
       const bool by_library =
-          sizes.T == 1 && !plan.direct_recurrent && std::is_same_v<Operand, Scalar>;
-      const bool packs = !plan.direct_recurrent && !by_library;
+          sizes.T == 1 && plan.recurrent_gemm != Gemm::dot && std::is_same_v<Operand, Scalar>;
+      const bool packs = plan.recurrent_gemm != Gemm::dot && !by_library;
       const at::Tensor recurrent = packed(&Weights::hh, packs);
       const at::Tensor projection = packed(&Weights::hr, sizes.projected);
       at::Tensor scratch;
       if (sizes.projected) {
         scratch = allocate({sizes.directions, sizes.B * sizes.H}, layer.grad_hidden.options());
       }
-      std::vector<cpu::Backward<Types>> params(sizes.directions);
+      std::vector<cpu::CpuBackwardParams<Types>> params(sizes.directions);
       for (int64_t d = 0; d < sizes.directions; ++d) {
         const Weights& w = layer.weights[d];
-        cpu::Backward<Types>& f = params[d];
+        cpu::CpuBackwardParams<Types>& f = params[d];
         f.layer = backward_params<Types>(sequence, layer, d);
         f.layer.grad_unprojected = pointer<Scalar>(scratch, d);
-        f.direct_recurrent = plan.direct_recurrent;
-        f.last_product = !by_library;
+        f.recurrent_gemm = plan.recurrent_gemm;
+        f.last_gemm = !by_library;
         f.weight_hh = {pointer<Storage>(w.hh), panels_of<Operand>(recurrent, d)};
         f.weight_hr = {pointer<Storage>(w.hr), panels_of<Operand>(projection, d)};
       }
@@ -296,7 +296,7 @@ class CpuDevice final : public Device {
       const int64_t parts = sizes.directions * slices.parts_of_batch() * slices.parts_of_units();
       const int64_t bytes = parts * each * static_cast<int64_t>(sizeof(Operand));
       const at::Tensor stage = allocate({bytes}, at::TensorOptions(at::kByte));
-      for (cpu::Backward<Types>& f : params) {
+      for (cpu::CpuBackwardParams<Types>& f : params) {
         f.stage = panels_of<Operand>(stage, 0);
         f.stage_size = each;
       }
@@ -305,8 +305,8 @@ class CpuDevice final : public Device {
         for (int64_t d = 0; d < sizes.directions; ++d) {
           at::Tensor grad_hidden = layer.grad_hidden.select(0, d);
           const at::Tensor& weight = layer.weights[d].hh;
-          product(grad_hidden, layer.grad_preactivations.select(0, d),
-                  weight.to(operand_type(weight.scalar_type())), /*accumulate=*/true);
+          gemm(grad_hidden, layer.grad_preactivations.select(0, d),
+               weight.to(operand_type(weight.scalar_type())), /*accumulate=*/true);
         }
       }
     });

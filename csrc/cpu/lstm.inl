@@ -10,45 +10,45 @@ namespace fused_lstm {
 namespace cpu {
 namespace {
 
-constexpr int tile_vectors = 4;
-constexpr int direct_rows = 3;  // whose sums fit the registers in dot_products
+constexpr int kTileVectors = 4;
+constexpr int kDirectRows = 3;  // whose sums fit the registers in gemv
 
 template <class Types>
-constexpr bool turns = std::is_same_v<typename Types::Storage, typename Types::Accum>;
+constexpr bool can_transpose = std::is_same_v<typename Types::Storage, typename Types::Accum>;
 
 template <class Types>
 using VectorOfTypes = typename VectorFor<typename Types::Accum>::Type;
 
-// Products read bfloat16 itself, in tiles (tiles.inl), rather than widened to float32.
+// Cublas read bfloat16 itself, in tiles (tiles.inl), rather than widened to float32.
 template <class Types>
-constexpr bool is_narrow = false;
+constexpr bool has_bf16_operands = false;
 template <>
-constexpr bool is_narrow<BFloat16Narrow> = true;
+constexpr bool has_bf16_operands<BFloat16Operands> = true;
 
 // sums [rows, 4 vectors] += rows of a [rows][depth] times one panel [depth, 4 vectors]. With
 // rows = FUSED_LSTM_TILE_ROWS the sums fill the register file; they are copied, for the compiler
 // keeps only what has no address in registers.
 template <int rows, class V, class Scalar = typename Lanes<V>::Scalar>
 FUSED_LSTM_INLINE void multiply(const Scalar* const (&a)[rows], int64_t depth, const Scalar* panel,
-                                V (&sums)[rows][tile_vectors]) {
+                                V (&sums)[rows][kTileVectors]) {
   constexpr int lanes = Lanes<V>::count;
   constexpr int64_t ahead = 16;  // rows of the panel; panels come from the second-level cache
   constexpr int line = 64 / sizeof(Scalar);
   constexpr int copies = rows == 1 ? 2 : 1;  // four sums are too few to hide an addition's latency
-  V own[copies][rows][tile_vectors] = {};
+  V own[copies][rows][kTileVectors] = {};
   for (int r = 0; r < rows; ++r) {
-    for (int v = 0; v < tile_vectors; ++v) own[0][r][v] = sums[r][v];
+    for (int v = 0; v < kTileVectors; ++v) own[0][r][v] = sums[r][v];
   }
-  const auto take = [&](int64_t k, V(&to)[rows][tile_vectors]) {
-    const Scalar* from = panel + k * tile_vectors * lanes;
-    V weights[tile_vectors];
-    for (int v = 0; v < tile_vectors; ++v) weights[v] = load<V>(from + v * lanes, lanes);
-    for (int n = 0; n < tile_vectors * lanes; n += line) {
-      __builtin_prefetch(from + ahead * tile_vectors * lanes + n);
+  const auto take = [&](int64_t k, V(&to)[rows][kTileVectors]) {
+    const Scalar* from = panel + k * kTileVectors * lanes;
+    V weights[kTileVectors];
+    for (int v = 0; v < kTileVectors; ++v) weights[v] = load<V>(from + v * lanes, lanes);
+    for (int n = 0; n < kTileVectors * lanes; n += line) {
+      __builtin_prefetch(from + ahead * kTileVectors * lanes + n);
     }
     for (int r = 0; r < rows; ++r) {
       const V x = fill<V>(a[r][k]);
-      for (int v = 0; v < tile_vectors; ++v) to[r][v] += x * weights[v];
+      for (int v = 0; v < kTileVectors; ++v) to[r][v] += x * weights[v];
     }
   };
   int64_t k = 0;
@@ -57,7 +57,7 @@ FUSED_LSTM_INLINE void multiply(const Scalar* const (&a)[rows], int64_t depth, c
   }
   for (; k < depth; ++k) take(k, own[0]);
   for (int r = 0; r < rows; ++r) {
-    for (int v = 0; v < tile_vectors; ++v) {
+    for (int v = 0; v < kTileVectors; ++v) {
       sums[r][v] = copies == 2 ? own[0][r][v] + own[copies - 1][r][v] : own[0][r][v];
     }
   }
@@ -101,15 +101,15 @@ constexpr int64_t lanes_of() {
 
 template <class Types>
 int64_t panels(const Packing<Types>& w) {
-  const int64_t width = lanes_of<Types>() * (w.layout == Layout::gates ? 1 : tile_vectors);
-  const int64_t columns = w.layout == Layout::gates   ? w.rows / 4
-                          : w.layout == Layout::plain ? w.columns
-                                                      : w.rows;
+  const int64_t width = lanes_of<Types>() * (w.layout == PanelLayout::gates ? 1 : kTileVectors);
+  const int64_t columns = w.layout == PanelLayout::gates   ? w.rows / 4
+                          : w.layout == PanelLayout::plain ? w.columns
+                                                           : w.rows;
   return (columns + width - 1) / width;
 }
 template <class Types>
 int64_t panel_size(const Packing<Types>& w) {
-  return (w.layout == Layout::plain ? w.rows : w.columns) * tile_vectors * lanes_of<Types>();
+  return (w.layout == PanelLayout::plain ? w.rows : w.columns) * kTileVectors * lanes_of<Types>();
 }
 
 // One vector of each row of a panel: columns of the panel are rows of the weight, `depth` long.
@@ -124,7 +124,7 @@ void pack_transposed(const T* from, int64_t depth, int64_t count, typename Lanes
     }
     transpose(square);
     for (int n = 0; n < part; ++n) {
-      store<V>(to + (k + n) * tile_vectors * lanes, square[n], lanes);
+      store<V>(to + (k + n) * kTileVectors * lanes, square[n], lanes);
     }
   });
 }
@@ -134,10 +134,10 @@ void pack(const Packing<Types>& w, int64_t panel, typename Types::Operand* to) {
   using V = VectorOfTypes<Types>;
   constexpr int64_t lanes = Lanes<V>::count;
   to += panel * panel_size(w);
-  if (w.layout == Layout::plain) {
-    const int64_t first = panel * tile_vectors * lanes;
+  if (w.layout == PanelLayout::plain) {
+    const int64_t first = panel * kTileVectors * lanes;
     for (int64_t k = 0; k < w.rows; ++k) {
-      for (int v = 0; v < tile_vectors; ++v, to += lanes) {
+      for (int v = 0; v < kTileVectors; ++v, to += lanes) {
         const int64_t left = w.columns - first - v * lanes;
         const int count = static_cast<int>(left < 0 ? 0 : left < lanes ? left : lanes);
         store<V>(to, load<V>(w.data + k * w.columns + first + v * lanes, count), lanes);
@@ -145,27 +145,28 @@ void pack(const Packing<Types>& w, int64_t panel, typename Types::Operand* to) {
     }
     return;
   }
-  for (int v = 0; v < tile_vectors; ++v, to += lanes) {
+  for (int v = 0; v < kTileVectors; ++v, to += lanes) {
     // Rows of the weight that become this vector's columns.
-    const int64_t rows = w.layout == Layout::gates ? w.rows / 4 : w.rows;
-    const int64_t skipped = w.layout == Layout::gates ? v * rows : 0;
+    const int64_t rows = w.layout == PanelLayout::gates ? w.rows / 4 : w.rows;
+    const int64_t skipped = w.layout == PanelLayout::gates ? v * rows : 0;
     const int64_t first =
-        w.layout == Layout::gates ? panel * lanes : (panel * tile_vectors + v) * lanes;
+        w.layout == PanelLayout::gates ? panel * lanes : (panel * kTileVectors + v) * lanes;
     pack_transposed<V>(w.data + (skipped + first) * w.columns, w.columns, rows - first, to);
   }
 }
 
-// Depth as panels have it, and the rows of memory that products of `rows` rows may touch.
+// Depth as panels have it, and the rows of memory that preactivations of `rows` rows may touch.
 template <class Types>
 int64_t panel_depth(int64_t depth) {
-  return is_narrow<Types> ? (depth + tile_depth - 1) / tile_depth * tile_depth : depth;
+  return has_bf16_operands<Types> ? (depth + kAmxDepth - 1) / kAmxDepth * kAmxDepth : depth;
 }
 template <class Types>
 int64_t readable_rows(int64_t rows) {
-  return is_narrow<Types> ? rows + tile_rows - 1 : rows;
+  return has_bf16_operands<Types> ? rows + kAmxRows - 1 : rows;
 }
 
-// How dot products go through the numbers X of one factor and T of the other: `width` at a time.
+// How dot preactivations go through the numbers X of one factor and T of the other: `width` at a
+// time.
 template <class V, class X, class T>
 struct Dot {
   static constexpr int width = Lanes<V>::count;
@@ -176,8 +177,8 @@ struct Dot {
 
 // sums[r], lane n: row n of w [count, depth] times x[r] [depth]. Lanes from `count` on are zero.
 template <int rows, class V, class X, class T>
-FUSED_LSTM_INLINE void dot_products(const T* w, int64_t depth, int64_t count,
-                                    const X* const (&x)[rows], V (&sums)[rows]) {
+FUSED_LSTM_INLINE void gemv(const T* w, int64_t depth, int64_t count, const X* const (&x)[rows],
+                            V (&sums)[rows]) {
   using D = Dot<V, X, T>;
   constexpr int lanes = Lanes<V>::count;
   constexpr int block = rows == 1 ? lanes : lanes / 2;  // rows of w whose sums fit the registers
@@ -212,7 +213,7 @@ FUSED_LSTM_INLINE void dot_products(const T* w, int64_t depth, int64_t count,
 }
 
 // The other way round, for a weight that is used once and so not worth packing: the few rows of the
-// left factor are turned, a row a lane, [groups of rows, depth, lanes]. row_of(row), called in
+// left factor are transposed, a row a lane, [groups of rows, depth, lanes]. row_of(row), called in
 // order, says where a row [depth] lies.
 template <class V, class RowOf, class Scalar = typename Lanes<V>::Scalar>
 void turn(int64_t rows, int64_t depth, const RowOf& row_of, Scalar* to) {
@@ -231,17 +232,18 @@ void turn(int64_t rows, int64_t depth, const RowOf& row_of, Scalar* to) {
   }
 }
 
-// sums [rows of the weight, groups of turned rows] = weight [rows, depth] times turned rows.
+// sums [rows of the weight, groups of transposed rows] = weight [rows, depth] times transposed
+// rows.
 template <int rows, int groups, class V, class Scalar = typename Lanes<V>::Scalar>
-FUSED_LSTM_INLINE void multiply_turned(const Scalar* weight, int64_t depth, const Scalar* turned,
-                                       V (*sums)[tile_vectors]) {
+FUSED_LSTM_INLINE void multiply_transposed(const Scalar* weight, int64_t depth,
+                                           const Scalar* transposed, V (*sums)[kTileVectors]) {
   constexpr int lanes = Lanes<V>::count;
   constexpr int line = 64 / sizeof(Scalar);
   constexpr int copies = groups == 1 ? 2 : 1;  // few sums do not hide an addition's latency
   V own[copies][rows][groups] = {};
   const auto take = [&](int64_t k, V(&to)[rows][groups]) {
     V x[groups];
-    for (int g = 0; g < groups; ++g) x[g] = load<V>(turned + (g * depth + k) * lanes, lanes);
+    for (int g = 0; g < groups; ++g) x[g] = load<V>(transposed + (g * depth + k) * lanes, lanes);
     for (int r = 0; r < rows; ++r) {
       const V factor = fill<V>(weight[r * depth + k]);
       for (int g = 0; g < groups; ++g) to[r][g] += factor * x[g];
@@ -262,25 +264,25 @@ FUSED_LSTM_INLINE void multiply_turned(const Scalar* weight, int64_t depth, cons
   }
 }
 
-// to [rows, 4, lanes] = from + turned rows times the rows of a weight [4H, depth] that belong to
-// the gates of units j .. ; from's rows are from_stride apart, 0 where all have the same.
+// to [rows, 4, lanes] = from + transposed rows times the rows of a weight [4H, depth] that belong
+// to the gates of units j .. ; from's rows are from_stride apart, 0 where all have the same.
 template <class V, class Scalar = typename Lanes<V>::Scalar>
-void multiply_turned_tiles(const Scalar* turned, int64_t rows, const Scalar* weight, int64_t depth,
-                           int64_t H, int64_t j, const Scalar* from, int64_t from_stride,
-                           Scalar* to) {
-  constexpr int lanes = Lanes<V>::count, width = tile_vectors * lanes;
+void multiply_transposed_tiles(const Scalar* transposed, int64_t rows, const Scalar* weight,
+                               int64_t depth, int64_t H, int64_t j, const Scalar* from,
+                               int64_t from_stride, Scalar* to) {
+  constexpr int lanes = Lanes<V>::count, width = kTileVectors * lanes;
   const int64_t units = H - j < lanes ? H - j : lanes;
   const int64_t groups = (rows + lanes - 1) / lanes;
-  for_row_blocks<tile_vectors>(groups, [&](int64_t first, auto block) {
+  for_row_blocks<kTileVectors>(groups, [&](int64_t first, auto block) {
     constexpr int groups_of_block = decltype(block)::value;
     // Sums that fill the register file, and enough of them to hide an addition's latency.
     constexpr int highest =
         groups_of_block > 2 ? FUSED_LSTM_TILE_ROWS : FUSED_LSTM_TILE_ROWS / 3 * 4;
-    for (int gate = 0; gate < tile_vectors; ++gate) {
-      V sums[lanes][tile_vectors] = {};
+    for (int gate = 0; gate < kTileVectors; ++gate) {
+      V sums[lanes][kTileVectors] = {};
       for_row_blocks<highest>(units, [&](int64_t unit, auto height) {
-        multiply_turned<decltype(height)::value, groups_of_block>(
-            weight + (gate * H + j + unit) * depth, depth, turned + first * depth * lanes,
+        multiply_transposed<decltype(height)::value, groups_of_block>(
+            weight + (gate * H + j + unit) * depth, depth, transposed + first * depth * lanes,
             sums + unit);
       });
       for (int g = 0; g < groups_of_block; ++g) {
@@ -300,18 +302,18 @@ void multiply_turned_tiles(const Scalar* turned, int64_t rows, const Scalar* wei
 // c [rows, columns] (+)= a [rows, depth] times the panels of a plain weight, of the columns
 // begin .. end; begin is where a panel begins.
 template <class V, class Scalar = typename Lanes<V>::Scalar>
-void product(const Scalar* a, int64_t depth, const Scalar* panels, Scalar* c, int64_t columns,
-             int64_t begin, int64_t end, int64_t rows, bool accumulate, bool downwards,
-             Scalar* /*stage*/) {
+void gemm(const Scalar* a, int64_t depth, const Scalar* panels, Scalar* c, int64_t columns,
+          int64_t begin, int64_t end, int64_t rows, bool accumulate, bool downwards,
+          Scalar* /*stage*/) {
   constexpr int lanes = Lanes<V>::count;
-  constexpr int64_t width = tile_vectors * lanes;
+  constexpr int64_t width = kTileVectors * lanes;
   const int64_t blocks = (end - begin + width - 1) / width;
   for (int64_t i = 0; i < blocks; ++i) {
     const int64_t first = begin + (downwards ? blocks - 1 - i : i) * width;
     const int64_t last = first + width < end ? first + width : end;
     for_row_blocks<FUSED_LSTM_TILE_ROWS>(rows, [&](int64_t row, auto height) {
       constexpr int height_of_tile = decltype(height)::value;
-      V sums[height_of_tile][tile_vectors] = {};
+      V sums[height_of_tile][kTileVectors] = {};
       const Scalar* pointers[height_of_tile];
       for (int r = 0; r < height_of_tile; ++r) pointers[r] = a + (row + r) * depth;
       multiply(pointers, depth, panels + first * depth, sums);
@@ -330,7 +332,7 @@ void product(const Scalar* a, int64_t depth, const Scalar* panels, Scalar* c, in
 }  // namespace cpu
 }  // namespace fused_lstm
 
-#ifdef FUSED_LSTM_NARROW
+#ifdef FUSED_LSTM_BF16_OPERANDS
 #include "cpu/amx.inl"
 #endif
 
@@ -341,8 +343,8 @@ namespace {
 // c [rows, columns] += a [rows, depth] w [depth, columns], of the columns begin .. end, for few
 // rows: w is read once, in order. depth is a multiple of 4.
 template <class V, class X, class T, class Scalar = typename Lanes<V>::Scalar>
-void add_direct_product(const X* a, int64_t depth, const T* w, Scalar* c, int64_t columns,
-                        int64_t begin, int64_t end, int64_t rows) {
+void add_gemv(const X* a, int64_t depth, const T* w, Scalar* c, int64_t columns, int64_t begin,
+              int64_t end, int64_t rows) {
   const auto take = [&](int64_t k, auto taken) {
     for (int64_t r = 0; r < rows; ++r) {
       Scalar factors[decltype(taken)::value];
@@ -363,7 +365,7 @@ void add_direct_product(const X* a, int64_t depth, const T* w, Scalar* c, int64_
   if (k < depth) take(k, std::integral_constant<int, 4>{});
 }
 
-int64_t live_rows(const Steps& steps, const Part& part, int64_t index) {
+int64_t valid_rows(const Steps& steps, const Part& part, int64_t index) {
   const int64_t rows = make_step(steps, index).rows;
   return (rows < part.end ? rows : part.end) - part.begin;
 }
@@ -386,7 +388,7 @@ class Rows {
  private:
   void enter() {
     taken_ = 0;
-    rows_ = live_rows(steps_, part_, index_);
+    rows_ = valid_rows(steps_, part_, index_);
     first_ = make_step(steps_, index_).offset + part_.begin;
   }
   const Steps& steps_;
@@ -400,11 +402,12 @@ struct Scratch {
   using Scalar = typename Types::Accum;
   using Storage = typename Types::Storage;
   using Operand = typename Types::Operand;
-  static constexpr int64_t width = tile_vectors * lanes_of<Types>();
-  static constexpr bool copies_input = is_narrow<Types> || sizeof(Storage) != sizeof(Operand);
+  static constexpr int64_t width = kTileVectors * lanes_of<Types>();
+  static constexpr bool copies_input =
+      has_bf16_operands<Types> || sizeof(Storage) != sizeof(Operand);
 
   // For a part with so many sequences and hidden units.
-  Scratch(const Forward<Types>& f, int64_t sequences, int64_t units, Scalar* memory)
+  Scratch(const CpuForwardParams<Types>& f, int64_t sequences, int64_t units, Scalar* memory)
       : rows(readable_rows<Types>(f.chunk * sequences)) {
     const ForwardParams<Types>& p = f.layer;
     const int64_t blocks = (units + lanes_of<Types>() - 1) / lanes_of<Types>();
@@ -419,34 +422,36 @@ struct Scratch {
     take(bias, blocks * width);
     take(panel, (D > P ? D : P) * width);
     const int64_t groups = (rows + lanes_of<Types>() - 1) / lanes_of<Types>();
-    take(turned,
-         f.turned_input || f.turned_recurrent ? groups * lanes_of<Types>() * (D > P ? D : P) : 0);
-    take(products, blocks * rows * width);
+    take(transposed, f.input_gemm == Gemm::transposed || f.recurrent_gemm == Gemm::transposed
+                         ? groups * lanes_of<Types>() * (D > P ? D : P)
+                         : 0);
+    take(preactivations, blocks * rows * width);
     take(input, copies_input ? rows * D : 0);
-    take(stage, is_narrow<Types> && p.projected ? readable_rows<Types>(1) * H : 0);
+    take(stage, has_bf16_operands<Types> && p.projected ? readable_rows<Types>(1) * H : 0);
     size = (next - reinterpret_cast<char*>(memory)) / static_cast<int64_t>(sizeof(Scalar));
   }
 
-  int64_t rows;      // at most, of one chunk of steps
-  Scalar* bias;      // [blocks, 4, lanes], both biases
-  Operand* panel;    // of a weight that is not packed ahead
-  Operand* turned;   // input or hidden states for a weight that is used once
-  Scalar* products;  // [blocks, rows, 4, lanes], with the input, biases added
-  Operand* input;    // [rows, panel_depth(D)] of input that is not read where it lies
-  Operand* stage;    // for the product with weight_hr
-  int64_t size;      // numbers
+  int64_t rows;            // at most, of one chunk of steps
+  Scalar* bias;            // [blocks, 4, lanes], both biases
+  Operand* panel;          // of a weight that is not packed ahead
+  Operand* transposed;     // input or hidden states for a weight that is used once
+  Scalar* preactivations;  // [blocks, rows, 4, lanes], with the input, biases added
+  Operand* input;          // [rows, panel_depth(D)] of input that is not read where it lies
+  Operand* stage;          // for the gemm with weight_hr
+  int64_t size;            // numbers
 };
 
 template <class Types>
-int64_t forward_scratch(const Forward<Types>& f, int64_t sequences, int64_t units) {
+int64_t forward_scratch(const CpuForwardParams<Types>& f, int64_t sequences, int64_t units) {
   return Scratch<Types>(f, sequences, units, nullptr).size;
 }
 
 // The panel of units j .. of a weight [4H, depth].
 template <class Types>
-const typename Types::Operand* gate_panel(const Forward<Types>& f, const Weight<Types>& weight,
-                                          int64_t depth, int64_t j, const Scratch<Types>& scratch) {
-  const Packing<Types> packing = {weight.data, 4 * f.layer.hidden_size, depth, Layout::gates};
+const typename Types::Operand* gate_panel(const CpuForwardParams<Types>& f,
+                                          const Weight<Types>& weight, int64_t depth, int64_t j,
+                                          const Scratch<Types>& scratch) {
+  const Packing<Types> packing = {weight.data, 4 * f.layer.hidden_size, depth, PanelLayout::gates};
   const int64_t panel = j / lanes_of<Types>(), before = panel * panel_size(packing);
   if (weight.panels) return weight.panels + before;
   pack(packing, panel, scratch.panel - before);
@@ -456,39 +461,39 @@ const typename Types::Operand* gate_panel(const Forward<Types>& f, const Weight<
 // sums += the four gates of units j .. : rows of a weight [4H, depth] where it lies, times x.
 template <int rows, class V, class X, class T>
 FUSED_LSTM_INLINE void multiply_direct(const X* const (&x)[rows], int64_t depth, const T* weight,
-                                       int64_t H, int64_t j, V (&sums)[rows][tile_vectors]) {
-  for (int gate = 0; gate < tile_vectors; ++gate) {
-    V products[rows];
-    dot_products(weight + (gate * H + j) * depth, depth, H - j, x, products);
-    for (int r = 0; r < rows; ++r) sums[r][gate] += products[r];
+                                       int64_t H, int64_t j, V (&sums)[rows][kTileVectors]) {
+  for (int gate = 0; gate < kTileVectors; ++gate) {
+    V preactivations[rows];
+    gemv(weight + (gate * H + j) * depth, depth, H - j, x, preactivations);
+    for (int r = 0; r < rows; ++r) sums[r][gate] += preactivations[r];
   }
 }
 
 template <class V, class Scalar>
-FUSED_LSTM_INLINE void load_tile_row(const Scalar* from, V (&sums)[tile_vectors]) {
+FUSED_LSTM_INLINE void load_tile_row(const Scalar* from, V (&sums)[kTileVectors]) {
   constexpr int lanes = Lanes<V>::count;
-  for (int v = 0; v < tile_vectors; ++v) sums[v] = load<V>(from + v * lanes, lanes);
+  for (int v = 0; v < kTileVectors; ++v) sums[v] = load<V>(from + v * lanes, lanes);
 }
 
 template <class V, class Scalar>
-FUSED_LSTM_INLINE void store_tile_row(Scalar* to, const V (&sums)[tile_vectors]) {
+FUSED_LSTM_INLINE void store_tile_row(Scalar* to, const V (&sums)[kTileVectors]) {
   constexpr int lanes = Lanes<V>::count;
-  for (int v = 0; v < tile_vectors; ++v) store<V>(to + v * lanes, sums[v], lanes);
+  for (int v = 0; v < kTileVectors; ++v) store<V>(to + v * lanes, sums[v], lanes);
 }
 
-// tile(std::integral_constant highest, accumulate) with the way to add the products of a weight
-// [4H, depth] and units j .. to a tile's sums: from a panel, or from where the weight lies. Nothing
-// for products in AMX tiles or of turned rows, whose sums are in memory.
+// tile(std::integral_constant highest, accumulate) with the way to add the preactivations of a
+// weight [4H, depth] and units j .. to a tile's sums: from a panel, or from where the weight lies.
+// Nothing for preactivations in AMX tiles or of transposed rows, whose sums are in memory.
 template <class Types, class Tile>
-FUSED_LSTM_INLINE void for_tiles(const Forward<Types>& f, const Weight<Types>& weight, bool direct,
-                                 [[maybe_unused]] bool turned, int64_t depth, int64_t j,
+FUSED_LSTM_INLINE void for_tiles(const CpuForwardParams<Types>& f, const Weight<Types>& weight,
+                                 Gemm strategy, int64_t depth, int64_t j,
                                  const Scratch<Types>& scratch, const Tile& tile) {
-  if (direct) {
-    tile(std::integral_constant<int, direct_rows>{}, [&](const auto& pointers, auto& sums) {
+  if (strategy == Gemm::dot) {
+    tile(std::integral_constant<int, kDirectRows>{}, [&](const auto& pointers, auto& sums) {
       multiply_direct(pointers, depth, weight.data, f.layer.hidden_size, j, sums);
     });
-  } else if constexpr (!is_narrow<Types>) {
-    if (turned) return;
+  } else if constexpr (!has_bf16_operands<Types>) {
+    if (strategy == Gemm::transposed) return;
     const typename Types::Operand* const panel = gate_panel(f, weight, depth, j, scratch);
     tile(std::integral_constant<int, FUSED_LSTM_TILE_ROWS>{},
          [&](const auto& pointers, auto& sums) { multiply(pointers, depth, panel, sums); });
@@ -497,14 +502,14 @@ FUSED_LSTM_INLINE void for_tiles(const Forward<Types>& f, const Weight<Types>& w
 
 // What a part's units start from.
 template <class Types>
-void start(const Forward<Types>& f, const Part& part, const Scratch<Types>& scratch) {
+void start(const CpuForwardParams<Types>& f, const Part& part, const Scratch<Types>& scratch) {
   using V = VectorOfTypes<Types>;
   const ForwardParams<Types>& p = f.layer;
   const int64_t H = p.hidden_size, P = p.projection_size;
   const Step step = make_step(p.steps, 0);
   for (int64_t b = part.begin; b < part.end; ++b) {
     for_vectors<V>(part.first_unit, part.last_unit, [&](int64_t j, int count) {
-      store<V>(p.cell_state + b * H + j, load_cell<V>(p.cell_0, b * H + j, count), count);
+      store<V>(p.cell_state + b * H + j, load_cell<V>(p.c_0, b * H + j, count), count);
     });
     const int64_t first = p.projected ? 0 : part.first_unit;
     for_vectors<V>(first, p.projected ? P : part.last_unit, [&](int64_t j, int count) {
@@ -521,7 +526,7 @@ void start(const Forward<Types>& f, const Part& part, const Scratch<Types>& scra
   }
   typename Types::Accum* to = scratch.bias;
   for_vectors<V>(part.first_unit, part.last_unit, [&](int64_t j, int count) {
-    for (int gate = 0; gate < tile_vectors; ++gate, to += Lanes<V>::count) {
+    for (int gate = 0; gate < kTileVectors; ++gate, to += Lanes<V>::count) {
       V sum = {};
       if (f.bias_ih) sum += load<V>(f.bias_ih + gate * H + j, count);
       if (f.bias_hh) sum += load<V>(f.bias_hh + gate * H + j, count);
@@ -530,19 +535,20 @@ void start(const Forward<Types>& f, const Part& part, const Scratch<Types>& scra
   });
 }
 
-// The products of the input with the part's units, biases included, of the steps first .. last
-// that have `rows` rows together.
+// The preactivations of the input with the part's units, biases included, of the steps first ..
+// last that have `rows` rows together.
 template <class Types>
-void multiply_input(const Forward<Types>& f, const Part& part, const Scratch<Types>& scratch,
-                    int64_t first, int64_t rows) {
+void multiply_input(const CpuForwardParams<Types>& f, const Part& part,
+                    const Scratch<Types>& scratch, int64_t first, int64_t rows) {
   using Scalar = typename Types::Accum;
   using Operand = typename Types::Operand;
   using V = VectorOfTypes<Types>;
-  constexpr int lanes = Lanes<V>::count, width = tile_vectors * lanes;
+  constexpr int lanes = Lanes<V>::count, width = kTileVectors * lanes;
   const int64_t D = f.input_size;
   const Steps& steps = f.layer.steps;
 
-  const bool copies = Scratch<Types>::copies_input && !(is_narrow<Types> && f.direct_input);
+  const bool copies =
+      Scratch<Types>::copies_input && !(has_bf16_operands<Types> && f.input_gemm == Gemm::dot);
   const int64_t depth = panel_depth<Types>(D);
   if (copies) {
     Rows all(steps, part, first);
@@ -554,33 +560,33 @@ void multiply_input(const Forward<Types>& f, const Part& part, const Scratch<Typ
       for (int64_t k = D; k < depth; ++k) to[k] = {};
     }
   }
-  if constexpr (turns<Types>) {
-    if (f.turned_input) {
+  if constexpr (can_transpose<Types>) {
+    if (f.input_gemm == Gemm::transposed) {
       Rows all(steps, part, first);
-      turn<V>(rows, D, [&](int64_t) { return f.input + all.next() * D; }, scratch.turned);
+      turn<V>(rows, D, [&](int64_t) { return f.input + all.next() * D; }, scratch.transposed);
     }
   }
   const Scalar* bias = scratch.bias;
-  Scalar* products = scratch.products;
+  Scalar* preactivations = scratch.preactivations;
   for (int64_t j = part.first_unit; j < part.last_unit; j += lanes) {
-    if constexpr (is_narrow<Types>) {
-      if (!f.direct_input) {
+    if constexpr (has_bf16_operands<Types>) {
+      if (f.input_gemm != Gemm::dot) {
         const Operand* const panel = gate_panel(f, f.weight_ih, D, j, scratch);
-        for (int64_t row = 0; row < rows; row += tile_rows) {
+        for (int64_t row = 0; row < rows; row += kAmxRows) {
           multiply_tile(scratch.input + row * depth, depth, depth, panel, bias, 0,
-                        products + row * width);
+                        preactivations + row * width);
         }
       }
     }
-    if constexpr (turns<Types>) {
-      if (f.turned_input) {
-        multiply_turned_tiles<V>(scratch.turned, rows, f.weight_ih.data, D, f.layer.hidden_size, j,
-                                 bias, 0, products);
+    if constexpr (can_transpose<Types>) {
+      if (f.input_gemm == Gemm::transposed) {
+        multiply_transposed_tiles<V>(scratch.transposed, rows, f.weight_ih.data, D,
+                                     f.layer.hidden_size, j, bias, 0, preactivations);
       }
     }
     Rows all(steps, part, first);
     const auto input_of = [&](int64_t row) -> const Operand* {
-      if constexpr (is_narrow<Types> || !Scratch<Types>::copies_input) {
+      if constexpr (has_bf16_operands<Types> || !Scratch<Types>::copies_input) {
         return f.input + all.next() * D;
       } else {
         return scratch.input + row * D;
@@ -589,7 +595,7 @@ void multiply_input(const Forward<Types>& f, const Part& part, const Scratch<Typ
     const auto tile = [&](auto highest, const auto& accumulate) {
       for_row_blocks<decltype(highest)::value>(rows, [&](int64_t row, auto height) {
         constexpr int height_of_tile = decltype(height)::value;
-        V sums[height_of_tile][tile_vectors];
+        V sums[height_of_tile][kTileVectors];
         const Operand* pointers[height_of_tile];
         for (int r = 0; r < height_of_tile; ++r) {
           pointers[r] = input_of(row + r);
@@ -597,13 +603,13 @@ void multiply_input(const Forward<Types>& f, const Part& part, const Scratch<Typ
         }
         accumulate(pointers, sums);
         for (int r = 0; r < height_of_tile; ++r) {
-          store_tile_row(products + (row + r) * width, sums[r]);
+          store_tile_row(preactivations + (row + r) * width, sums[r]);
         }
       });
     };
-    for_tiles(f, f.weight_ih, f.direct_input, f.turned_input, D, j, scratch, tile);
+    for_tiles(f, f.weight_ih, f.input_gemm, D, j, scratch, tile);
     bias += width;
-    products += scratch.rows * width;
+    preactivations += scratch.rows * width;
   }
 }
 
@@ -612,14 +618,15 @@ void multiply_input(const Forward<Types>& f, const Part& part, const Scratch<Typ
 // long chain of dependent operations would leave the processor waiting. Kept out of line: the tiles
 // of every height share one copy.
 template <class V, class Types>
-__attribute__((noinline)) void finish_tile(const Forward<Types>& f, const Step& step, int64_t b,
-                                           int64_t rows, int64_t j, typename Types::Accum* sums,
+__attribute__((noinline)) void finish_tile(const CpuForwardParams<Types>& f, const Step& step,
+                                           int64_t b, int64_t rows, int64_t j,
+                                           typename Types::Accum* sums,
                                            const typename Types::Operand* hidden,
                                            typename Types::Operand* next) {
   constexpr int lanes = Lanes<V>::count;
   const auto finish = [&](int count) {
     for (int64_t r = 0; r < rows; ++r) {
-      typename Types::Accum* const row = sums + r * tile_vectors * lanes;
+      typename Types::Accum* const row = sums + r * kTileVectors * lanes;
       const Updated<V> updated =
           update_cell<V>(f.layer, step, b + r, j, load_gates<V>(row, lanes, 0, lanes),
                          f.layer.cell_state + (b + r) * f.layer.hidden_size + j, count);
@@ -627,7 +634,7 @@ __attribute__((noinline)) void finish_tile(const Forward<Types>& f, const Step& 
       store<V>(row + lanes, updated.output_gate, lanes);
     }
     for (int64_t r = 0; r < rows; ++r) {
-      const typename Types::Accum* const row = sums + r * tile_vectors * lanes;
+      const typename Types::Accum* const row = sums + r * kTileVectors * lanes;
       const int64_t running = (b + r) * f.layer.hidden_stride + j;
       update_hidden<V>(f.layer, step, b + r, j, {load<V>(row, lanes), load<V>(row + lanes, lanes)},
                        hidden + running, next + running, count);
@@ -641,26 +648,27 @@ __attribute__((noinline)) void finish_tile(const Forward<Types>& f, const Step& 
   }
 }
 
-// One step of the part's units. products: of the step's rows with the input, in the first block.
+// One step of the part's units. preactivations: of the step's rows with the input, in the first
+// block.
 template <class Types>
-void take_step(const Forward<Types>& f, const Part& part, const Scratch<Types>& scratch,
-               const Step& step, int64_t index, int64_t rows,
-               const typename Types::Accum* products) {
+void run_step(const CpuForwardParams<Types>& f, const Part& part, const Scratch<Types>& scratch,
+              const Step& step, int64_t index, int64_t rows,
+              const typename Types::Accum* preactivations) {
   using Scalar = typename Types::Accum;
   using Operand = typename Types::Operand;
   using V = VectorOfTypes<Types>;
-  constexpr int lanes = Lanes<V>::count, width = tile_vectors * lanes;
+  constexpr int lanes = Lanes<V>::count, width = kTileVectors * lanes;
   const ForwardParams<Types>& p = f.layer;
   const int64_t P = p.projection_size;
   const Operand* const hidden = f.hidden[index % 2];
   Operand* const next = f.hidden[(index + 1) % 2];
 
-  if constexpr (turns<Types>) {
-    if (f.turned_recurrent) {
+  if constexpr (can_transpose<Types>) {
+    if (f.recurrent_gemm == Gemm::transposed) {
       const auto row_of = [&](int64_t row) {
         return hidden + (part.begin + row) * p.hidden_stride;
       };
-      turn<V>(rows, P, row_of, scratch.turned);
+      turn<V>(rows, P, row_of, scratch.transposed);
     }
   }
   // Every other step goes downwards: the weights read last are still in the cache.
@@ -668,26 +676,26 @@ void take_step(const Forward<Types>& f, const Part& part, const Scratch<Types>& 
   for (int64_t i = 0; i < blocks; ++i) {
     const int64_t block = index % 2 ? blocks - 1 - i : i;
     const int64_t j = part.first_unit + block * lanes;
-    const Scalar* const of_input = products + block * scratch.rows * width;
-    if constexpr (is_narrow<Types>) {
-      if (!f.direct_recurrent) {
+    const Scalar* const of_input = preactivations + block * scratch.rows * width;
+    if constexpr (has_bf16_operands<Types>) {
+      if (f.recurrent_gemm != Gemm::dot) {
         const Operand* const panel = gate_panel(f, f.weight_hh, P, j, scratch);
-        for (int64_t row = 0; row < rows; row += tile_rows) {
-          alignas(64) Scalar tile[tile_rows * width];
+        for (int64_t row = 0; row < rows; row += kAmxRows) {
+          alignas(64) Scalar tile[kAmxRows * width];
           multiply_tile(hidden + (part.begin + row) * p.hidden_stride, p.hidden_stride,
                         panel_depth<Types>(P), panel, of_input + row * width, width, tile);
-          const int64_t height = rows - row < tile_rows ? rows - row : tile_rows;
+          const int64_t height = rows - row < kAmxRows ? rows - row : kAmxRows;
           finish_tile<V>(f, step, part.begin + row, height, j, tile, hidden, next);
         }
       }
     }
-    if constexpr (turns<Types>) {
-      if (f.turned_recurrent) {
+    if constexpr (can_transpose<Types>) {
+      if (f.recurrent_gemm == Gemm::transposed) {
         for (int64_t row = 0; row < rows; row += width) {
           alignas(64) Scalar tile[width * width];
           const int64_t height = rows - row < width ? rows - row : width;
-          multiply_turned_tiles<V>(scratch.turned + row * P, height, f.weight_hh.data, P,
-                                   p.hidden_size, j, of_input + row * width, width, tile);
+          multiply_transposed_tiles<V>(scratch.transposed + row * P, height, f.weight_hh.data, P,
+                                       p.hidden_size, j, of_input + row * width, width, tile);
           finish_tile<V>(f, step, part.begin + row, height, j, tile, hidden, next);
         }
       }
@@ -695,7 +703,7 @@ void take_step(const Forward<Types>& f, const Part& part, const Scratch<Types>& 
     const auto tile = [&](auto highest, const auto& accumulate) {
       for_row_blocks<decltype(highest)::value>(rows, [&](int64_t row, auto height) {
         constexpr int height_of_tile = decltype(height)::value;
-        V sums[height_of_tile][tile_vectors];
+        V sums[height_of_tile][kTileVectors];
         const Operand* pointers[height_of_tile];
         for (int r = 0; r < height_of_tile; ++r) {
           pointers[r] = hidden + (part.begin + row + r) * p.hidden_stride;
@@ -707,13 +715,13 @@ void take_step(const Forward<Types>& f, const Part& part, const Scratch<Types>& 
         finish_tile<V>(f, step, part.begin + row, height_of_tile, j, to_finish, hidden, next);
       });
     };
-    for_tiles(f, f.weight_hh, f.direct_recurrent, f.turned_recurrent, P, j, scratch, tile);
+    for_tiles(f, f.weight_hh, f.recurrent_gemm, P, j, scratch, tile);
   }
 
   if (p.projected) {
-    product<V>(p.unprojected + part.begin * p.hidden_size, p.hidden_size, f.weight_hr.panels,
-               p.projection + part.begin * P, P, 0, P, rows, /*accumulate=*/false,
-               /*downwards=*/false, scratch.stage);
+    gemm<V>(p.unprojected + part.begin * p.hidden_size, p.hidden_size, f.weight_hr.panels,
+            p.projection + part.begin * P, P, 0, P, rows, /*accumulate=*/false,
+            /*downwards=*/false, scratch.stage);
     for (int64_t b = part.begin; b < part.begin + rows; ++b) {
       for_vectors<V>(0, P, [&](int64_t j, int count) {
         const V h = load<V>(p.projection + b * P + j, count);
@@ -724,16 +732,16 @@ void take_step(const Forward<Types>& f, const Part& part, const Scratch<Types>& 
   }
 }
 
-// What a thread needs for the products of these types while it takes them.
+// What a thread needs for the preactivations of these types while it takes them.
 template <class Types>
 struct WithTiles {};
-#ifdef FUSED_LSTM_NARROW
+#ifdef FUSED_LSTM_BF16_OPERANDS
 template <>
-struct WithTiles<BFloat16Narrow> : TileConfiguration {};
+struct WithTiles<BFloat16Operands> : TileConfiguration {};
 #endif
 
 template <class Types>
-void forward(const Forward<Types>& f, const Part& part) {
+void forward(const CpuForwardParams<Types>& f, const Part& part) {
   [[maybe_unused]] const WithTiles<Types> tiles;
   const Steps& steps = f.layer.steps;
   const Scratch<Types> scratch(f, part.end - part.begin, part.last_unit - part.first_unit,
@@ -743,31 +751,31 @@ void forward(const Forward<Types>& f, const Part& part) {
     const int64_t last = first + f.chunk < steps.length ? first + f.chunk : steps.length;
     int64_t all_rows = 0;
     for (int64_t index = first; index < last; ++index) {
-      const int64_t rows = live_rows(steps, part, index);
+      const int64_t rows = valid_rows(steps, part, index);
       if (rows > 0) all_rows += rows;
     }
     if (all_rows == 0) continue;
     multiply_input(f, part, scratch, first, all_rows);
 
-    const typename Types::Accum* products = scratch.products;
+    const typename Types::Accum* preactivations = scratch.preactivations;
     for (int64_t index = first; index < last; ++index) {
-      const int64_t rows = live_rows(steps, part, index);
+      const int64_t rows = valid_rows(steps, part, index);
       if (rows <= 0) continue;
       if (part.barrier) part.barrier->wait(part.weight);  // all have the hidden state
-      take_step(f, part, scratch, make_step(steps, index), index, rows, products);
-      products += rows * Scratch<Types>::width;
+      run_step(f, part, scratch, make_step(steps, index), index, rows, preactivations);
+      preactivations += rows * Scratch<Types>::width;
     }
   }
 }
 
 template <class Types>
-int64_t backward_stage(const Backward<Types>& f) {
+int64_t backward_stage(const CpuBackwardParams<Types>& f) {
   const int64_t depth = panel_depth<Types>(4 * f.layer.hidden_size);  // P is no more
-  return is_narrow<Types> ? readable_rows<Types>(1) * depth : 0;
+  return has_bf16_operands<Types> ? readable_rows<Types>(1) * depth : 0;
 }
 
 template <class Types>
-void backward(const Backward<Types>& f, const Part& part) {
+void backward(const CpuBackwardParams<Types>& f, const Part& part) {
   using V = VectorOfTypes<Types>;
   [[maybe_unused]] const WithTiles<Types> tiles;
   typename Types::Operand* const stage = f.stage ? f.stage + part.number * f.stage_size : nullptr;
@@ -776,23 +784,23 @@ void backward(const Backward<Types>& f, const Part& part) {
 
   for (int64_t index = p.steps.length - 1; index >= 0; --index) {
     const Step step = make_step(p.steps, index);
-    const int64_t rows = live_rows(p.steps, part, index);
+    const int64_t rows = valid_rows(p.steps, part, index);
     if (rows <= 0) continue;
     const int64_t row = step.offset + part.begin, end = part.begin + rows;
 
     if (p.projected) {
       for (int64_t b = part.begin; b < end; ++b) {
         for_vectors<V>(0, P, [&](int64_t j, int count) {
-          note_hidden_before<V>(p, step, b, j, count);
+          save_h_prev<V>(p, step, b, j, count);
           const V grad =
               collect_grad_hidden<V>(p, step, b, j, load_grad_output<V>(p, step, b, j, count),
                                      p.grad_hidden + b * P + j, count);
           store<V>(p.grad_projection + (step.offset + b) * P + j, grad, count);
         });
       }
-      product<V>(p.grad_projection + row * P, P, f.weight_hr.panels,
-                 p.grad_unprojected + part.begin * H, H, 0, H, rows, /*accumulate=*/false,
-                 /*downwards=*/false, stage);
+      gemm<V>(p.grad_projection + row * P, P, f.weight_hr.panels,
+              p.grad_unprojected + part.begin * H, H, 0, H, rows, /*accumulate=*/false,
+              /*downwards=*/false, stage);
     }
     for (int64_t b = part.begin; b < end; ++b) {
       for_vectors<V>(part.first_unit, part.last_unit, [&](int64_t j, int count) {
@@ -801,7 +809,7 @@ void backward(const Backward<Types>& f, const Part& part) {
         if (p.projected) {
           grad = load<V>(p.grad_unprojected + state, count);
         } else {
-          note_hidden_before<V>(p, step, b, j, count);
+          save_h_prev<V>(p, step, b, j, count);
           grad = collect_grad_hidden<V>(p, step, b, j, load_grad_output<V>(p, step, b, j, count),
                                         p.grad_hidden + state, count);
         }
@@ -809,17 +817,17 @@ void backward(const Backward<Types>& f, const Part& part) {
                           p.grad_cell + state, count);
       });
     }
-    if (index == 0 && !f.last_product) return;
+    if (index == 0 && !f.last_gemm) return;
     if (part.barrier) part.barrier->wait(part.weight);  // all have the step's gradients
     const auto* grads = p.grad_preactivations + row * 4 * H;
     auto* grad_hidden = p.grad_hidden + part.begin * P;
     const int64_t first = p.projected ? 0 : part.first_unit;
     const int64_t last = p.projected ? P : part.last_unit;
-    if (f.direct_recurrent) {
-      add_direct_product<V>(grads, 4 * H, f.weight_hh.data, grad_hidden, P, first, last, rows);
+    if (f.recurrent_gemm == Gemm::dot) {
+      add_gemv<V>(grads, 4 * H, f.weight_hh.data, grad_hidden, P, first, last, rows);
     } else {
-      product<V>(grads, 4 * H, f.weight_hh.panels, grad_hidden, P, first, last, rows,
-                 /*accumulate=*/true, /*downwards=*/index % 2 == 1, stage);
+      gemm<V>(grads, 4 * H, f.weight_hh.panels, grad_hidden, P, first, last, rows,
+              /*accumulate=*/true, /*downwards=*/index % 2 == 1, stage);
     }
   }
 }
@@ -829,17 +837,17 @@ constexpr Functions<Types> functions = {
     panels<Types>,         panel_size<Types>, pack<Types>,    forward_scratch<Types>,
     backward_stage<Types>, forward<Types>,    backward<Types>};
 
-#ifdef FUSED_LSTM_NARROW
-constexpr const Functions<BFloat16Narrow>* narrow = &functions<BFloat16Narrow>;
+#ifdef FUSED_LSTM_BF16_OPERANDS
+constexpr const Functions<BFloat16Operands>* narrow = &functions<BFloat16Operands>;
 #else
-constexpr const Functions<BFloat16Narrow>* narrow = nullptr;
+constexpr const Functions<BFloat16Operands>* narrow = nullptr;
 #endif
 
 }  // namespace
 
 const Kernels& FUSED_LSTM_TABLE() {
   static constexpr Kernels table = {FUSED_LSTM_NAME,
-                                    tile_vectors * lanes_of<Float>(),
+                                    kTileVectors * lanes_of<Float>(),
                                     functions<Float>,
                                     functions<Double>,
                                     functions<HalfFloat>,

@@ -17,22 +17,22 @@ struct VectorOf {
   typedef T Type __attribute__((vector_size(lanes * sizeof(T))));
 };
 
-constexpr int vector_bytes = FUSED_LSTM_VECTOR_BYTES;
+constexpr int kVectorBytes = FUSED_LSTM_VECTOR_BYTES;
 
-using Floats = VectorOf<float, vector_bytes / 4>::Type;
-using Doubles = VectorOf<double, vector_bytes / 8>::Type;
+using Floats = VectorOf<float, kVectorBytes / 4>::Type;
+using Doubles = VectorOf<double, kVectorBytes / 8>::Type;
 
 template <>
 struct Lanes<Floats> {
   using Scalar = float;
-  static constexpr int count = vector_bytes / 4;
+  static constexpr int count = kVectorBytes / 4;
   using Integer = VectorOf<int32_t, count>::Type;
-  using Narrow = VectorOf<uint16_t, count>::Type;
+  using Bits16 = VectorOf<uint16_t, count>::Type;
 };
 template <>
 struct Lanes<Doubles> {
   using Scalar = double;
-  static constexpr int count = vector_bytes / 8;
+  static constexpr int count = kVectorBytes / 8;
   using Integer = VectorOf<int64_t, count>::Type;
 };
 

@@ -36,7 +36,7 @@ Factor factor_of(const at::Tensor& matrix) {
 
 bool allows_tf32() { return at::globalContext().allowTF32CuDNN(at::Float32Op::RNN); }
 
-Products::Products(at::ScalarType operand)
+Cublas::Cublas(at::ScalarType operand)
     : handle_(at::cuda::getCurrentCUDABlasHandle()),
       operand_(cuda_type(operand)),
       is_double_(operand == at::kDouble) {
@@ -50,8 +50,8 @@ Products::Products(at::ScalarType operand)
                                          CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)));
 }
 
-void Products::operator()(void* out, at::ScalarType out_type, int64_t M, int64_t N, int64_t K,
-                          const Factor& a, const Factor& b, bool accumulate) const {
+void Cublas::operator()(void* out, at::ScalarType out_type, int64_t M, int64_t N, int64_t K,
+                        const Factor& a, const Factor& b, bool accumulate) const {
   if (M == 0 || N == 0) return;
   const float one = 1, beta = accumulate ? 1 : 0;
   const double one_double = 1, beta_double = beta;
@@ -64,8 +64,8 @@ void Products::operator()(void* out, at::ScalarType out_type, int64_t M, int64_t
                                        out, cuda_type(out_type), N, compute_, CUBLAS_GEMM_DEFAULT));
 }
 
-void Products::operator()(at::Tensor& out, const at::Tensor& a, const at::Tensor& b,
-                          bool accumulate) const {
+void Cublas::operator()(at::Tensor& out, const at::Tensor& a, const at::Tensor& b,
+                        bool accumulate) const {
   if (a.size(1) == 0) {
     if (!accumulate) out.zero_();
     return;

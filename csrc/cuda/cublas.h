@@ -1,4 +1,4 @@
-// Matrix products by cuBLAS, on the current stream.
+// Matrix gemm by cuBLAS, on the current stream.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -7,21 +7,21 @@
 namespace fused_lstm {
 namespace cuda {
 
-// A factor of a product in memory: row by row, or column by column.
+// A factor of a gemm in memory: row by row, or column by column.
 struct Factor {
   const void* data;
   int64_t leading;  // numbers from one row (column) to the next
   bool transposed;  // column by column
 };
 
-// Whether nn.LSTM would take float32 products in TF32.
+// Whether nn.LSTM would take float32 gemm in TF32.
 bool allows_tf32();
 
-// Products of factors of one type. Sums are in float32 or wider; TF32 exactly where nn.LSTM would
+// Cublas of factors of one type. Sums are in float32 or wider; TF32 exactly where nn.LSTM would
 // use it.
-class Products {
+class Cublas {
  public:
-  explicit Products(at::ScalarType operand);
+  explicit Cublas(at::ScalarType operand);
 
   // out [M, N] (+)= a [M, K] b [K, N]; out lies row by row without gaps.
   void operator()(void* out, at::ScalarType out_type, int64_t M, int64_t N, int64_t K,

@@ -1,17 +1,16 @@
 // The layer on a CUDA device: which walk it takes. All work goes to the caller's current stream;
 // nothing here waits for the device.
-#include "operators/device.h"
-
 #include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAGuard.h>
 
 #include <map>
 #include <mutex>
 
-#include "plan/kernel_override.h"
-#include "cuda/persistent/params.h"
 #include "cuda/cublas.h"
 #include "cuda/passes.h"
+#include "cuda/persistent/params.h"
+#include "operators/device.h"
+#include "plan/kernel_override.h"
 
 namespace fused_lstm {
 namespace {
@@ -20,9 +19,9 @@ Plan plan_of(const Sizes& s, at::ScalarType storage, bool backward) {
   Problem problem = problem_of(s);
   problem.gpu = gpu_of(at::cuda::current_device());
   problem.backward = backward;
-  problem.number_bytes = static_cast<int>(at::elementSize(storage));
+  problem.element_bytes = static_cast<int>(at::elementSize(storage));
   problem.tensor_cores = storage == at::kFloat ? cuda::allows_tf32() : storage != at::kDouble;
-  problem.wanted = wanted_kernel();
+  problem.kernel_override = kernel_override();
   return make_plan(problem);
 }
 
@@ -30,28 +29,28 @@ class CudaDevice final : public Device {
  public:
   at::ScalarType operand_type(at::ScalarType storage) const override { return storage; }
 
-  void product(at::Tensor& out, const at::Tensor& a, const at::Tensor& b,
-               bool accumulate) const override {
+  void gemm(at::Tensor& out, const at::Tensor& a, const at::Tensor& b,
+            bool accumulate) const override {
     const c10::cuda::CUDAGuard guard(out.device());
-    const cuda::Products products(a.scalar_type());
-    products(out, a, b, accumulate);
+    const cuda::Cublas gemm(a.scalar_type());
+    gemm(out, a, b, accumulate);
   }
 
-  void forward(const Sequence& sequence, const LayerForward& layer) const override {
+  void forward(const Sequence& sequence, const ForwardTensors& layer) const override {
     const c10::cuda::CUDAGuard guard(layer.output.device());
     const Plan plan = plan_of(sequence.sizes, layer.output.scalar_type(), /*backward=*/false);
-    if (plan.kernel == Kernel::streamed) {
-      cuda::streamed_forward(sequence, layer);
+    if (plan.kernel == Kernel::stepwise) {
+      cuda::stepwise_forward(sequence, layer);
     } else {
       cuda::persistent_forward(sequence, layer, plan);
     }
   }
 
-  void backward(const Sequence& sequence, const LayerBackward& layer) const override {
+  void backward(const Sequence& sequence, const BackwardTensors& layer) const override {
     const c10::cuda::CUDAGuard guard(layer.gates.device());
     const Plan plan = plan_of(sequence.sizes, layer.gates.scalar_type(), /*backward=*/true);
-    if (plan.kernel == Kernel::streamed) {
-      cuda::streamed_backward(sequence, layer);
+    if (plan.kernel == Kernel::stepwise) {
+      cuda::stepwise_backward(sequence, layer);
     } else {
       cuda::persistent_backward(sequence, layer, plan);
     }

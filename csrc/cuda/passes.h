@@ -2,18 +2,18 @@
 // waits for the device.
 #pragma once
 
-#include "operators/device.h"
 #include "cuda/types.h"
+#include "operators/device.h"
 
 namespace fused_lstm {
 namespace cuda {
 
-void streamed_forward(const Sequence& sequence, const LayerForward& layer);
-void streamed_backward(const Sequence& sequence, const LayerBackward& layer);
+void stepwise_forward(const Sequence& sequence, const ForwardTensors& layer);
+void stepwise_backward(const Sequence& sequence, const BackwardTensors& layer);
 
 // plan.kernel is block, cluster or grid.
-void persistent_forward(const Sequence& sequence, const LayerForward& layer, const Plan& plan);
-void persistent_backward(const Sequence& sequence, const LayerBackward& layer, const Plan& plan);
+void persistent_forward(const Sequence& sequence, const ForwardTensors& layer, const Plan& plan);
+void persistent_backward(const Sequence& sequence, const BackwardTensors& layer, const Plan& plan);
 
 // Calls body(Types) for the types of a layer stored as `storage`.
 template <class Body>

@@ -11,42 +11,42 @@ namespace {
 
 // The type that a call runs in. On a CPU nn.LSTM with a packed sequence or a projection, and
 // nn.LSTMCell, add products in autocast's type to a cell state in that of the caller.
-at::ScalarType type_of(c10::DeviceType device, bool adds_to_state, const at::Tensor& cell) {
+at::ScalarType type_of(c10::DeviceType device, bool adds_to_state, const at::Tensor& c_0) {
   const at::ScalarType lower = at::autocast::get_autocast_dtype(device);
   return device == c10::DeviceType::CPU && adds_to_state
-             ? c10::promoteTypes(lower, cell.scalar_type())
+             ? c10::promoteTypes(lower, c_0.scalar_type())
              : lower;
 }
 
 template <c10::DeviceType device>
-FiveTensors layer(const at::Tensor& input, const at::Tensor& hidden, const at::Tensor& cell,
+FiveTensors layer(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor& c_0,
                   at::TensorList weights, const OptionalTensor& batch_sizes,
                   const OptionalTensor& lengths, const OptionalTensor& reset, bool reset_to_initial,
                   bool keep_states, bool recompute) {
   static const auto op = find_operator<LayerSignature>("fused_lstm::layer");
   const torch_private::WithoutAutocast guard;
-  const bool projected = hidden.size(-1) != cell.size(-1);
-  const at::ScalarType dtype = type_of(device, batch_sizes.has_value() || projected, cell);
+  const bool projected = h_0.size(-1) != c_0.size(-1);
+  const at::ScalarType dtype = type_of(device, batch_sizes.has_value() || projected, c_0);
   const auto cast = [&](const auto& x) { return at::autocast::cached_cast(dtype, x, device); };
-  auto [output, hidden_n, cell_n, cells, gates] =
-      op.call(cast(input), cast(hidden), cast(cell), cast(weights), batch_sizes, lengths, reset,
+  auto [output, h_n, c_n, cells, gates] =
+      op.call(cast(input), cast(h_0), cast(c_0), cast(weights), batch_sizes, lengths, reset,
               reset_to_initial, keep_states, recompute);
   const at::ScalarType lower = at::autocast::get_autocast_dtype(device);
-  if (projected) {  // the hidden state is a product
+  if (projected) {  // the hidden state is a gemm
     output = at::autocast::cached_cast(lower, output, device);
-    hidden_n = at::autocast::cached_cast(lower, hidden_n, device);
+    h_n = at::autocast::cached_cast(lower, h_n, device);
   }
-  return {output, hidden_n, cell_n, cells, gates};
+  return {output, h_n, c_n, cells, gates};
 }
 
 template <c10::DeviceType device>
-FourTensors cell(const at::Tensor& input, const at::Tensor& hidden, const at::Tensor& cell,
+FourTensors cell(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor& c_0,
                  at::TensorList weights, bool keep_states) {
   static const auto op = find_operator<CellSignature>("fused_lstm::cell");
   const torch_private::WithoutAutocast guard;
-  const at::ScalarType dtype = type_of(device, /*adds_to_state=*/true, cell);
+  const at::ScalarType dtype = type_of(device, /*adds_to_state=*/true, c_0);
   const auto cast = [&](const auto& x) { return at::autocast::cached_cast(dtype, x, device); };
-  return op.call(cast(input), cast(hidden), cast(cell), cast(weights), keep_states);
+  return op.call(cast(input), cast(h_0), cast(c_0), cast(weights), keep_states);
 }
 
 }  // namespace

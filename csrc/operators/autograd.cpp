@@ -1,4 +1,4 @@
-// First derivatives by the backward operators; higher ones by differentiating the definition.
+// First derivatives by the backward operators; higher ones by differentiating the reference.
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
@@ -23,9 +23,9 @@ OptionalTensor if_defined(const at::Tensor& tensor) {
 at::Tensor or_undefined(const OptionalTensor& tensor) { return tensor.value_or(at::Tensor()); }
 
 // What a node keeps: input, hidden, cell, the weights, then `others`.
-void save(AutogradContext* ctx, const at::Tensor& input, const at::Tensor& hidden,
-          const at::Tensor& cell, at::TensorList weights, const variable_list& others) {
-  variable_list saved = {input, hidden, cell};
+void save(AutogradContext* ctx, const at::Tensor& input, const at::Tensor& h_0,
+          const at::Tensor& c_0, at::TensorList weights, const variable_list& others) {
+  variable_list saved = {input, h_0, c_0};
   saved.insert(saved.end(), weights.begin(), weights.end());
   saved.insert(saved.end(), others.begin(), others.end());
   ctx->save_for_backward(std::move(saved));
@@ -53,9 +53,9 @@ variable_list in_order(const InputGradients& gradients, bool input_needed, int64
 }
 
 // The backward operators give numbers; where these shall be differentiated again (create_graph),
-// or are asked for many output gradients at once (is_grads_batched), the definition is
+// or are asked for many output gradients at once (is_grads_batched), the reference is
 // differentiated instead.
-bool needs_definition(const variable_list& gradients) {
+bool needs_reference(const variable_list& gradients) {
   const auto batched = [](const at::Tensor& gradient) {
     const c10::DispatchKeySet keys({c10::DispatchKey::Batched, c10::DispatchKey::FuncTorchBatched});
     return gradient.defined() && gradient.key_set().has_any(keys);
@@ -63,10 +63,10 @@ bool needs_definition(const variable_list& gradients) {
   return at::GradMode::is_enabled() || std::any_of(gradients.begin(), gradients.end(), batched);
 }
 
-// The gradients of definition(inputs), differentiable if the caller's GradMode says so.
-template <class Definition>
-variable_list definition_gradients(const variable_list& inputs, const variable_list& gradients,
-                                   const Definition& definition) {
+// The gradients of reference(inputs), differentiable if the caller's GradMode says so.
+template <class Reference>
+variable_list reference_gradients(const variable_list& inputs, const variable_list& gradients,
+                                  const Reference& reference) {
   const torch_private::WithoutAutocast guard;  // the inputs are of the types that it has chosen
   const bool create_graph = at::GradMode::is_enabled();
   const at::AutoGradMode enable(true);
@@ -77,7 +77,7 @@ variable_list definition_gradients(const variable_list& inputs, const variable_l
     if (input.requires_grad()) wanted.push_back(views.back());
   }
   variable_list outputs, grad_outputs;
-  const variable_list results = definition(views);
+  const variable_list results = reference(views);
   for (size_t i = 0; i < results.size(); ++i) {
     if (gradients[i].defined() && results[i].requires_grad()) {
       outputs.push_back(results[i]);
@@ -94,21 +94,21 @@ variable_list definition_gradients(const variable_list& inputs, const variable_l
   return list;
 }
 
-bool differentiates(const at::Tensor& input, const at::Tensor& hidden, const at::Tensor& cell,
+bool differentiates(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor& c_0,
                     at::TensorList weights) {
   if (!at::GradMode::is_enabled()) return false;
-  bool any = input.requires_grad() || hidden.requires_grad() || cell.requires_grad();
+  bool any = input.requires_grad() || h_0.requires_grad() || c_0.requires_grad();
   for (const at::Tensor& weight : weights) any = any || weight.requires_grad();
   return any;
 }
 
-FiveTensors call_layer(const at::Tensor& input, const at::Tensor& hidden, const at::Tensor& cell,
+FiveTensors call_layer(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor& c_0,
                        at::TensorList weights, const OptionalTensor& batch_sizes,
                        const OptionalTensor& lengths, const OptionalTensor& reset,
                        bool reset_to_initial, bool keep_states) {
   static const auto op = find_operator<LayerSignature>("fused_lstm::layer");
   at::AutoDispatchBelowADInplaceOrView guard;
-  return op.call(input, hidden, cell, weights, batch_sizes, lengths, reset, reset_to_initial,
+  return op.call(input, h_0, c_0, weights, batch_sizes, lengths, reset, reset_to_initial,
                  keep_states, /*recompute=*/false);
 }
 
@@ -121,21 +121,21 @@ bool reads_output(const at::Tensor& input, const OptionalTensor& batch_sizes) {
 
 class LayerFunction : public torch::autograd::Function<LayerFunction> {
  public:
-  static variable_list forward(AutogradContext* ctx, const at::Tensor& input,
-                               const at::Tensor& hidden, const at::Tensor& cell,
-                               at::TensorList weights, const OptionalTensor& batch_sizes,
-                               const OptionalTensor& lengths, const OptionalTensor& reset,
-                               bool reset_to_initial, bool keep_states, bool recompute) {
-    auto [output, hidden_n, cell_n, cells, gates] =
-        call_layer(input, hidden, cell, weights, batch_sizes, lengths, reset, reset_to_initial,
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& input, const at::Tensor& h_0,
+                               const at::Tensor& c_0, at::TensorList weights,
+                               const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                               const OptionalTensor& reset, bool reset_to_initial, bool keep_states,
+                               bool recompute) {
+    auto [output, h_n, c_n, cells, gates] =
+        call_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset, reset_to_initial,
                    keep_states || !recompute);
     ctx->saved_data["reset_to_initial"] = reset_to_initial;
-    save(ctx, input, hidden, cell, weights,
+    save(ctx, input, h_0, c_0, weights,
          {reads_output(input, batch_sizes) ? output : at::Tensor(),
           recompute ? at::Tensor() : cells, recompute ? at::Tensor() : gates,
           or_undefined(batch_sizes), or_undefined(lengths), or_undefined(reset)});
     if (recompute && !keep_states) ctx->mark_non_differentiable({cells, gates});  // empty
-    return {output, hidden_n, cell_n, cells, gates};
+    return {output, h_n, c_n, cells, gates};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
@@ -147,15 +147,15 @@ class LayerFunction : public torch::autograd::Function<LayerFunction> {
     const OptionalTensor lengths = if_defined(saved[n + 4]);
     const OptionalTensor reset = if_defined(saved[n + 5]);
 
-    if (needs_definition(gradients)) {
-      static const auto definition = find_operator<LayerSignature>("fused_lstm::layer_definition");
+    if (needs_reference(gradients)) {
+      static const auto reference = find_operator<LayerSignature>("fused_lstm::layer_reference");
       variable_list list =
-          definition_gradients(inputs, gradients, [&](const variable_list& x) -> variable_list {
-            const auto [output, hidden_n, cell_n, cells, gates] =
-                definition.call(x[0], x[1], x[2], at::TensorList(x).slice(3), batch_sizes, lengths,
-                                reset, reset_to_initial, /*keep_states=*/true,
-                                /*recompute=*/false);
-            return {output, hidden_n, cell_n, cells, gates};
+          reference_gradients(inputs, gradients, [&](const variable_list& x) -> variable_list {
+            const auto [output, h_n, c_n, cells, gates] =
+                reference.call(x[0], x[1], x[2], at::TensorList(x).slice(3), batch_sizes, lengths,
+                               reset, reset_to_initial, /*keep_states=*/true,
+                               /*recompute=*/false);
+            return {output, h_n, c_n, cells, gates};
           });
       list.resize(n + 6);
       return list;
@@ -173,35 +173,33 @@ class LayerFunction : public torch::autograd::Function<LayerFunction> {
   }
 };
 
-FiveTensors layer(const at::Tensor& input, const at::Tensor& hidden, const at::Tensor& cell,
+FiveTensors layer(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor& c_0,
                   at::TensorList weights, const OptionalTensor& batch_sizes,
                   const OptionalTensor& lengths, const OptionalTensor& reset, bool reset_to_initial,
                   bool keep_states, bool recompute) {
-  if (!differentiates(input, hidden, cell, weights)) {
-    return call_layer(input, hidden, cell, weights, batch_sizes, lengths, reset, reset_to_initial,
+  if (!differentiates(input, h_0, c_0, weights)) {
+    return call_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset, reset_to_initial,
                       keep_states);
   }
-  const variable_list r = LayerFunction::apply(input, hidden, cell, weights, batch_sizes, lengths,
+  const variable_list r = LayerFunction::apply(input, h_0, c_0, weights, batch_sizes, lengths,
                                                reset, reset_to_initial, keep_states, recompute);
   return {r[0], r[1], r[2], r[3], r[4]};
 }
 
-FourTensors call_cell(const at::Tensor& input, const at::Tensor& hidden, const at::Tensor& cell,
+FourTensors call_cell(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor& c_0,
                       at::TensorList weights, bool keep_states) {
   static const auto op = find_operator<CellSignature>("fused_lstm::cell");
   at::AutoDispatchBelowADInplaceOrView guard;
-  return op.call(input, hidden, cell, weights, keep_states);
+  return op.call(input, h_0, c_0, weights, keep_states);
 }
 
 class CellFunction : public torch::autograd::Function<CellFunction> {
  public:
-  static variable_list forward(AutogradContext* ctx, const at::Tensor& input,
-                               const at::Tensor& hidden, const at::Tensor& cell,
-                               at::TensorList weights) {
-    auto [hidden_n, cell_n, cells, gates] =
-        call_cell(input, hidden, cell, weights, /*keep_states=*/true);
-    save(ctx, input, hidden, cell, weights, {cells, gates});
-    return {hidden_n, cell_n, cells, gates};
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& input, const at::Tensor& h_0,
+                               const at::Tensor& c_0, at::TensorList weights) {
+    auto [h_n, c_n, cells, gates] = call_cell(input, h_0, c_0, weights, /*keep_states=*/true);
+    save(ctx, input, h_0, c_0, weights, {cells, gates});
+    return {h_n, c_n, cells, gates};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
@@ -209,13 +207,13 @@ class CellFunction : public torch::autograd::Function<CellFunction> {
     const int64_t n = ctx->saved_data["differentiable"].toInt();
     const variable_list inputs(saved.begin(), saved.begin() + n);
 
-    if (needs_definition(gradients)) {
-      static const auto definition = find_operator<LayerSignature>("fused_lstm::layer_definition");
-      return definition_gradients(inputs, gradients, [&](const variable_list& x) -> variable_list {
-        const auto [output, hidden_n, cell_n, cells, gates] =
-            definition.call(x[0].unsqueeze(0), x[1].unsqueeze(0), x[2].unsqueeze(0),
-                            at::TensorList(x).slice(3), {}, {}, {}, false, true, false);
-        return {hidden_n.squeeze(0), cell_n.squeeze(0), cells.squeeze(0).squeeze(0),
+    if (needs_reference(gradients)) {
+      static const auto reference = find_operator<LayerSignature>("fused_lstm::layer_reference");
+      return reference_gradients(inputs, gradients, [&](const variable_list& x) -> variable_list {
+        const auto [output, h_n, c_n, cells, gates] =
+            reference.call(x[0].unsqueeze(0), x[1].unsqueeze(0), x[2].unsqueeze(0),
+                           at::TensorList(x).slice(3), {}, {}, {}, false, true, false);
+        return {h_n.squeeze(0), c_n.squeeze(0), cells.squeeze(0).squeeze(0),
                 gates.squeeze(0).squeeze(0)};
       });
     }
@@ -230,12 +228,12 @@ class CellFunction : public torch::autograd::Function<CellFunction> {
   }
 };
 
-FourTensors cell(const at::Tensor& input, const at::Tensor& hidden, const at::Tensor& cell,
+FourTensors cell(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor& c_0,
                  at::TensorList weights, bool keep_states) {
-  if (!differentiates(input, hidden, cell, weights)) {
-    return call_cell(input, hidden, cell, weights, keep_states);
+  if (!differentiates(input, h_0, c_0, weights)) {
+    return call_cell(input, h_0, c_0, weights, keep_states);
   }
-  const variable_list r = CellFunction::apply(input, hidden, cell, weights);
+  const variable_list r = CellFunction::apply(input, h_0, c_0, weights);
   return {r[0], r[1], r[2], r[3]};
 }
 
@@ -244,7 +242,7 @@ FourTensors cell(const at::Tensor& input, const at::Tensor& hidden, const at::Te
 TORCH_LIBRARY_IMPL(fused_lstm, Autograd, m) {
   m.impl("layer", layer);
   m.impl("cell", cell);
-  // The nodes above call them below this key, and differentiate the definition instead.
+  // The nodes above call them below this key, and differentiate the reference instead.
   m.impl("layer_backward", torch::autograd::autogradNotImplementedFallback());
   m.impl("cell_backward", torch::autograd::autogradNotImplementedFallback());
 }

@@ -7,8 +7,8 @@
 #include <tuple>
 
 #include "cpu/kernels.h"
-#include "plan/plan.h"
 #include "plan/kernel_override.h"
+#include "plan/plan.h"
 #ifdef FUSED_LSTM_WITH_CUDA
 #include "cuda/stepwise/params.h"
 #include "operators/device.h"
@@ -60,11 +60,12 @@ Problem problem_of(const GpuFacts& gpu, int64_t length, int64_t batch, int64_t i
   return problem;
 }
 
-py::dict cpu_plan(int threads, bool team, int64_t length, int64_t batch, int64_t input,
-                  int64_t hidden, int64_t projection, int64_t directions, int64_t lanes) {
+py::dict cpu_plan(int threads, bool concurrent_threads, int64_t length, int64_t batch,
+                  int64_t input, int64_t hidden, int64_t projection, int64_t directions,
+                  int64_t lanes) {
   Problem problem = problem_of({}, length, batch, input, hidden, projection, directions);
   problem.threads = threads;
-  problem.team = team;
+  problem.concurrent_threads = concurrent_threads;
   problem.lanes = lanes;
   const Plan plan = make_plan(problem);
   py::dict result;
@@ -73,21 +74,19 @@ py::dict cpu_plan(int threads, bool team, int64_t length, int64_t batch, int64_t
   result["unit_slices"] = plan.unit_slices;
   result["parallel"] = plan.parallel;
   result["chunk"] = plan.chunk;
-  result["pack_input"] = plan.pack_input;
-  result["pack_recurrent"] = plan.pack_recurrent;
-  result["turn_input"] = plan.turn_input;
-  result["turn_recurrent"] = plan.turn_recurrent;
+  result["input_gemm"] = gemm_name(plan.input_gemm);
+  result["recurrent_gemm"] = gemm_name(plan.recurrent_gemm);
   return result;
 }
 
 py::dict gpu_plan(const GpuFacts& gpu, int64_t length, int64_t batch, int64_t input, int64_t hidden,
-                  int64_t projection, int64_t directions, bool backward, int number_bytes,
-                  bool tensor_cores, const std::optional<std::string>& wanted) {
+                  int64_t projection, int64_t directions, bool backward, int element_bytes,
+                  bool tensor_cores, const std::optional<std::string>& kernel_override) {
   Problem problem = problem_of(gpu, length, batch, input, hidden, projection, directions);
   problem.backward = backward;
-  problem.number_bytes = number_bytes;
+  problem.element_bytes = element_bytes;
   problem.tensor_cores = tensor_cores;
-  if (wanted) problem.wanted = kernel_named(*wanted);
+  if (kernel_override) problem.kernel_override = kernel_named(*kernel_override);
   py::list choices;
   for (const Choice& choice : gpu_choices(problem)) {
     py::dict one;
@@ -118,20 +117,20 @@ std::tuple<int, int, int64_t, int> gpu_facts([[maybe_unused]] int index) {
 #endif
 }
 
-std::optional<std::string> wanted_name() {
-  const std::optional<Kernel> kernel = wanted_kernel();
+std::optional<std::string> kernel_override_name() {
+  const std::optional<Kernel> kernel = kernel_override();
   if (!kernel) return std::nullopt;
   return kernel_name(*kernel);
 }
 
 void use_kernel(const std::optional<std::string>& name) {
-  if (!name) return set_wanted_kernel(std::nullopt);
+  if (!name) return set_kernel_override(std::nullopt);
   const std::optional<Kernel> kernel = kernel_named(*name);
   if (!kernel || !is_gpu_kernel(*kernel)) {
     throw py::value_error("name is '" + *name +
-                          "', must be block, cluster, grid, streamed or None");
+                          "', must be block, cluster, grid, stepwise or None");
   }
-  set_wanted_kernel(kernel);
+  set_kernel_override(kernel);
 }
 
 }  // namespace
@@ -143,14 +142,16 @@ PYBIND11_MODULE(_C, m) {
       "cpu_instruction_set", [] { return cpu::kernels().name; },
       "The instruction set of the CPU kernels; FUSED_LSTM_CPU_ISA forces a lower one.");
   m.def("cpu_plan", &cpu_plan, "How a call with padded input runs on a CPU.", py::kw_only(),
-        py::arg("threads"), py::arg("team"), py::arg("length"), py::arg("batch"), py::arg("input"),
-        py::arg("hidden"), py::arg("projection"), py::arg("directions"), py::arg("lanes") = 16);
+        py::arg("threads"), py::arg("concurrent_threads"), py::arg("length"), py::arg("batch"),
+        py::arg("input"), py::arg("hidden"), py::arg("projection"), py::arg("directions"),
+        py::arg("lanes") = 16);
   m.def("gpu_plan", &gpu_plan, "Which kernel a call takes on a GPU, and what the others would be.",
         py::kw_only(), py::arg("gpu"), py::arg("length"), py::arg("batch"), py::arg("input"),
         py::arg("hidden"), py::arg("projection"), py::arg("directions"), py::arg("backward"),
-        py::arg("number_bytes"), py::arg("tensor_cores"), py::arg("wanted") = py::none());
+        py::arg("element_bytes"), py::arg("tensor_cores"), py::arg("kernel_override") = py::none());
   m.def("gpu", &gpu_facts, "What a plan knows of a CUDA device.", py::arg("index"));
-  m.def("wanted_kernel", &wanted_name, "The kernel that GPU layers take where they can, or None.");
+  m.def("kernel_override", &kernel_override_name,
+        "The kernel that GPU layers take where they can, or None.");
   m.def("use_kernel", &use_kernel, "Sets it.", py::arg("name").none(true));
 }
 

@@ -8,9 +8,9 @@
 #include <optional>
 #include <vector>
 
-#include "plan/plan.h"
 #include "core/sequence.h"
 #include "operators/torch_private.h"
+#include "plan/plan.h"
 
 namespace fused_lstm {
 
@@ -32,7 +32,7 @@ struct Sequence {
   Steps steps(bool reverse) const {
     return {sizes.T, sizes.B, offsets.empty() ? nullptr : offsets.data(), reverse};
   }
-  Borders borders() const {
+  Boundaries boundaries() const {
     return {lengths ? lengths->const_data_ptr<int64_t>() : nullptr,
             reset ? reset->const_data_ptr<bool>() : nullptr, reset_to_initial};
   }
@@ -49,28 +49,28 @@ struct Weights {
 // All directions of one call; what they have each is stacked in the first dimension. All tensors
 // are contiguous; those that nobody wants are undefined. N is T * B, or the rows of a packed
 // sequence.
-struct LayerForward {
+struct ForwardTensors {
   std::vector<Weights> weights;
-  at::Tensor input;     // [N, D]
-  at::Tensor hidden_0;  // [directions, B, P]
-  at::Tensor cell_0;    // [directions, B, H]; CellState says in which type
+  at::Tensor input;  // [N, D]
+  at::Tensor h_0;    // [directions, B, P]
+  at::Tensor c_0;    // [directions, B, H]; CellState says in which type
   // To be filled:
-  at::Tensor output;            // [N, directions * P]
-  at::Tensor hidden_n, cell_n;  // as hidden_0 and cell_0
-  at::Tensor gates, cells;      // [directions, N, 4H], and [directions, N, H] of accum_type
+  at::Tensor output;        // [N, directions * P]
+  at::Tensor h_n, c_n;      // as h_0 and c_0
+  at::Tensor gates, cells;  // [directions, N, 4H], and [directions, N, H] of accum_type
 };
 
-struct LayerBackward {
+struct BackwardTensors {
   std::vector<Weights> weights;  // without biases
-  at::Tensor hidden_0, cell_0, gates, cells;
+  at::Tensor h_0, c_0, gates, cells;
   at::Tensor output;  // undefined where T == 1
   at::Tensor grad_output, grad_cells, grad_gates;
   // In: the gradients of the last states, out: of the first. accum_type.
   at::Tensor grad_hidden, grad_cell;
-  at::Tensor grad_hidden_0, grad_cell_0;  // added to at resets to the initial state
+  at::Tensor grad_h_0, grad_c_0;  // added to at resets to the initial state
   // To be filled, operand_type:
   at::Tensor grad_preactivations;  // [directions, N, 4H]
-  at::Tensor hidden_before;        // [directions, N, P] the hidden state that entered each step
+  at::Tensor h_prev;               // [directions, N, P] the hidden state that entered each step
   at::Tensor grad_projection;      // [directions, N, P] with a projection
   at::Tensor unprojected;          // [directions, N, H] with a projection
 };
@@ -96,10 +96,10 @@ class Device {
   virtual at::ScalarType operand_type(at::ScalarType storage) const = 0;
   // out [M, N] = a [M, K] b [K, N], added to what is there if `accumulate`. a and b may be
   // transposed views; their type is operand_type(storage), out's is that or the accumulation type.
-  virtual void product(at::Tensor& out, const at::Tensor& a, const at::Tensor& b,
-                       bool accumulate) const = 0;
-  virtual void forward(const Sequence& sequence, const LayerForward& layer) const = 0;
-  virtual void backward(const Sequence& sequence, const LayerBackward& layer) const = 0;
+  virtual void gemm(at::Tensor& out, const at::Tensor& a, const at::Tensor& b,
+                    bool accumulate) const = 0;
+  virtual void forward(const Sequence& sequence, const ForwardTensors& layer) const = 0;
+  virtual void backward(const Sequence& sequence, const BackwardTensors& layer) const = 0;
 };
 
 const Device& cpu_device();
@@ -140,12 +140,12 @@ Params common_params(const Sequence& sequence, const Layer& layer, int64_t d) {
   const Sizes& sizes = sequence.sizes;
   Params p = {};
   p.steps = sequence.steps(/*reverse=*/d == 1);
-  p.borders = sequence.borders();
+  p.boundaries = sequence.boundaries();
   p.hidden_size = sizes.H;
   p.projection_size = sizes.P;
   p.projected = sizes.projected;
-  p.hidden_0 = pointer<Storage>(layer.hidden_0, d);
-  p.cell_0 = cell_state<const Storage, const Accum>(layer.cell_0, layer.hidden_0.scalar_type(), d);
+  p.h_0 = pointer<Storage>(layer.h_0, d);
+  p.c_0 = cell_state<const Storage, const Accum>(layer.c_0, layer.h_0.scalar_type(), d);
   p.gates = pointer<Storage>(layer.gates, d);
   p.cells = pointer<Accum>(layer.cells, d);
   p.output = pointer<Storage>(layer.output);
@@ -155,18 +155,18 @@ Params common_params(const Sequence& sequence, const Layer& layer, int64_t d) {
 }
 
 template <class Types>
-ForwardParams<Types> forward_params(const Sequence& sequence, const LayerForward& layer,
+ForwardParams<Types> forward_params(const Sequence& sequence, const ForwardTensors& layer,
                                     int64_t d) {
   using Storage = typename Types::Storage;
   using Accum = typename Types::Accum;
   auto p = common_params<ForwardParams<Types>, Storage, Accum>(sequence, layer, d);
-  p.hidden_n = pointer<Storage>(layer.hidden_n, d);
-  p.cell_n = cell_state<Storage, Accum>(layer.cell_n, layer.hidden_0.scalar_type(), d);
+  p.h_n = pointer<Storage>(layer.h_n, d);
+  p.c_n = cell_state<Storage, Accum>(layer.c_n, layer.h_0.scalar_type(), d);
   return p;
 }
 
 template <class Types>
-BackwardParams<Types> backward_params(const Sequence& sequence, const LayerBackward& layer,
+BackwardParams<Types> backward_params(const Sequence& sequence, const BackwardTensors& layer,
                                       int64_t d) {
   using Storage = typename Types::Storage;
   using Accum = typename Types::Accum;
@@ -178,10 +178,10 @@ BackwardParams<Types> backward_params(const Sequence& sequence, const LayerBackw
   p.grad_gates = pointer<Storage>(layer.grad_gates, d);
   p.grad_hidden = pointer<Accum>(layer.grad_hidden, d);
   p.grad_cell = pointer<Accum>(layer.grad_cell, d);
-  p.grad_hidden_0 = pointer<Accum>(layer.grad_hidden_0, d);
-  p.grad_cell_0 = pointer<Accum>(layer.grad_cell_0, d);
+  p.grad_h_0 = pointer<Accum>(layer.grad_h_0, d);
+  p.grad_c_0 = pointer<Accum>(layer.grad_c_0, d);
   p.grad_preactivations = pointer<Operand>(layer.grad_preactivations, d);
-  p.hidden_before = pointer<Operand>(layer.hidden_before, d);
+  p.h_prev = pointer<Operand>(layer.h_prev, d);
   p.grad_projection = pointer<Operand>(layer.grad_projection, d);
   p.unprojected = pointer<Operand>(layer.unprojected, d);
   return p;

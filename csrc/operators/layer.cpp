@@ -45,12 +45,12 @@ void check_matrix(const char* name, const at::Tensor& tensor, at::IntArrayRef sh
 }
 
 // A cell state of fewer bits than the input counts in the input's dtype.
-at::ScalarType cell_type(const at::Tensor& cell, const at::Tensor& input) {
-  return c10::promoteTypes(cell.scalar_type(), input.scalar_type());
+at::ScalarType cell_type(const at::Tensor& c_0, const at::Tensor& input) {
+  return c10::promoteTypes(c_0.scalar_type(), input.scalar_type());
 }
-at::Tensor in_cell_type(const at::Tensor& cell, const at::Tensor& input) {
-  const at::ScalarType dtype = cell_type(cell, input);
-  return (cell.scalar_type() == dtype ? cell : cell.to(dtype)).contiguous();
+at::Tensor in_cell_type(const at::Tensor& c_0, const at::Tensor& input) {
+  const at::ScalarType dtype = cell_type(c_0, input);
+  return (c_0.scalar_type() == dtype ? c_0 : c_0.to(dtype)).contiguous();
 }
 
 void check_mask(const char* name, const at::Tensor& tensor, at::IntArrayRef shape,
@@ -88,18 +88,18 @@ Sequence check(const LayerArguments& a) {
   TORCH_CHECK(input.dim() == (packed ? 2 : 3), "input must be ",
               packed ? "[N, D] with batch_sizes" : "[T, B, D]", ", got ", input.dim(),
               " dimensions");
-  TORCH_CHECK(a.hidden.dim() == 3 && a.cell.dim() == 3,
-              "hidden and cell must be [directions, B, P] and [directions, B, H], got shapes ",
-              a.hidden.sizes(), " and ", a.cell.sizes());
+  TORCH_CHECK(a.h_0.dim() == 3 && a.c_0.dim() == 3,
+              "h_0 and c_0 must be [directions, B, P] and [directions, B, H], got shapes ",
+              a.h_0.sizes(), " and ", a.c_0.sizes());
 
   Sequence sequence = {};
   Sizes& s = sequence.sizes;
   s.packed = packed;
   s.D = input.size(-1);
-  s.H = a.cell.size(2);
-  s.P = a.hidden.size(2);
-  s.directions = a.hidden.size(0);
-  TORCH_CHECK(s.directions == 1 || s.directions == 2, "hidden has ", s.directions,
+  s.H = a.c_0.size(2);
+  s.P = a.h_0.size(2);
+  s.directions = a.h_0.size(0);
+  TORCH_CHECK(s.directions == 1 || s.directions == 2, "h_0 has ", s.directions,
               " directions, must have 1 or 2");
   if (packed) {
     s.N = input.size(0);
@@ -119,12 +119,11 @@ Sequence check(const LayerArguments& a) {
               " directions");
   s.biases = each >= 4;
   s.projected = each % 2 == 1;
-  TORCH_CHECK(s.projected || s.P == s.H, "hidden has ", s.P, " features, must have the cell's ",
-              s.H);
+  TORCH_CHECK(s.projected || s.P == s.H, "h_0 has ", s.P, " features, must have c_0's ", s.H);
 
-  check_matrix("hidden", a.hidden, {s.directions, s.B, s.P}, input);
-  check_place("cell", a.cell, {s.directions, s.B, s.H}, input);
-  check_dtype("cell", cell_type(a.cell, input), input, /*or_wider=*/true);
+  check_matrix("h_0", a.h_0, {s.directions, s.B, s.P}, input);
+  check_place("c_0", a.c_0, {s.directions, s.B, s.H}, input);
+  check_dtype("c_0", cell_type(a.c_0, input), input, /*or_wider=*/true);
   for (int64_t d = 0; d < s.directions; ++d) {
     const Weights w = weights_of(a.weights, s, d);
     check_matrix("weight_ih", w.ih, {4 * s.H, s.D}, input);
@@ -213,17 +212,17 @@ LayerResult layer_forward(const LayerArguments& arguments, bool keep_states) {
   const at::TensorOptions options = arguments.input.options();
   const at::TensorOptions accums = options.dtype(accum_type(arguments.input.scalar_type()));
 
-  LayerForward layer;
+  ForwardTensors layer;
   for (int64_t d = 0; d < s.directions; ++d) {
     layer.weights.push_back(contiguous(weights_of(arguments.weights, s, d)));
     if (s.biases) split_biases(layer.weights.back(), arguments.input.scalar_type());
   }
   layer.input = arguments.input.contiguous();
-  layer.hidden_0 = arguments.hidden.contiguous();
-  layer.cell_0 = in_cell_type(arguments.cell, arguments.input);
+  layer.h_0 = arguments.h_0.contiguous();
+  layer.c_0 = in_cell_type(arguments.c_0, arguments.input);
   layer.output = allocate(rows_shape(s, s.directions * s.P), options);
-  layer.hidden_n = allocate(layer.hidden_0.sizes(), options);
-  layer.cell_n = allocate(layer.cell_0.sizes(), layer.cell_0.options());
+  layer.h_n = allocate(layer.h_0.sizes(), options);
+  layer.c_n = allocate(layer.c_0.sizes(), layer.c_0.options());
   if (keep_states) {
     layer.gates = allocate(rows_shape(s, 4 * s.H, s.directions), options);
     layer.cells = allocate(rows_shape(s, s.H, s.directions), accums);
@@ -233,7 +232,7 @@ LayerResult layer_forward(const LayerArguments& arguments, bool keep_states) {
   const auto or_empty = [](const at::Tensor& tensor, const at::TensorOptions& its_options) {
     return tensor.defined() ? tensor : allocate({0}, its_options);
   };
-  return {layer.output, layer.hidden_n, layer.cell_n, or_empty(layer.cells, accums),
+  return {layer.output, layer.h_n, layer.c_n, or_empty(layer.cells, accums),
           or_empty(layer.gates, options)};
 }
 
@@ -258,12 +257,12 @@ LayerInputGradients layer_backward(const LayerGradients& gradients, const LayerA
                     : allocate(like.sizes(), options.dtype(accum)).zero_();
   };
 
-  LayerBackward layer;
+  BackwardTensors layer;
   for (int64_t d = 0; d < s.directions; ++d) {
     layer.weights.push_back(contiguous(weights_of(arguments.weights, s, d)));
   }
-  layer.hidden_0 = arguments.hidden.contiguous();
-  layer.cell_0 = in_cell_type(arguments.cell, arguments.input);
+  layer.h_0 = arguments.h_0.contiguous();
+  layer.c_0 = in_cell_type(arguments.c_0, arguments.input);
   if (s.T > 1) {
     TORCH_CHECK(output, "output is missing, must be given for more than one step");
     layer.output = output->contiguous();
@@ -272,19 +271,19 @@ LayerInputGradients layer_backward(const LayerGradients& gradients, const LayerA
     layer.cells = cells->contiguous();
     layer.gates = gates->contiguous();
   } else {
-    rebuild_states(device, sequence, arguments.input, layer);
+    recompute_states(device, sequence, arguments.input, layer);
   }
   layer.grad_output = given(gradients.output, storage);
   layer.grad_cells = given(gradients.cells, accum);
   layer.grad_gates = given(gradients.gates, storage);
-  layer.grad_hidden = carried(gradients.hidden_n, layer.hidden_0);
-  layer.grad_cell = carried(gradients.cell_n, layer.cell_0);
+  layer.grad_hidden = carried(gradients.h_n, layer.h_0);
+  layer.grad_cell = carried(gradients.c_n, layer.c_0);
   if (sequence.reset && sequence.reset_to_initial) {
-    layer.grad_hidden_0 = at::zeros_like(layer.grad_hidden);
-    layer.grad_cell_0 = at::zeros_like(layer.grad_cell);
+    layer.grad_h_0 = at::zeros_like(layer.grad_hidden);
+    layer.grad_c_0 = at::zeros_like(layer.grad_cell);
   }
   layer.grad_preactivations = allocate({s.directions, s.N, 4 * s.H}, operands);
-  layer.hidden_before = allocate({s.directions, s.N, s.P}, operands);
+  layer.h_prev = allocate({s.directions, s.N, s.P}, operands);
   if (s.projected) {
     layer.grad_projection = allocate({s.directions, s.N, s.P}, operands);
     layer.unprojected = allocate({s.directions, s.N, s.H}, operands);
@@ -294,17 +293,17 @@ LayerInputGradients layer_backward(const LayerGradients& gradients, const LayerA
   if (const auto from_zero = sequence.starts_from_zero()) {
     layer.grad_hidden.select(0, 0).masked_fill_(from_zero->unsqueeze(1), 0);
   }
-  if (layer.grad_hidden_0.defined()) {
-    layer.grad_hidden.add_(layer.grad_hidden_0);
-    layer.grad_cell.add_(layer.grad_cell_0);
+  if (layer.grad_h_0.defined()) {
+    layer.grad_hidden.add_(layer.grad_h_0);
+    layer.grad_cell.add_(layer.grad_c_0);
   }
 
   at::Tensor grad_input = allocate({0}, options);
   if (input_needed) {
     at::Tensor sum = allocate({s.N, s.D}, operands);
     for (int64_t d = 0; d < s.directions; ++d) {
-      device.product(sum, layer.grad_preactivations.select(0, d),
-                     operand(device, layer.weights[d].ih), d > 0);
+      device.gemm(sum, layer.grad_preactivations.select(0, d), operand(device, layer.weights[d].ih),
+                  d > 0);
     }
     grad_input = sum.to(storage).view(arguments.input.sizes());
   }
@@ -320,13 +319,13 @@ LayerInputGradients layer_backward(const LayerGradients& gradients, const LayerA
     x = x.view({s.N, s.D});
     const auto grad_weight = [&](const at::Tensor& rows, const at::Tensor& columns) {
       at::Tensor grad = allocate({rows.size(1), columns.size(1)}, operands);
-      device.product(grad, rows.t(), columns, /*accumulate=*/false);
+      device.gemm(grad, rows.t(), columns, /*accumulate=*/false);
       return grad.to(storage);
     };
     for (int64_t d = 0; d < s.directions; ++d) {
       const at::Tensor grad = layer.grad_preactivations.select(0, d);
       grad_weights.push_back(grad_weight(grad, x));
-      grad_weights.push_back(grad_weight(grad, layer.hidden_before.select(0, d)));
+      grad_weights.push_back(grad_weight(grad, layer.h_prev.select(0, d)));
       if (s.biases) {
         const at::ScalarType ih = layer.weights[d].bias_ih.scalar_type();
         const at::ScalarType hh = layer.weights[d].bias_hh.scalar_type();
@@ -342,7 +341,7 @@ LayerInputGradients layer_backward(const LayerGradients& gradients, const LayerA
     }
   }
   return {grad_input, layer.grad_hidden.to(storage),
-          layer.grad_cell.to(arguments.cell.scalar_type()), grad_weights};
+          layer.grad_cell.to(arguments.c_0.scalar_type()), grad_weights};
 }
 
 }  // namespace fused_lstm

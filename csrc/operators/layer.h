@@ -10,11 +10,11 @@ namespace fused_lstm {
 // Arguments that forward and backward share. T steps, B sequences, D input features, H hidden
 // units, P features of the hidden state (proj_size, or H), N = T * B rows.
 struct LayerArguments {
-  const at::Tensor& input;   // [T, B, D], or [N, D] with batch_sizes
-  const at::Tensor& hidden;  // [directions, B, P]
+  const at::Tensor& input;  // [T, B, D], or [N, D] with batch_sizes
+  const at::Tensor& h_0;    // [directions, B, P]
   // [directions, B, H], of the input's dtype, a narrower one, or that of the sums; in the last
-  // case cell_n is of it too
-  const at::Tensor& cell;
+  // case c_n is of it too
+  const at::Tensor& c_0;
   // For each direction weight_ih [4H, D], weight_hh [4H, P], then bias_ih and bias_hh [4H] if the
   // layer has biases, then weight_hr [P, H] if it has a projection. Rows in the order i f g o. The
   // biases may be of the sums' dtype.
@@ -25,8 +25,8 @@ struct LayerArguments {
   bool reset_to_initial;                         // from hidden and cell, rather than from zero
 };
 
-// output [T, B, directions * P] or [N, directions * P], hidden_n [directions, B, P],
-// cell_n [directions, B, H], cells [directions, T, B, H] or [directions, N, H] in float32 or
+// output [T, B, directions * P] or [N, directions * P], h_n [directions, B, P],
+// c_n [directions, B, H], cells [directions, T, B, H] or [directions, N, H] in float32 or
 // wider, gates [directions, ..., 4H] activated. The last two are empty unless keep_states.
 using LayerResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 LayerResult layer_forward(const LayerArguments& arguments, bool keep_states);
@@ -34,8 +34,8 @@ LayerResult layer_forward(const LayerArguments& arguments, bool keep_states);
 // Gradients of the results, each of them of any strides, or absent.
 struct LayerGradients {
   const std::optional<at::Tensor>& output;
-  const std::optional<at::Tensor>& hidden_n;
-  const std::optional<at::Tensor>& cell_n;
+  const std::optional<at::Tensor>& h_n;
+  const std::optional<at::Tensor>& c_n;
   const std::optional<at::Tensor>& cells;
   const std::optional<at::Tensor>& gates;
 };

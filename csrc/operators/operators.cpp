@@ -9,58 +9,54 @@
 namespace fused_lstm {
 namespace {
 
-FiveTensors layer(const at::Tensor& input, const at::Tensor& hidden, const at::Tensor& cell,
+FiveTensors layer(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor& c_0,
                   at::TensorList weights, const OptionalTensor& batch_sizes,
                   const OptionalTensor& lengths, const OptionalTensor& reset, bool reset_to_initial,
                   bool keep_states, bool /*recompute*/) {
-  return layer_forward(
-      {input, hidden, cell, weights, batch_sizes, lengths, reset, reset_to_initial}, keep_states);
+  return layer_forward({input, h_0, c_0, weights, batch_sizes, lengths, reset, reset_to_initial},
+                       keep_states);
 }
 
-InputGradients layer_gradients(const OptionalTensor& grad_output,
-                               const OptionalTensor& grad_hidden_n,
-                               const OptionalTensor& grad_cell_n, const OptionalTensor& grad_cells,
+InputGradients layer_gradients(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                               const OptionalTensor& grad_c_n, const OptionalTensor& grad_cells,
                                const OptionalTensor& grad_gates, const at::Tensor& input,
-                               const at::Tensor& hidden, const at::Tensor& cell,
-                               at::TensorList weights, const OptionalTensor& output,
-                               const OptionalTensor& cells, const OptionalTensor& gates,
-                               const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
-                               const OptionalTensor& reset, bool reset_to_initial,
-                               bool input_needed, bool weights_needed) {
-  return layer_backward(
-      {grad_output, grad_hidden_n, grad_cell_n, grad_cells, grad_gates},
-      {input, hidden, cell, weights, batch_sizes, lengths, reset, reset_to_initial}, output, cells,
-      gates, input_needed, weights_needed);
+                               const at::Tensor& h_0, const at::Tensor& c_0, at::TensorList weights,
+                               const OptionalTensor& output, const OptionalTensor& cells,
+                               const OptionalTensor& gates, const OptionalTensor& batch_sizes,
+                               const OptionalTensor& lengths, const OptionalTensor& reset,
+                               bool reset_to_initial, bool input_needed, bool weights_needed) {
+  return layer_backward({grad_output, grad_h_n, grad_c_n, grad_cells, grad_gates},
+                        {input, h_0, c_0, weights, batch_sizes, lengths, reset, reset_to_initial},
+                        output, cells, gates, input_needed, weights_needed);
 }
 
 // The cell is the layer over one step: [B, ..] seen as [1, B, ..].
-void check_cell(const at::Tensor& input, const at::Tensor& hidden, const at::Tensor& cell) {
-  TORCH_CHECK(input.dim() == 2 && hidden.dim() == 2 && cell.dim() == 2,
-              "input, hidden and cell must be [B, D], [B, H] and [B, H], got shapes ",
-              input.sizes(), ", ", hidden.sizes(), " and ", cell.sizes());
+void check_cell(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor& c_0) {
+  TORCH_CHECK(input.dim() == 2 && h_0.dim() == 2 && c_0.dim() == 2,
+              "input, h_0 and c_0 must be [B, D], [B, H] and [B, H], got shapes ", input.sizes(),
+              ", ", h_0.sizes(), " and ", c_0.sizes());
 }
 
-FourTensors cell(const at::Tensor& input, const at::Tensor& hidden, const at::Tensor& cell,
+FourTensors cell(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor& c_0,
                  at::TensorList weights, bool keep_states) {
-  check_cell(input, hidden, cell);
-  auto [output, hidden_n, cell_n, cells, gates] = layer_forward(
-      {input.unsqueeze(0), hidden.unsqueeze(0), cell.unsqueeze(0), weights, {}, {}, {}, false},
+  check_cell(input, h_0, c_0);
+  auto [output, h_n, c_n, cells, gates] = layer_forward(
+      {input.unsqueeze(0), h_0.unsqueeze(0), c_0.unsqueeze(0), weights, {}, {}, {}, false},
       keep_states);
-  const at::IntArrayRef shape = cell.sizes();
+  const at::IntArrayRef shape = c_0.sizes();
   if (keep_states) {
     cells = cells.view(shape);
     gates = gates.view({shape[0], 4 * shape[1]});
   }
-  return {output.squeeze(0), cell_n.squeeze(0), cells, gates};
+  return {output.squeeze(0), c_n.squeeze(0), cells, gates};
 }
 
-InputGradients cell_gradients(const OptionalTensor& grad_hidden_n,
-                              const OptionalTensor& grad_cell_n, const OptionalTensor& grad_cells,
-                              const OptionalTensor& grad_gates, const at::Tensor& input,
-                              const at::Tensor& hidden, const at::Tensor& cell,
+InputGradients cell_gradients(const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,
+                              const OptionalTensor& grad_cells, const OptionalTensor& grad_gates,
+                              const at::Tensor& input, const at::Tensor& h_0, const at::Tensor& c_0,
                               at::TensorList weights, const at::Tensor& cells,
                               const at::Tensor& gates, bool input_needed, bool weights_needed) {
-  check_cell(input, hidden, cell);
+  check_cell(input, h_0, c_0);
   const auto step = [](const OptionalTensor& gradient) {
     return gradient ? OptionalTensor(gradient->unsqueeze(0)) : std::nullopt;
   };
@@ -69,12 +65,8 @@ InputGradients cell_gradients(const OptionalTensor& grad_hidden_n,
     return gradient ? OptionalTensor(states(*gradient)) : std::nullopt;
   };
   auto [grad_input, grad_hidden, grad_cell, grad_weights] = layer_backward(
-      {step(grad_hidden_n),
-       {},
-       step(grad_cell_n),
-       state_gradient(grad_cells),
-       state_gradient(grad_gates)},
-      {input.unsqueeze(0), hidden.unsqueeze(0), cell.unsqueeze(0), weights, {}, {}, {}, false},
+      {step(grad_h_n), {}, step(grad_c_n), state_gradient(grad_cells), state_gradient(grad_gates)},
+      {input.unsqueeze(0), h_0.unsqueeze(0), c_0.unsqueeze(0), weights, {}, {}, {}, false},
       /*output=*/{}, states(cells), states(gates), input_needed, weights_needed);
   return {input_needed ? grad_input.squeeze(0) : grad_input, grad_hidden.squeeze(0),
           grad_cell.squeeze(0), grad_weights};
@@ -93,13 +85,13 @@ void built_without_cuda(const c10::OperatorHandle& op, torch::jit::Stack*) {
 
 TORCH_LIBRARY(fused_lstm, m) {
   m.def(
-      "layer(Tensor input, Tensor hidden, Tensor cell, Tensor[] weights, *, "
+      "layer(Tensor input, Tensor h_0, Tensor c_0, Tensor[] weights, *, "
       "Tensor? batch_sizes=None, Tensor? lengths=None, Tensor? reset=None, "
       "bool reset_to_initial=False, bool keep_states=False, bool recompute=False) -> "
-      "(Tensor output, Tensor hidden_n, Tensor cell_n, Tensor cells, Tensor gates)");
+      "(Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor gates)");
   m.def(
-      "layer_backward(Tensor? grad_output, Tensor? grad_hidden_n, Tensor? grad_cell_n, "
-      "Tensor? grad_cells, Tensor? grad_gates, Tensor input, Tensor hidden, Tensor cell, "
+      "layer_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, "
+      "Tensor? grad_cells, Tensor? grad_gates, Tensor input, Tensor h_0, Tensor c_0, "
       "Tensor[] weights, Tensor? output, Tensor? cells, Tensor? gates, *, "
       "Tensor? batch_sizes=None, Tensor? lengths=None, Tensor? reset=None, bool "
       "reset_to_initial=False, "
@@ -107,16 +99,16 @@ TORCH_LIBRARY(fused_lstm, m) {
       "(Tensor grad_input, Tensor grad_hidden, Tensor grad_cell, Tensor[] grad_weights)");
   // The same maths in plain PyTorch, differentiable any number of times: fused_lstm/reference.py.
   m.def(
-      "layer_definition(Tensor input, Tensor hidden, Tensor cell, Tensor[] weights, *, "
+      "layer_reference(Tensor input, Tensor h_0, Tensor c_0, Tensor[] weights, *, "
       "Tensor? batch_sizes=None, Tensor? lengths=None, Tensor? reset=None, "
       "bool reset_to_initial=False, bool keep_states=True, bool recompute=False) -> "
-      "(Tensor output, Tensor hidden_n, Tensor cell_n, Tensor cells, Tensor gates)");
+      "(Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor gates)");
   m.def(
-      "cell(Tensor input, Tensor hidden, Tensor cell, Tensor[] weights, *, "
-      "bool keep_states=False) -> (Tensor hidden_n, Tensor cell_n, Tensor cells, Tensor gates)");
+      "cell(Tensor input, Tensor h_0, Tensor c_0, Tensor[] weights, *, "
+      "bool keep_states=False) -> (Tensor h_n, Tensor c_n, Tensor cells, Tensor gates)");
   m.def(
-      "cell_backward(Tensor? grad_hidden_n, Tensor? grad_cell_n, Tensor? grad_cells, "
-      "Tensor? grad_gates, Tensor input, Tensor hidden, Tensor cell, Tensor[] weights, "
+      "cell_backward(Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_cells, "
+      "Tensor? grad_gates, Tensor input, Tensor h_0, Tensor c_0, Tensor[] weights, "
       "Tensor cells, Tensor gates, *, bool input_needed=True, bool weights_needed=True) -> "
       "(Tensor grad_input, Tensor grad_hidden, Tensor grad_cell, Tensor[] grad_weights)");
 }

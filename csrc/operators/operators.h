@@ -16,7 +16,7 @@ using FourTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 using InputGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>>;
 
 // layer: (input, hidden, cell, weights, batch_sizes, lengths, reset, reset_to_initial,
-// keep_states, recompute) -> (output, hidden_n, cell_n, cells, gates); shapes in layer.h. With
+// keep_states, recompute) -> (output, h_n, c_n, cells, gates); shapes in layer.h. With
 // recompute, its backward gets neither cells nor gates and rebuilds them. It reads the output of
 // every step but a direction's last: of a single step it gets none.
 using LayerSignature = FiveTensors(const at::Tensor&, const at::Tensor&, const at::Tensor&,
@@ -29,7 +29,7 @@ using LayerBackwardSignature = InputGradients(
     const OptionalTensor&, const OptionalTensor&, bool, bool, bool);
 
 // cell: (input [B, D], hidden [B, H], cell [B, H], weights, keep_states) ->
-// (hidden_n [B, H], cell_n [B, H], cells [B, H], gates [B, 4H]): one step of a layer.
+// (h_n [B, H], c_n [B, H], cells [B, H], gates [B, 4H]): one step of a layer.
 using CellSignature = FourTensors(const at::Tensor&, const at::Tensor&, const at::Tensor&,
                                   at::TensorList, bool);
 using CellBackwardSignature = InputGradients(const OptionalTensor&, const OptionalTensor&,

@@ -69,8 +69,8 @@ at::Tensor renewed(const Sequence& sequence, const at::Tensor& fresh, const at::
 
 // The hidden state that entered each step [N, P], from those that left it, `output` [N, P], which
 // is undefined where T == 1. start: the initial one [B, P].
-at::Tensor hidden_before(const Sequence& sequence, const Masks& masks, const at::Tensor& output,
-                         const at::Tensor& start, bool reverse) {
+at::Tensor h_prev(const Sequence& sequence, const Masks& masks, const at::Tensor& output,
+                  const at::Tensor& start, bool reverse) {
   const Sizes& s = sequence.sizes;
   if (s.T == 1) {
     const at::Tensor before = start.view({1, s.B, s.P});
@@ -119,8 +119,8 @@ void walk_cells(const Sequence& sequence, const Masks& masks, const at::Tensor& 
 
 }  // namespace
 
-void rebuild_states(const Device& device, const Sequence& sequence, const at::Tensor& input,
-                    LayerBackward& layer) {
+void recompute_states(const Device& device, const Sequence& sequence, const at::Tensor& input,
+                      BackwardTensors& layer) {
   // A backward inside autocast: it must not choose types here.
   const torch_private::WithoutAutocast guard;
   const Sizes& s = sequence.sizes;
@@ -140,19 +140,19 @@ void rebuild_states(const Device& device, const Sequence& sequence, const at::Te
     const bool reverse = d == 1;
     const Weights& w = layer.weights[d];
     const Masks masks = masks_of(sequence, reverse);
-    const at::Tensor before = hidden_before(sequence, masks, direction_of(output, d),
-                                            layer.hidden_0.select(0, d), reverse);
+    const at::Tensor before =
+        h_prev(sequence, masks, direction_of(output, d), layer.h_0.select(0, d), reverse);
     at::Tensor gates = layer.gates.select(0, d);
     at::Tensor sum = storage == accum ? gates : at::empty_like(gates, gates.options().dtype(accum));
-    device.product(sum, x, operand(w.ih).t(), /*accumulate=*/false);
-    device.product(sum, operand(before), operand(w.hh).t(), /*accumulate=*/true);
+    device.gemm(sum, x, operand(w.ih).t(), /*accumulate=*/false);
+    device.gemm(sum, operand(before), operand(w.hh).t(), /*accumulate=*/true);
     if (s.biases) sum.add_(w.bias_ih).add_(w.bias_hh);
     const at::Tensor parts = sum.view({s.N, 4, s.H});
     parts.slice(1, 0, 2).sigmoid_();
     parts.select(1, 2).tanh_();
     parts.select(1, 3).sigmoid_();
     // From the gates before they are rounded, as in the forward.
-    walk_cells(sequence, masks, parts, layer.cell_0.select(0, d).to(accum), reverse,
+    walk_cells(sequence, masks, parts, layer.c_0.select(0, d).to(accum), reverse,
                layer.cells.select(0, d));
     if (storage != accum) gates.copy_(sum);
   }

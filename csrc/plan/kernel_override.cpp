@@ -14,20 +14,20 @@ std::optional<Kernel> from_environment() {
   const std::optional<Kernel> kernel = kernel_named(name);
   if (!kernel || !is_gpu_kernel(*kernel)) {
     throw std::invalid_argument(std::string("FUSED_LSTM_KERNEL is '") + name +
-                                "', must be block, cluster, grid or streamed");
+                                "', must be block, cluster, grid or stepwise");
   }
   return kernel;
 }
 
-std::atomic<std::optional<Kernel>>& wanted() {
+std::atomic<std::optional<Kernel>>& current() {
   static std::atomic<std::optional<Kernel>> kernel = from_environment();
   return kernel;
 }
 
 }  // namespace
 
-std::optional<Kernel> wanted_kernel() { return wanted(); }
+std::optional<Kernel> kernel_override() { return current(); }
 
-void set_wanted_kernel(std::optional<Kernel> kernel) { wanted() = kernel; }
+void set_kernel_override(std::optional<Kernel> kernel) { current() = kernel; }
 
 }  // namespace fused_lstm

@@ -8,7 +8,7 @@
 
 namespace fused_lstm {
 
-std::optional<Kernel> wanted_kernel();
-void set_wanted_kernel(std::optional<Kernel> kernel);
+std::optional<Kernel> kernel_override();
+void set_kernel_override(std::optional<Kernel> kernel);
 
 }  // namespace fused_lstm

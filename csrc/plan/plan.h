@@ -1,11 +1,10 @@
-// Which kernel a call takes, decided here and nowhere else: a pure function of the problem and of
+// Which kernel a call runs, decided here and nowhere else: a pure function of the problem and of
 // the device. Free of torch.
 #pragma once
 
 #include <array>
 #include <cstdint>
 #include <optional>
-#include <string_view>
 
 #include "plan/placement.h"
 
@@ -33,14 +32,14 @@ struct Problem {
 
   // Of a CPU:
   int threads;
-  bool team;      // they all run at once, so that one may wait for another
+  bool concurrent_threads;  // they all run at once, so that one may wait for another
   int64_t lanes;  // of a vector, where a weight that is not packed can be multiplied; else 0
 
   // Of a GPU:
   bool backward;
-  int number_bytes;              // of a weight: 2, 4, 8
-  bool tensor_cores;             // take the products; of float32 in TF32
-  std::optional<Kernel> wanted;  // this kernel, if it can run
+  int element_bytes;                      // of a weight: 2, 4, 8
+  bool tensor_cores;                      // take the products; of float32 in TF32
+  std::optional<Kernel> kernel_override;  // this kernel, if it can run
 };
 
 struct Plan {
@@ -50,14 +49,10 @@ struct Plan {
   // one another at each step.
   int64_t batch_slices;
   int64_t unit_slices;
-  bool parallel;          // spread slices and directions over the threads
-  int64_t chunk;          // steps whose products with the input are taken together
-  bool direct_input;      // the products with weight_ih are dot products
-  bool direct_recurrent;  // those with weight_hh are
-  bool pack_input;        // pack weight_ih ahead; else each panel when it is needed
-  bool pack_recurrent;    // the same of weight_hh
-  bool turn_input;        // weight_ih is not packed at all: rows of input are vectors' lanes
-  bool turn_recurrent;    // the same of weight_hh
+  bool parallel;        // spread slices and directions over the threads
+  int64_t chunk;        // steps whose input GEMM is taken at once
+  Gemm input_gemm;      // with weight_ih
+  Gemm recurrent_gemm;  // with weight_hh
 
   // Of the GPU's kernels block, cluster and grid.
   Placement placement;
@@ -73,13 +68,12 @@ struct Choice {
 };
 
 Plan make_plan(const Problem& problem);
+// Its two halves, plan_cpu.cpp and plan_cuda.cpp.
+Plan make_cpu_plan(const Problem& problem);
+Plan make_gpu_plan(const Problem& problem);
 
-// Every kernel of a GPU, in the order block, cluster, grid, streamed. make_plan takes the fastest
+// Every kernel of a GPU, in the order block, cluster, grid, stepwise. make_plan chooses the fastest
 // of those without an obstacle.
 std::array<Choice, 4> gpu_choices(const Problem& problem);
-
-const char* kernel_name(Kernel kernel);
-std::optional<Kernel> kernel_named(std::string_view name);
-bool is_gpu_kernel(Kernel kernel);
 
 }  // namespace fused_lstm

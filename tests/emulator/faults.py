@@ -17,8 +17,8 @@ import torch
 HERE = Path(__file__).resolve().parent
 CSRC = HERE.parents[1] / "csrc"
 
-# What is wrong; the file of csrc/cuda/persistent, its text, and the text with the fault, where faulty() stands
-# for "this one is asked for".
+# What is wrong; the file of csrc/cuda/persistent, its text, and the text with the fault, in which
+# faulty() stands for "this one is asked for".
 FAULTS = [
     (
         "sums are read before all warps have written them",

@@ -1,6 +1,6 @@
-// How the blocks of a team hand the operand of the next step to one another: through shared memory
-// within a block, through one another's shared memory within a cluster, through global memory
-// across the grid. Free of torch.
+// How the blocks of a block_group hand the operand of the next step to one another: through shared
+// memory within a block, through one another's shared memory within a cluster, through global
+// memory across the grid. Free of torch.
 //
 // The operand has versions; a block sends its part of version n + 1 while others may still read
 // version n, so there are two buffers. Nobody sends version n + 1 before having received all of
@@ -16,7 +16,7 @@ namespace {
 
 struct Exchange {
   Kernel kernel;
-  int blocks;            // of the team
+  int blocks;            // of the block_group
   char* shared;          // one buffer (grid) or two
   int64_t shared_bytes;  // of a buffer
   int shared_stride;     // of a sequence, in bytes
@@ -32,7 +32,7 @@ struct Exchange {
   // Zeroes the buffers: what nobody sends stays zero.
   __device__ void start() {
     for (int64_t i = threadIdx.x; i < operand_buffers(kernel) * shared_bytes / 4;
-         i += block_threads) {
+         i += kBlockThreads) {
       reinterpret_cast<uint32_t*>(shared)[i] = 0;
     }
     if (kernel == Kernel::cluster) {  // from here on others may write to them
@@ -43,22 +43,22 @@ struct Exchange {
     }
   }
 
-  // Numbers `first`, .. of sequence b of the version to come, to the whole team.
-  template <class Numbers>
-  __device__ void send(int b, int first, const Numbers& numbers) const {
+  // Elements `first`, .. of sequence b of the version to come, to the whole block_group.
+  template <class Elements>
+  __device__ void send(int b, int first, const Elements& numbers) const {
     const int64_t at = first * static_cast<int64_t>(sizeof(numbers.number[0]));
     if (kernel == Kernel::grid) {
       char* const buffer = global + (sent & 1) * global_bytes;
-      *reinterpret_cast<Numbers*>(buffer + b * global_stride + at) = numbers;
+      *reinterpret_cast<Elements*>(buffer + b * global_stride + at) = numbers;
       return;
     }
     char* const own = shared + (sent & 1) * shared_bytes + b * shared_stride + at;
     if (kernel == Kernel::block) {
-      *reinterpret_cast<Numbers*>(own) = numbers;
+      *reinterpret_cast<Elements*>(own) = numbers;
       return;
     }
     for (int rank = 0; rank < blocks; ++rank) {
-      *reinterpret_cast<Numbers*>(map_shared(own, rank)) = numbers;
+      *reinterpret_cast<Elements*>(map_shared(own, rank)) = numbers;
     }
   }
 
@@ -98,7 +98,7 @@ struct Exchange {
     }
     const char* const buffer = global + ((sent - 1) & 1) * global_bytes + first * global_stride;
     const int chunks = global_stride / 16;  // of a sequence
-    for (int i = threadIdx.x; i < count * chunks; i += block_threads) {
+    for (int i = threadIdx.x; i < count * chunks; i += kBlockThreads) {
       const int b = i / chunks, chunk = i % chunks;
       copy_async(shared + b * shared_stride + 16 * chunk, buffer + b * global_stride + 16 * chunk);
     }

@@ -4,9 +4,9 @@
 
 #include <cuda_runtime_api.h>
 
-#include "plan/plan.h"
 #include "core/sequence.h"
 #include "cuda/types.h"
+#include "plan/plan.h"
 
 namespace fused_lstm {
 namespace cuda {
@@ -20,19 +20,20 @@ struct Persistent {
 
   Kernel kernel;  // block, cluster or grid
   Placement placement;
-  Layout layout;  // of each block's shared memory
+  SharedLayout layout;  // of each block's shared memory
   int directions;
   const Storage* weight_hh[2];  // [4H, H]
   // Of the grid kernel, zero at the launch:
-  Operand* exchange;  // [directions, slices, 2, exchange_size] what the blocks of a team send
+  Operand*
+      exchange;  // [directions, slices, 2, exchange_size] what the blocks of a block_group send
   int64_t exchange_size;
-  unsigned* arrived;  // [directions, slices, counter_stride] blocks that have sent, over all steps
+  unsigned* arrived;  // [directions, slices, kCounterStride] blocks that have sent, over all steps
 };
-constexpr int counter_stride = 32;  // counters in cache lines of their own
+constexpr int kCounterStride = 32;  // counters in cache lines of their own
 
 // steps.offsets of the layers point to the device's memory.
 template <class Types>
-struct PersistentForward : Persistent<Types> {
+struct PersistentForwardParams : Persistent<Types> {
   ForwardParams<Types> layer[2];
   const typename Types::Accum* preactivations[2];  // [N, 4H] the products with the input
   const typename Types::Storage* bias_ih[2];       // [4H], or null
@@ -40,17 +41,17 @@ struct PersistentForward : Persistent<Types> {
 };
 
 template <class Types>
-struct PersistentBackward : Persistent<Types> {
+struct PersistentBackwardParams : Persistent<Types> {
   BackwardParams<Types> layer[2];
 };
 
 // tensor_cores: of a float32 layer, products in TF32; 16-bit ones are always theirs. It decides
 // params.layout too.
 template <class Types>
-cudaError_t launch_forward(const PersistentForward<Types>& params, bool tensor_cores,
+cudaError_t launch_forward(const PersistentForwardParams<Types>& params, bool tensor_cores,
                            cudaStream_t stream);
 template <class Types>
-cudaError_t launch_backward(const PersistentBackward<Types>& params, bool tensor_cores,
+cudaError_t launch_backward(const PersistentBackwardParams<Types>& params, bool tensor_cores,
                             cudaStream_t stream);
 
 // The blocks of the largest cluster, a power of two, that the current device runs with so many

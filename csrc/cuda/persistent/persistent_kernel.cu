@@ -7,9 +7,9 @@ namespace cuda {
 namespace {
 
 // Neighbouring numbers, in one access.
-template <class Number, int count>
-struct alignas(count * sizeof(Number)) Numbers {
-  Number number[count];
+template <class Element, int count>
+struct alignas(count * sizeof(Element)) Elements {
+  Element number[count];
 };
 
 // Of the hidden units and sequences that a thread carries through time, one.
@@ -18,21 +18,21 @@ struct Pair {
   int sequence;  // in the slice; past its end if the thread has no such pair
 };
 
-// The walks, as the loop over the steps sees them. `turn` counts steps in the walk's order; j and b
+// The walks, as the loop over the steps sees them. `iter` counts steps in the pass's order; j and b
 // are a unit and a sequence of the layer.
 
 template <class Tile_>
-struct Forward {
+struct ForwardPass {
   using Tile = Tile_;
   using Types = typename Tile::Types;
   using V = typename Types::Accum;
-  using Params = PersistentForward<Types>;
+  using Params = PersistentForwardParams<Types>;
   using Fetched = Gates<V>;  // preactivations
-  using Sent = Numbers<typename Tile::Number, forward_shape.depth>;
-  using Sums = Numbers<float, forward_shape.rows>;
-  static constexpr UnitShape shape = forward_shape;
+  using Sent = Elements<typename Tile::Element, kForwardShape.depth>;
+  using Sums = Elements<float, kForwardShape.rows>;
+  static constexpr UnitShape shape = kForwardShape;
   static constexpr bool sends_first = true;  // the initial hidden state
-  static constexpr int extra_turns = 0;
+  static constexpr int extra_iterations = 0;
 
   struct State {
     V cell;
@@ -45,7 +45,7 @@ struct Forward {
   const typename Types::Storage* bias_ih;
   const typename Types::Storage* bias_hh;
 
-  __device__ Forward(const Params& params, int direction)
+  __device__ ForwardPass(const Params& params, int direction)
       : p(params.layer[direction]),
         preactivations(params.preactivations[direction]),
         bias_ih(params.bias_ih[direction]),
@@ -55,15 +55,15 @@ struct Forward {
   static __device__ int64_t weight(int64_t H, int64_t j, int row, int64_t k, int /*part*/) {
     return (row * H + j) * H + k;
   }
-  // The sequences of a turn's product and of what it sends; `now` have this step, `before` and
+  // The sequences of a iter's product and of what it sends; `now` have this step, `before` and
   // `after` the ones around it.
   static __device__ int to_multiply(int now, int /*before*/) { return now; }
   static __device__ int to_send(int /*now*/, int after) { return after; }
 
-  __device__ Step step(int64_t turn) const { return make_step(p.steps, turn); }
+  __device__ Step step(int64_t iter) const { return make_step(p.steps, iter); }
 
   __device__ State start(int64_t b, int64_t j) const {
-    State state = {load_cell<V>(p.cell_0, b * p.hidden_size + j, 1), {}, {}};
+    State state = {load_cell<V>(p.c_0, b * p.hidden_size + j, 1), {}, {}};
     store<V>(&state.hidden, first_hidden<V>(p, step(0), b, j, 1), 1);
     if (bias_ih) state.bias = add(state.bias, load_gates<V>(bias_ih, p.hidden_size, j, 1));
     if (bias_hh) state.bias = add(state.bias, load_gates<V>(bias_hh, p.hidden_size, j, 1));
@@ -73,7 +73,7 @@ struct Forward {
     const int64_t H = p.hidden_size;
     return load_gates<V>(preactivations + (step.offset + b) * 4 * H, H, j, 1);
   }
-  __device__ void add_product(const Sums&, State&) const {}
+  __device__ void add_gemm(const Sums&, State&) const {}
   __device__ void take(const Step& step, int64_t b, int64_t j, const Sums& sums,
                        const Fetched& fetched, State& state) const {
     const Gates<V> product = {sums.number[0], sums.number[1], sums.number[2], sums.number[3]};
@@ -86,20 +86,20 @@ struct Forward {
 };
 
 template <class Tile_>
-struct Backward {
+struct BackwardPass {
   using Tile = Tile_;
   using Types = typename Tile::Types;
   using V = typename Types::Accum;
-  using Params = PersistentBackward<Types>;
+  using Params = PersistentBackwardParams<Types>;
   struct Fetched {
     Saved<V> saved;
     V grad_output;
   };
-  using Sent = Numbers<typename Tile::Number, backward_shape.depth>;
-  using Sums = Numbers<float, backward_shape.rows>;
-  static constexpr UnitShape shape = backward_shape;
+  using Sent = Elements<typename Tile::Element, kBackwardShape.depth>;
+  using Sums = Elements<float, kBackwardShape.rows>;
+  static constexpr UnitShape shape = kBackwardShape;
   static constexpr bool sends_first = false;
-  static constexpr int extra_turns = 1;  // the product of the first step
+  static constexpr int extra_iterations = 1;  // the product of the first step
 
   struct State {
     V grad_hidden, grad_cell;
@@ -108,7 +108,7 @@ struct Backward {
 
   const BackwardParams<Types>& p;
 
-  __device__ Backward(const Params& params, int direction) : p(params.layer[direction]) {}
+  __device__ BackwardPass(const Params& params, int direction) : p(params.layer[direction]) {}
 
   static __device__ int64_t weight(int64_t H, int64_t j, int /*row*/, int64_t k, int part) {
     return (part * H + k) * H + j;
@@ -116,8 +116,8 @@ struct Backward {
   static __device__ int to_multiply(int /*now*/, int before) { return before; }
   static __device__ int to_send(int now, int /*after*/) { return now; }
 
-  __device__ Step step(int64_t turn) const {
-    return turn < p.steps.length ? make_step(p.steps, p.steps.length - 1 - turn) : Step{};
+  __device__ Step step(int64_t iter) const {
+    return iter < p.steps.length ? make_step(p.steps, p.steps.length - 1 - iter) : Step{};
   }
 
   __device__ State start(int64_t b, int64_t j) const {
@@ -125,10 +125,10 @@ struct Backward {
     return {p.grad_hidden[state], p.grad_cell[state], {}};
   }
   __device__ Fetched fetch(const Step& step, int64_t b, int64_t j) const {
-    note_hidden_before<V>(p, step, b, j, 1);
+    save_h_prev<V>(p, step, b, j, 1);
     return {load_saved<V>(p, step, b, j, 1), load_grad_output<V>(p, step, b, j, 1)};
   }
-  __device__ void add_product(const Sums& sums, State& state) const {
+  __device__ void add_gemm(const Sums& sums, State& state) const {
     state.grad_hidden += sums.number[0];
   }
   __device__ void take(const Step& step, int64_t b, int64_t j, const Sums&, const Fetched& fetched,
@@ -152,16 +152,16 @@ struct Backward {
 };
 
 // The recurrent weights of one warp, in registers as far as they fit, and its products.
-template <class Walk>
-class WarpProduct {
-  using Tile = typename Walk::Tile;
-  using Weight = typename Walk::Types::Storage;
+template <class Pass>
+class WarpGemm {
+  using Tile = typename Pass::Tile;
+  using Weight = typename Pass::Types::Storage;
 
  public:
-  __device__ WarpProduct(const Layout& layout, char* shared, const Weight* weight_hh,
-                         int64_t hidden_size, int64_t first_unit)
-      : layout_(layout), lane_(threadIdx.x % warp_threads) {
-    const int warp = threadIdx.x / warp_threads;
+  __device__ WarpGemm(const SharedLayout& layout, char* shared, const Weight* weight_hh,
+                      int64_t hidden_size, int64_t first_unit)
+      : layout_(layout), lane_(threadIdx.x % kWarpThreads) {
+    const int warp = threadIdx.x / kWarpThreads;
     group_ = warp % layout.groups;
     split_ = warp / layout.groups;
     first_depth_ = split_ * layout.split_depth;
@@ -183,7 +183,7 @@ class WarpProduct {
     for (int f = Tile::resident; f < fragments_; f += gathered_at_once) {
       const FewFragments few = gather(gathering, f);
       for (int i = 0; i < gathered_at_once && f + i < fragments_; ++i) {
-        spilled_[(f + i - Tile::resident) * block_threads] = few.fragment[i];
+        spilled_[(f + i - Tile::resident) * kBlockThreads] = few.fragment[i];
       }
     }
   }
@@ -194,7 +194,7 @@ class WarpProduct {
                            char* partials) const {
     partials += split_ * all_sequences * layout_.partial_stride;
     for (int tile = 0; tile < tiles; tile += tiles_at_once) {
-      const int sequence = tile * tile_sequences;
+      const int sequence = tile * kTileSequences;
       multiply_tiles(operand + sequence * layout_.operand_stride, tiles - tile > 1,
                      partials + sequence * layout_.partial_stride);
     }
@@ -205,13 +205,13 @@ class WarpProduct {
   // shared memory read once for both.
   __device__ void multiply_tiles(const char* operand, bool two, char* to) const {
     typename Tile::Sums sums[tiles_at_once] = {};
-    const int second_operand = tile_sequences * layout_.operand_stride;
-    const int second_sums = tile_sequences * layout_.partial_stride;
-    operand += first_depth_ * depth_bytes;
-    to += group_ * tile_rows * static_cast<int>(sizeof(float));
+    const int second_operand = kTileSequences * layout_.operand_stride;
+    const int second_sums = kTileSequences * layout_.partial_stride;
+    operand += first_depth_ * kDepthBytes;
+    to += group_ * kTileRows * static_cast<int>(sizeof(float));
     int depth = 0;
     const auto take = [&](const Fragment& weights) {
-      const char* const at = operand + depth * depth_bytes;
+      const char* const at = operand + depth * kDepthBytes;
       Tile::multiply(sums[0], weights, at, layout_.operand_stride, lane_);
       if (two) Tile::multiply(sums[1], weights, at + second_operand, layout_.operand_stride, lane_);
       if (++depth < depth_) return;
@@ -221,7 +221,7 @@ class WarpProduct {
         for (float& sum : of_tile) sum = 0;
       }
       depth = 0;
-      to += layout_.groups * tile_rows * static_cast<int>(sizeof(float));
+      to += layout_.groups * kTileRows * static_cast<int>(sizeof(float));
     };
 #pragma unroll
     for (int f = 0; f < Tile::resident; ++f) {
@@ -229,7 +229,7 @@ class WarpProduct {
     }
 #pragma unroll 1
     for (int f = Tile::resident; f < fragments_; ++f) {
-      take(spilled_[(f - Tile::resident) * block_threads]);
+      take(spilled_[(f - Tile::resident) * kBlockThreads]);
     }
   }
 
@@ -250,8 +250,8 @@ class WarpProduct {
   // once a launch; free of `this`, whose fragments would otherwise need an address, that is,
   // memory.
   __attribute__((noinline)) static __device__ FewFragments gather(const Gathering& g, int f) {
-    using Number = typename Tile::Number;
-    constexpr int each = 4 / sizeof(Number);  // numbers of a word
+    using Element = typename Tile::Element;
+    constexpr int each = 4 / sizeof(Element);  // numbers of a word
     FewFragments few = {};
 #pragma unroll
     for (int i = 0; i < gathered_at_once; ++i) {
@@ -261,16 +261,16 @@ class WarpProduct {
 #pragma unroll
       for (int w = 0; w < 4; ++w) {
         const WordPlace place = Tile::place(g.lane, w);
-        const int row = row_tile * tile_rows + place.row;
-        const int64_t j = g.first_unit + row / Walk::shape.rows;
-        Number numbers[each] = {};
+        const int row = row_tile * kTileRows + place.row;
+        const int64_t j = g.first_unit + row / Pass::shape.rows;
+        Element numbers[each] = {};
 #pragma unroll
         for (int e = 0; e < each; ++e) {
           const int depth = (depth_tile * 8 + place.word) * each + e;
-          const int64_t k = depth / Walk::shape.depth;
+          const int64_t k = depth / Pass::shape.depth;
           if (j >= g.hidden_size || k >= g.hidden_size) continue;
-          numbers[e] = Tile::number(g.weight_hh[Walk::weight(
-              g.hidden_size, j, row % Walk::shape.rows, k, depth % Walk::shape.depth)]);
+          numbers[e] = Tile::number(g.weight_hh[Pass::weight(
+              g.hidden_size, j, row % Pass::shape.rows, k, depth % Pass::shape.depth)]);
         }
         few.fragment[i].word[w] = bits_as<uint32_t>(numbers);
       }
@@ -280,26 +280,26 @@ class WarpProduct {
 
   static constexpr int tiles_at_once = 2;
 
-  const Layout& layout_;
+  const SharedLayout& layout_;
   Fragment resident_[Tile::resident];
   Fragment* spilled_;  // shared [fragments beyond those, threads]
   int lane_, group_, split_, first_depth_, depth_, fragments_;
 };
 
-// All steps of one team's part of a layer: some sequences of one direction.
-template <class Walk>
-__global__ void __launch_bounds__(block_threads, 1)
-    persistent_kernel(const __grid_constant__ typename Walk::Params params) {
-  using Number = typename Walk::Tile::Number;
-  using Sums = typename Walk::Sums;
+// All steps of one block_group's part of a layer: some sequences of one direction.
+template <class Pass>
+__global__ void __launch_bounds__(kBlockThreads, 1)
+    persistent_kernel(const __grid_constant__ typename Pass::Params params) {
+  using Element = typename Pass::Tile::Element;
+  using Sums = typename Pass::Sums;
   const Placement& placement = params.placement;
-  const Layout& layout = params.layout;
+  const SharedLayout& layout = params.layout;
   char* const shared = dynamic_shared();
 
-  const int member = blockIdx.x % placement.blocks, team = blockIdx.x / placement.blocks;
-  const int slice = team % placement.slices, direction = team / placement.slices;
-  const Walk walk(params, direction);
-  const int64_t H = walk.p.hidden_size;
+  const int member = blockIdx.x % placement.blocks, block_group = blockIdx.x / placement.blocks;
+  const int slice = block_group % placement.slices, direction = block_group / placement.slices;
+  const Pass pass(params, direction);
+  const int64_t H = pass.p.hidden_size;
   const int64_t first_unit = static_cast<int64_t>(member) * placement.units;
   const int64_t first_sequence = static_cast<int64_t>(slice) * placement.sequences;
   // What of a count the block's range has.
@@ -307,33 +307,34 @@ __global__ void __launch_bounds__(block_threads, 1)
     return static_cast<int>(all <= first ? 0 : all - first < size ? all - first : size);
   };
   const int units = within(H, first_unit, placement.units);
-  const int sequences = within(walk.p.steps.batch, first_sequence, placement.sequences);
-  const int all_sequences = static_cast<int>(round_up(placement.sequences, tile_sequences));
+  const int sequences = within(pass.p.steps.batch, first_sequence, placement.sequences);
+  const int all_sequences = static_cast<int>(round_up(placement.sequences, kTileSequences));
 
   Exchange exchange = {params.kernel, placement.blocks, shared + layout.operand,
                        layout.operand_bytes, layout.operand_stride};
   if (params.kernel == Kernel::grid) {
-    exchange.global = reinterpret_cast<char*>(params.exchange + 2 * team * params.exchange_size);
-    exchange.global_bytes = params.exchange_size * static_cast<int64_t>(sizeof(Number));
-    exchange.global_stride = depth_bytes * layout.depth_tiles;
-    exchange.arrived = params.arrived + team * counter_stride;
+    exchange.global =
+        reinterpret_cast<char*>(params.exchange + 2 * block_group * params.exchange_size);
+    exchange.global_bytes = params.exchange_size * static_cast<int64_t>(sizeof(Element));
+    exchange.global_stride = kDepthBytes * layout.depth_tiles;
+    exchange.arrived = params.arrived + block_group * kCounterStride;
   }
-  const WarpProduct<Walk> product(layout, shared, params.weight_hh[direction], H, first_unit);
+  const WarpGemm<Pass> product(layout, shared, params.weight_hh[direction], H, first_unit);
   char* const partials = shared + layout.partials;
   exchange.start();
 
-  Pair pairs[max_pairs];
-  typename Walk::State states[max_pairs];
+  Pair pairs[kMaxPairs];
+  typename Pass::State states[kMaxPairs];
 #pragma unroll
-  for (int i = 0; i < max_pairs; ++i) {
-    const int index = i * block_threads + static_cast<int>(threadIdx.x);
+  for (int i = 0; i < kMaxPairs; ++i) {
+    const int index = i * kBlockThreads + static_cast<int>(threadIdx.x);
     pairs[i] = index < units * sequences ? Pair{index % units, index / units}
                                          : Pair{0, placement.sequences};
   }
   // Calls body(i, j, b) for the thread's pairs of the first `count` sequences.
   const auto for_pairs = [&](int count, const auto& body) {
 #pragma unroll
-    for (int i = 0; i < max_pairs; ++i) {
+    for (int i = 0; i < kMaxPairs; ++i) {
       if (pairs[i].sequence < count) {
         body(i, first_sequence + pairs[i].sequence, first_unit + pairs[i].unit);
       }
@@ -342,29 +343,29 @@ __global__ void __launch_bounds__(block_threads, 1)
   const auto send = [&](int count) {
     if (count == 0) return;
     for_pairs(count, [&](int i, int64_t, int64_t j) {
-      exchange.send(pairs[i].sequence, static_cast<int>(j) * Walk::shape.depth,
-                    walk.sent(states[i]));
+      exchange.send(pairs[i].sequence, static_cast<int>(j) * Pass::shape.depth,
+                    pass.sent(states[i]));
     });
     exchange.finish_sending();
   };
 
-  for_pairs(sequences, [&](int i, int64_t b, int64_t j) { states[i] = walk.start(b, j); });
-  if (Walk::sends_first) send(sequences);
+  for_pairs(sequences, [&](int i, int64_t b, int64_t j) { states[i] = pass.start(b, j); });
+  if (Pass::sends_first) send(sequences);
 
-  int before = 0;  // sequences that had the last turn's step
-  for (int64_t turn = 0; turn < walk.p.steps.length + Walk::extra_turns; ++turn) {
-    const Step step = walk.step(turn);
+  int before = 0;  // sequences that had the last iter's step
+  for (int64_t iter = 0; iter < pass.p.steps.length + Pass::extra_iterations; ++iter) {
+    const Step step = pass.step(iter);
     const int now = within(step.rows, first_sequence, sequences);
     const int after = within(step.next_rows, first_sequence, sequences);
-    const int multiplied = Walk::to_multiply(now, before);
+    const int multiplied = Pass::to_multiply(now, before);
     if (now == 0 && multiplied == 0) continue;
 
-    typename Walk::Fetched fetched[max_pairs];  // on its way while the others still send
-    for_pairs(now, [&](int i, int64_t b, int64_t j) { fetched[i] = walk.fetch(step, b, j); });
+    typename Pass::Fetched fetched[kMaxPairs];  // on its way while the others still send
+    for_pairs(now, [&](int i, int64_t b, int64_t j) { fetched[i] = pass.fetch(step, b, j); });
     for (int first = 0; first < multiplied; first += placement.staged) {
       const int count = within(multiplied, first, placement.staged);
       product.multiply(exchange.receive(first, count),
-                       (count + tile_sequences - 1) / tile_sequences, all_sequences,
+                       (count + kTileSequences - 1) / kTileSequences, all_sequences,
                        partials + first * layout.partial_stride);
       __syncthreads();
     }
@@ -375,17 +376,17 @@ __global__ void __launch_bounds__(block_threads, 1)
                            pairs[i].unit * static_cast<int>(sizeof(Sums));
         for (int split = 0; split < layout.splits; ++split) {
           const Sums part = *reinterpret_cast<const Sums*>(from);
-          for (int row = 0; row < Walk::shape.rows; ++row) sums.number[row] += part.number[row];
+          for (int row = 0; row < Pass::shape.rows; ++row) sums.number[row] += part.number[row];
           from += all_sequences * layout.partial_stride;
         }
-        walk.add_product(sums, states[i]);
+        pass.add_gemm(sums, states[i]);
       }
-      if (pairs[i].sequence < now) walk.take(step, b, j, sums, fetched[i], states[i]);
+      if (pairs[i].sequence < now) pass.take(step, b, j, sums, fetched[i], states[i]);
     });
-    send(Walk::to_send(now, after));
+    send(Pass::to_send(now, after));
     before = now;
   }
-  for_pairs(sequences, [&](int i, int64_t b, int64_t j) { walk.finish(b, j, states[i]); });
+  for_pairs(sequences, [&](int i, int64_t b, int64_t j) { pass.finish(b, j, states[i]); });
 }
 
 // How many blocks, in clusters of how many, or all at once.
@@ -395,7 +396,7 @@ struct Launch {
 
   Launch(int64_t blocks, int64_t shared_memory, cudaStream_t stream) {
     config.gridDim = dim3(static_cast<unsigned>(blocks));
-    config.blockDim = dim3(block_threads);
+    config.blockDim = dim3(kBlockThreads);
     config.dynamicSmemBytes = static_cast<size_t>(shared_memory);
     config.stream = stream;
     config.attrs = &attribute;
@@ -420,9 +421,9 @@ cudaError_t prepare(Kernel kernel, int64_t shared_memory, int cluster) {
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
 }
 
-template <class Walk>
-cudaError_t launch(const typename Walk::Params& params, cudaStream_t stream) {
-  const auto kernel = persistent_kernel<Walk>;
+template <class Pass>
+cudaError_t launch(const typename Pass::Params& params, cudaStream_t stream) {
+  const auto kernel = persistent_kernel<Pass>;
   const Placement& placement = params.placement;
   const bool in_clusters = params.kernel == Kernel::cluster;
   const cudaError_t error =
@@ -447,12 +448,12 @@ cudaError_t with_tile(bool tensor_cores, const Body& body) {
   return body(TensorTile<Types>{});
 }
 
-constexpr int upload_count = 256;
+constexpr int kUploadCount = 256;
 struct Upload {
-  int64_t number[upload_count];
+  int64_t number[kUploadCount];
 };
 
-__global__ void __launch_bounds__(upload_count)
+__global__ void __launch_bounds__(kUploadCount)
     upload_kernel(const __grid_constant__ Upload from, int count, int64_t* to) {
   if (static_cast<int>(threadIdx.x) < count) to[threadIdx.x] = from.number[threadIdx.x];
 }
@@ -460,28 +461,32 @@ __global__ void __launch_bounds__(upload_count)
 }  // namespace
 
 template <class Types>
-cudaError_t launch_forward(const PersistentForward<Types>& params, bool tensor_cores,
+cudaError_t launch_forward(const PersistentForwardParams<Types>& params, bool tensor_cores,
                            cudaStream_t stream) {
   return with_tile<Types>(
-      tensor_cores, [&](auto tile) { return launch<Forward<decltype(tile)>>(params, stream); });
+      tensor_cores, [&](auto tile) { return launch<ForwardPass<decltype(tile)>>(params, stream); });
 }
 
 template <class Types>
-cudaError_t launch_backward(const PersistentBackward<Types>& params, bool tensor_cores,
+cudaError_t launch_backward(const PersistentBackwardParams<Types>& params, bool tensor_cores,
                             cudaStream_t stream) {
-  return with_tile<Types>(
-      tensor_cores, [&](auto tile) { return launch<Backward<decltype(tile)>>(params, stream); });
+  return with_tile<Types>(tensor_cores, [&](auto tile) {
+    return launch<BackwardPass<decltype(tile)>>(params, stream);
+  });
 }
 
-template cudaError_t launch_forward(const PersistentForward<Float>&, bool, cudaStream_t);
-template cudaError_t launch_forward(const PersistentForward<HalfFloat>&, bool, cudaStream_t);
-template cudaError_t launch_forward(const PersistentForward<BFloat16Float>&, bool, cudaStream_t);
-template cudaError_t launch_backward(const PersistentBackward<Float>&, bool, cudaStream_t);
-template cudaError_t launch_backward(const PersistentBackward<HalfFloat>&, bool, cudaStream_t);
-template cudaError_t launch_backward(const PersistentBackward<BFloat16Float>&, bool, cudaStream_t);
+template cudaError_t launch_forward(const PersistentForwardParams<Float>&, bool, cudaStream_t);
+template cudaError_t launch_forward(const PersistentForwardParams<HalfFloat>&, bool, cudaStream_t);
+template cudaError_t launch_forward(const PersistentForwardParams<BFloat16Float>&, bool,
+                                    cudaStream_t);
+template cudaError_t launch_backward(const PersistentBackwardParams<Float>&, bool, cudaStream_t);
+template cudaError_t launch_backward(const PersistentBackwardParams<HalfFloat>&, bool,
+                                     cudaStream_t);
+template cudaError_t launch_backward(const PersistentBackwardParams<BFloat16Float>&, bool,
+                                     cudaStream_t);
 
 int largest_cluster(int64_t shared_memory) {
-  const auto kernel = persistent_kernel<Backward<TensorTile<BFloat16Float>>>;
+  const auto kernel = persistent_kernel<BackwardPass<TensorTile<BFloat16Float>>>;
   for (int blocks = 16; blocks > 1; blocks /= 2) {
     if (prepare(kernel, shared_memory, blocks) != cudaSuccess) continue;
     Launch launch(blocks, shared_memory, nullptr);
@@ -499,10 +504,10 @@ int largest_cluster(int64_t shared_memory) {
 cudaError_t upload(const int64_t* from, int64_t count, int64_t* to, cudaStream_t stream) {
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(1);
-  config.blockDim = dim3(upload_count);
+  config.blockDim = dim3(kUploadCount);
   config.stream = stream;
-  for (int64_t done = 0; done < count; done += upload_count) {
-    const int each = static_cast<int>(count - done < upload_count ? count - done : upload_count);
+  for (int64_t done = 0; done < count; done += kUploadCount) {
+    const int each = static_cast<int>(count - done < kUploadCount ? count - done : kUploadCount);
     Upload part = {};
     for (int i = 0; i < each; ++i) part.number[i] = from[done + i];
     const cudaError_t error = cudaLaunchKernelEx(&config, upload_kernel, part, each, to + done);

@@ -1,10 +1,10 @@
-// The walk by one product with the input for all steps, and one launch of a kernel of persistent.h.
+// The walk by one gemm with the input for all steps, and one launch of a kernel of persistent.h.
 #include <ATen/cuda/CUDAContext.h>
 #include <ATen/ops/zeros.h>
 
-#include "cuda/persistent/params.h"
 #include "cuda/cublas.h"
 #include "cuda/passes.h"
+#include "cuda/persistent/params.h"
 
 namespace fused_lstm {
 namespace cuda {
@@ -20,20 +20,20 @@ struct Common {
   Common(Persistent<Types>& p, const Sequence& sequence, const Layer& layer,
          const at::Tensor& example, UnitShape shape, const Plan& plan, cudaStream_t stream) {
     const Sizes& s = sequence.sizes;
-    constexpr int number_bytes = sizeof(typename Types::Operand);
+    constexpr int element_bytes = sizeof(typename Types::Operand);
     p.kernel = plan.kernel;
     p.placement = plan.placement;
-    p.layout = make_layout(plan.kernel, plan.placement, shape, static_cast<int>(s.H), number_bytes,
-                           number_bytes == 2 || allows_tf32());
+    p.layout = make_layout(plan.kernel, plan.placement, shape, static_cast<int>(s.H), element_bytes,
+                           element_bytes == 2 || allows_tf32());
     p.directions = static_cast<int>(s.directions);
     for (int64_t d = 0; d < s.directions; ++d) {
       p.weight_hh[d] = pointer<typename Types::Storage>(layer.weights[d].hh);
     }
     if (plan.kernel == Kernel::grid) {
-      const int64_t teams = s.directions * plan.placement.slices;
-      p.exchange_size = exchange_size(p.layout, plan.placement, number_bytes);
-      exchange = at::zeros({teams * 2 * p.exchange_size}, example.options());
-      arrived = at::zeros({teams * counter_stride}, example.options().dtype(at::kInt));
+      const int64_t block_groups = s.directions * plan.placement.slices;
+      p.exchange_size = exchange_size(p.layout, plan.placement, element_bytes);
+      exchange = at::zeros({block_groups * 2 * p.exchange_size}, example.options());
+      arrived = at::zeros({block_groups * kCounterStride}, example.options().dtype(at::kInt));
       p.exchange = pointer<typename Types::Operand>(exchange);
       p.arrived = pointer<unsigned>(arrived);
     }
@@ -61,14 +61,14 @@ void with_persistent_types(at::ScalarType storage, const Body& body) {
     if constexpr (sizeof(typename decltype(types)::Operand) <= sizeof(float)) {
       body(types);
     } else {
-      TORCH_INTERNAL_ASSERT(false, "the plan gives float64 to the streamed kernels");
+      TORCH_INTERNAL_ASSERT(false, "the plan gives float64 to the stepwise kernels");
     }
   });
 }
 
 }  // namespace
 
-void persistent_forward(const Sequence& sequence, const LayerForward& layer, const Plan& plan) {
+void persistent_forward(const Sequence& sequence, const ForwardTensors& layer, const Plan& plan) {
   const Sizes& s = sequence.sizes;
   const cudaStream_t stream = at::cuda::getCurrentCUDAStream();
   const at::ScalarType storage = layer.output.scalar_type();
@@ -79,16 +79,16 @@ void persistent_forward(const Sequence& sequence, const LayerForward& layer, con
       in_place ? layer.gates.view({s.directions, s.N, 4 * s.H})
                : allocate({s.directions, s.N, 4 * s.H}, accums);
   const at::Tensor input = layer.input.view({s.N, s.D});
-  const Products products(storage);
+  const Cublas gemm(storage);
   for (int64_t d = 0; d < s.directions; ++d) {
     at::Tensor own = preactivations.select(0, d);
-    products(own, input, layer.weights[d].ih.t(), /*accumulate=*/false);
+    gemm(own, input, layer.weights[d].ih.t(), /*accumulate=*/false);
   }
 
   with_persistent_types(storage, [&](auto types) {
     using Types = decltype(types);
-    PersistentForward<Types> p = {};
-    const Common common(p, sequence, layer, layer.output, forward_shape, plan, stream);
+    PersistentForwardParams<Types> p = {};
+    const Common common(p, sequence, layer, layer.output, kForwardShape, plan, stream);
     for (int64_t d = 0; d < s.directions; ++d) {
       p.layer[d] = forward_params<Types>(sequence, layer, d);
       p.layer[d].steps.offsets = pointer<int64_t>(common.offsets);
@@ -100,13 +100,13 @@ void persistent_forward(const Sequence& sequence, const LayerForward& layer, con
   });
 }
 
-void persistent_backward(const Sequence& sequence, const LayerBackward& layer, const Plan& plan) {
+void persistent_backward(const Sequence& sequence, const BackwardTensors& layer, const Plan& plan) {
   const Sizes& s = sequence.sizes;
   const cudaStream_t stream = at::cuda::getCurrentCUDAStream();
   with_persistent_types(layer.gates.scalar_type(), [&](auto types) {
     using Types = decltype(types);
-    PersistentBackward<Types> p = {};
-    const Common common(p, sequence, layer, layer.gates, backward_shape, plan, stream);
+    PersistentBackwardParams<Types> p = {};
+    const Common common(p, sequence, layer, layer.gates, kBackwardShape, plan, stream);
     for (int64_t d = 0; d < s.directions; ++d) {
       p.layer[d] = backward_params<Types>(sequence, layer, d);
       p.layer[d].steps.offsets = pointer<int64_t>(common.offsets);

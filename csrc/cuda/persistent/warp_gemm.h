@@ -42,12 +42,12 @@ __device__ __forceinline__ void multiply_tile(float, float (&sums)[4], const Wor
 template <class Types_>
 struct TensorTile {
   using Types = Types_;
-  using Number = typename Types::Operand;  // what operand and weights are made of
+  using Element = typename Types::Operand;  // what operand and weights are made of
   using Sums = float[4];
   static constexpr int resident = resident_fragments(/*tensor_cores=*/true);
 
-  static __device__ Number number(typename Types::Storage x) {
-    if constexpr (sizeof(Number) == 4) {
+  static __device__ Element number(typename Types::Storage x) {
+    if constexpr (sizeof(Element) == 4) {
       return to_tf32(x);
     } else {
       return x;
@@ -63,7 +63,7 @@ struct TensorTile {
                                                   const char* operand, int stride, int lane) {
     const uint2 read =
         *reinterpret_cast<const uint2*>(operand + lane / 4 * stride + 8 * (lane % 4));
-    multiply_tile(Number{}, sums, weights.word, {read.x, read.y});
+    multiply_tile(Element{}, sums, weights.word, {read.x, read.y});
   }
 
   // to: the sums of the tile's rows of 8 sequences, `stride` bytes apart.
@@ -79,21 +79,21 @@ struct TensorTile {
 // sequences, over that part of the depth.
 struct ScalarTile {
   using Types = fused_lstm::Types<float, float, float>;
-  using Number = float;
-  using Sums = float[tile_sequences];
+  using Element = float;
+  using Sums = float[kTileSequences];
   static constexpr int resident = resident_fragments(/*tensor_cores=*/false);
 
-  static __device__ Number number(float x) { return x; }
+  static __device__ Element number(float x) { return x; }
 
   static __device__ WordPlace place(int lane, int word) {
-    return {lane % tile_rows, 4 * (lane / tile_rows) + word};
+    return {lane % kTileRows, 4 * (lane / kTileRows) + word};
   }
 
   static __device__ __forceinline__ void multiply(Sums& sums, const Fragment& weights,
                                                   const char* operand, int stride, int lane) {
-    for (int n = 0; n < tile_sequences; ++n) {
+    for (int n = 0; n < kTileSequences; ++n) {
       const float4 h =
-          *reinterpret_cast<const float4*>(operand + n * stride + 16 * (lane / tile_rows));
+          *reinterpret_cast<const float4*>(operand + n * stride + 16 * (lane / kTileRows));
       sums[n] += bits_as<float>(weights.word[0]) * h.x;
       sums[n] += bits_as<float>(weights.word[1]) * h.y;
       sums[n] += bits_as<float>(weights.word[2]) * h.z;
@@ -102,9 +102,9 @@ struct ScalarTile {
   }
 
   static __device__ __forceinline__ void store(const Sums& sums, char* to, int stride, int lane) {
-    for (int n = 0; n < tile_sequences; ++n) {
-      const float sum = sums[n] + __shfl_xor_sync(0xffffffff, sums[n], tile_rows);
-      if (lane < tile_rows) reinterpret_cast<float*>(to + n * stride)[lane] = sum;
+    for (int n = 0; n < kTileSequences; ++n) {
+      const float sum = sums[n] + __shfl_xor_sync(0xffffffff, sums[n], kTileRows);
+      if (lane < kTileRows) reinterpret_cast<float*>(to + n * stride)[lane] = sum;
     }
   }
 };

@@ -1,4 +1,4 @@
-// The CUDA kernels of the streamed walk: one launch for each step, after its product. Free of
+// The CUDA kernels of the stepwise walk: one launch for each step, after its gemm. Free of
 // torch.
 #pragma once
 
@@ -13,22 +13,22 @@ namespace fused_lstm {
 namespace cuda {
 
 template <class Types>
-struct StreamedForward {
+struct StepwiseForwardParams {
   ForwardParams<Types> layer;
-  // [N, 4H] both products of each step; may be the memory of layer.gates
+  // [N, 4H] both gemm of each step; may be the memory of layer.gates
   const typename Types::Accum* preactivations;
   const typename Types::Storage* bias_ih;  // [4H], or null
   const typename Types::Storage* bias_hh;  // [4H], or null
-  typename Types::Operand* hidden;         // [B, P] what the next step's product reads
+  typename Types::Operand* hidden;         // [B, P] what the next step's gemm reads
 };
 
 template <class Types>
 struct Launch {
   // Gates, c and, without a projection, h of every unit of one step.
-  static cudaError_t forward(const StreamedForward<Types>& params, const Step& step,
+  static cudaError_t forward(const StepwiseForwardParams<Types>& params, const Step& step,
                              cudaStream_t stream);
   // h of one step from params.layer.projection.
-  static cudaError_t emit(const StreamedForward<Types>& params, const Step& step,
+  static cudaError_t emit(const StepwiseForwardParams<Types>& params, const Step& step,
                           cudaStream_t stream);
   // The gradient of h of one step into params.grad_projection.
   static cudaError_t collect(const BackwardParams<Types>& params, const Step& step,

@@ -6,22 +6,22 @@ namespace fused_lstm {
 namespace cuda {
 namespace {
 
-constexpr int block_size = 256;
+constexpr int kBlockSize = 256;
 
 // One thread for each unit j of each sequence b: neighbours in j read neighbours in memory.
 template <class Body>
 __device__ void for_units(int64_t rows, int64_t units, const Body& body) {
   const int64_t total = rows * units;
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * block_size;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * block_size + threadIdx.x; i < total;
+  const int64_t stride = static_cast<int64_t>(gridDim.x) * kBlockSize;
+  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kBlockSize + threadIdx.x; i < total;
        i += stride) {
     body(i / units, i % units);
   }
 }
 
 template <class Types>
-__global__ void __launch_bounds__(block_size)
-    forward_kernel(const StreamedForward<Types> p, const Step step) {
+__global__ void __launch_bounds__(kBlockSize)
+    forward_kernel(const StepwiseForwardParams<Types> p, const Step step) {
   using V = typename Types::Accum;
   const int64_t H = p.layer.hidden_size;
   for_units(step.rows, H, [&](int64_t b, int64_t j) {
@@ -36,8 +36,8 @@ __global__ void __launch_bounds__(block_size)
 }
 
 template <class Types>
-__global__ void __launch_bounds__(block_size)
-    emit_kernel(const StreamedForward<Types> p, const Step step) {
+__global__ void __launch_bounds__(kBlockSize)
+    emit_kernel(const StepwiseForwardParams<Types> p, const Step step) {
   using V = typename Types::Accum;
   const int64_t P = p.layer.projection_size;
   for_units(step.rows, P, [&](int64_t b, int64_t j) {
@@ -47,12 +47,12 @@ __global__ void __launch_bounds__(block_size)
 }
 
 template <class Types>
-__global__ void __launch_bounds__(block_size)
+__global__ void __launch_bounds__(kBlockSize)
     collect_kernel(const BackwardParams<Types> p, const Step step) {
   using V = typename Types::Accum;
   for_units(step.rows, p.projection_size, [&](int64_t b, int64_t j) {
     const int64_t P = p.projection_size;
-    note_hidden_before<V>(p, step, b, j, 1);
+    save_h_prev<V>(p, step, b, j, 1);
     const V grad = collect_grad_hidden<V>(p, step, b, j, load_grad_output<V>(p, step, b, j, 1),
                                           p.grad_hidden + b * P + j, 1);
     store<V>(p.grad_projection + (step.offset + b) * P + j, grad, 1);
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(block_size)
 }
 
 template <class Types>
-__global__ void __launch_bounds__(block_size)
+__global__ void __launch_bounds__(kBlockSize)
     backward_kernel(const BackwardParams<Types> p, const Step step) {
   using V = typename Types::Accum;
   for_units(step.rows, p.hidden_size, [&](int64_t b, int64_t j) {
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(block_size)
     if (p.projected) {
       grad = p.grad_unprojected[state];
     } else {
-      note_hidden_before<V>(p, step, b, j, 1);
+      save_h_prev<V>(p, step, b, j, 1);
       grad = collect_grad_hidden<V>(p, step, b, j, load_grad_output<V>(p, step, b, j, 1),
                                     p.grad_hidden + state, 1);
     }
@@ -80,11 +80,11 @@ __global__ void __launch_bounds__(block_size)
 template <class Params>
 cudaError_t launch(void (*kernel)(Params, Step), const Params& params, const Step& step,
                    int64_t units, cudaStream_t stream) {
-  const int64_t blocks = (step.rows * units + block_size - 1) / block_size;
+  const int64_t blocks = (step.rows * units + kBlockSize - 1) / kBlockSize;
   constexpr int64_t most = 1 << 30;  // of the grid's x dimension; threads then take several units
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(blocks < most ? blocks : most));
-  config.blockDim = dim3(block_size);
+  config.blockDim = dim3(kBlockSize);
   config.stream = stream;
   return cudaLaunchKernelEx(&config, kernel, params, step);
 }
@@ -92,13 +92,13 @@ cudaError_t launch(void (*kernel)(Params, Step), const Params& params, const Ste
 }  // namespace
 
 template <class Types>
-cudaError_t Launch<Types>::forward(const StreamedForward<Types>& params, const Step& step,
+cudaError_t Launch<Types>::forward(const StepwiseForwardParams<Types>& params, const Step& step,
                                    cudaStream_t stream) {
   return launch(forward_kernel<Types>, params, step, params.layer.hidden_size, stream);
 }
 
 template <class Types>
-cudaError_t Launch<Types>::emit(const StreamedForward<Types>& params, const Step& step,
+cudaError_t Launch<Types>::emit(const StepwiseForwardParams<Types>& params, const Step& step,
                                 cudaStream_t stream) {
   return launch(emit_kernel<Types>, params, step, params.layer.projection_size, stream);
 }

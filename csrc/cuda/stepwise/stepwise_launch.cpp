@@ -1,32 +1,32 @@
-// The walk by one cuBLAS product and the kernels of streamed.h for each step.
+// The walk by one cuBLAS gemm and the kernels of stepwise.h for each step.
 #include <ATen/cuda/CUDAContext.h>
 
 #include "cuda/cublas.h"
-#include "cuda/stepwise/params.h"
 #include "cuda/passes.h"
+#include "cuda/stepwise/params.h"
 
 namespace fused_lstm {
 namespace cuda {
 namespace {
 
 void check_launch(cudaError_t error, const char* what, const Sizes& s) {
-  TORCH_CHECK(error == cudaSuccess, "fused_lstm: the ", what, " launch of the streamed kernels (T ",
+  TORCH_CHECK(error == cudaSuccess, "fused_lstm: the ", what, " launch of the stepwise kernels (T ",
               s.T, ", B ", s.B, ", H ", s.H, ", P ", s.P, ") failed: ", cudaGetErrorString(error));
 }
 
 }  // namespace
 
-void streamed_forward(const Sequence& sequence, const LayerForward& layer) {
+void stepwise_forward(const Sequence& sequence, const ForwardTensors& layer) {
   const Sizes& s = sequence.sizes;
   const cudaStream_t stream = at::cuda::getCurrentCUDAStream();
   const at::ScalarType storage = layer.output.scalar_type();
   const at::ScalarType accum = accum_type(storage);
-  const Products products(storage);
+  const Cublas gemm(storage);
   const at::TensorOptions operands = layer.output.options();
   const at::TensorOptions accums = operands.dtype(accum);
 
-  const at::Tensor hidden = layer.hidden_0.clone();
-  const at::Tensor cell_state = layer.cell_0.to(accum, /*non_blocking=*/false, /*copy=*/true);
+  const at::Tensor hidden = layer.h_0.clone();
+  const at::Tensor cell_state = layer.c_0.to(accum, /*non_blocking=*/false, /*copy=*/true);
   if (const auto from_zero = sequence.starts_from_zero()) {
     hidden.select(0, 0).masked_fill_(from_zero->unsqueeze(1), 0);
   }
@@ -48,8 +48,8 @@ void streamed_forward(const Sequence& sequence, const LayerForward& layer) {
       const Weights& w = layer.weights[d];
       at::Tensor preactivations = in_place ? layer.gates.select(0, d).view({s.N, 4 * s.H})
                                            : allocate({s.N, 4 * s.H}, accums);  // [N, 4H]
-      products(preactivations, input, w.ih.t(), /*accumulate=*/false);
-      StreamedForward<Types> p = {};
+      gemm(preactivations, input, w.ih.t(), /*accumulate=*/false);
+      StepwiseForwardParams<Types> p = {};
       p.layer = forward_params<Types>(sequence, layer, d);
       p.layer.hidden_stride = s.P;
       p.layer.cell_state = pointer<Accum>(cell_state, d);
@@ -61,14 +61,14 @@ void streamed_forward(const Sequence& sequence, const LayerForward& layer) {
       p.hidden = pointer<Operand>(hidden, d);
       for (int64_t index = 0; index < s.T; ++index) {
         const Step step = make_step(p.layer.steps, index);
-        products(pointer<Accum>(preactivations) + step.offset * 4 * s.H, accum, step.rows, 4 * s.H,
-                 s.P, {p.hidden, s.P, false}, {w.hh.const_data_ptr(), s.P, true},
-                 /*accumulate=*/true);
+        gemm(pointer<Accum>(preactivations) + step.offset * 4 * s.H, accum, step.rows, 4 * s.H, s.P,
+             {p.hidden, s.P, false}, {w.hh.const_data_ptr(), s.P, true},
+             /*accumulate=*/true);
         check_launch(Launch<Types>::forward(p, step, stream), "forward", s);
         if (s.projected) {
-          products(p.layer.projection, accum, step.rows, s.P, s.H,
-                   {p.layer.unprojected, s.H, false}, {w.hr.const_data_ptr(), s.H, true},
-                   /*accumulate=*/false);
+          gemm(p.layer.projection, accum, step.rows, s.P, s.H, {p.layer.unprojected, s.H, false},
+               {w.hr.const_data_ptr(), s.H, true},
+               /*accumulate=*/false);
           check_launch(Launch<Types>::emit(p, step, stream), "projection", s);
         }
       }
@@ -76,12 +76,12 @@ void streamed_forward(const Sequence& sequence, const LayerForward& layer) {
   });
 }
 
-void streamed_backward(const Sequence& sequence, const LayerBackward& layer) {
+void stepwise_backward(const Sequence& sequence, const BackwardTensors& layer) {
   const Sizes& s = sequence.sizes;
   const cudaStream_t stream = at::cuda::getCurrentCUDAStream();
   const at::ScalarType storage = layer.gates.scalar_type();
   const at::ScalarType accum = accum_type(storage);
-  const Products products(storage);
+  const Cublas gemm(storage);
   at::Tensor grad_unprojected;
   if (s.projected) grad_unprojected = allocate({s.B, s.H}, layer.grad_hidden.options());
 
@@ -95,14 +95,14 @@ void streamed_backward(const Sequence& sequence, const LayerBackward& layer) {
         const Step step = make_step(p.steps, index);
         if (s.projected) {
           check_launch(Launch<Types>::collect(p, step, stream), "gradient projection", s);
-          products(p.grad_unprojected, accum, step.rows, s.H, s.P,
-                   {p.grad_projection + step.offset * s.P, s.P, false},
-                   {w.hr.const_data_ptr(), s.H, false}, /*accumulate=*/false);
+          gemm(p.grad_unprojected, accum, step.rows, s.H, s.P,
+               {p.grad_projection + step.offset * s.P, s.P, false},
+               {w.hr.const_data_ptr(), s.H, false}, /*accumulate=*/false);
         }
         check_launch(Launch<Types>::backward(p, step, stream), "backward", s);
-        products(p.grad_hidden, accum, step.rows, s.P, 4 * s.H,
-                 {p.grad_preactivations + step.offset * 4 * s.H, 4 * s.H, false},
-                 {w.hh.const_data_ptr(), s.P, false}, /*accumulate=*/true);
+        gemm(p.grad_hidden, accum, step.rows, s.P, 4 * s.H,
+             {p.grad_preactivations + step.offset * 4 * s.H, 4 * s.H, false},
+             {w.hh.const_data_ptr(), s.P, false}, /*accumulate=*/true);
       }
     }
   });

@@ -2,6 +2,7 @@
 // the best kernel of those.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "plan/plan.h"
 
@@ -10,29 +11,29 @@ namespace {
 
 // Of an H100, in cycles unless another unit is named; leads from the literature
 // (benchmarks/NOTES.md), none measured here. Only their proportions matter.
-constexpr double cycles_per_microsecond = 1700;
-constexpr double block_barrier = 50;
-constexpr double cluster_barrier = 400;
-constexpr double grid_barrier = 1700;
-constexpr double global_latency = 700;         // to and from the L2 cache, copies included
-constexpr double gathering = 250;              // of a fragment
-constexpr double step_overhead = 500;          // gates, and latencies that nothing hides
-constexpr double tensor_tile = 10;             // 16 x 8 sums over 32 bytes of depth, of a warp
-constexpr double scalar_tile = 40;             // the same without tensor cores
-constexpr double shared_bytes = 128;           // a cycle, of a multiprocessor
-constexpr double global_bytes = 48;            // likewise, from the L2 cache
-constexpr double remote_bytes = 32;            // likewise, to another multiprocessor's memory
-constexpr double streamed_step = 5;            // microseconds of two launches
-constexpr double streamed_operations = 100e6;  // a microsecond, of a GEMM with few rows
-constexpr double streamed_numbers = 0.5e6;     // a microsecond, of the pointwise kernel
+constexpr double kCyclesPerMicrosecond = 1700;
+constexpr double kBlockBarrier = 50;
+constexpr double kClusterBarrier = 400;
+constexpr double kGridBarrier = 1700;
+constexpr double kGlobalLatency = 700;         // to and from the L2 cache, copies included
+constexpr double kGathering = 250;             // of a fragment
+constexpr double kStepOverhead = 500;          // gates, and latencies that nothing hides
+constexpr double kTensorTile = 10;             // 16 x 8 sums over 32 bytes of depth, of a warp
+constexpr double kScalarTile = 40;             // the same without tensor cores
+constexpr double kSharedBytes = 128;           // a cycle, of a multiprocessor
+constexpr double kGlobalBytes = 48;            // likewise, from the L2 cache
+constexpr double kRemoteBytes = 32;            // likewise, to another multiprocessor's memory
+constexpr double kStepwiseStep = 5;            // microseconds of two launches
+constexpr double kStepwiseOperations = 100e6;  // a microsecond, of a GEMM with few rows
+constexpr double kStepwiseElements = 0.5e6;    // a microsecond, of the pointwise kernel
 
-constexpr int schedulers = 4;  // of a multiprocessor
-constexpr int64_t max_hidden = 8192;
+constexpr int kSchedulers = 4;  // of a multiprocessor
+constexpr int64_t kMaxHidden = 8192;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 UnitShape shape_of(const Problem& problem) {
-  return problem.backward ? backward_shape : forward_shape;
+  return problem.backward ? kBackwardShape : kForwardShape;
 }
 
 // The placement for slices of `sequences` and blocks of `units`.
@@ -42,13 +43,13 @@ Placement place(const Problem& problem, int64_t units, int64_t sequences) {
           static_cast<int>(sequences)};
 }
 
-Layout layout_of(const Problem& problem, Kernel kernel, const Placement& placement) {
+SharedLayout layout_of(const Problem& problem, Kernel kernel, const Placement& placement) {
   return make_layout(kernel, placement, shape_of(problem), static_cast<int>(problem.hidden),
-                     problem.number_bytes, problem.tensor_cores);
+                     problem.element_bytes, problem.tensor_cores);
 }
 
 bool fits(const Problem& problem, Kernel kernel, const Placement& placement) {
-  return static_cast<int64_t>(placement.units) * placement.sequences <= max_pairs * block_threads &&
+  return static_cast<int64_t>(placement.units) * placement.sequences <= kMaxPairs * kBlockThreads &&
          layout_of(problem, kernel, placement).total <= problem.gpu->shared_memory;
 }
 
@@ -57,39 +58,39 @@ int64_t blocks_of(const Problem& problem, const Placement& placement) {
 }
 
 double step_time(const Problem& problem, Kernel kernel, const Placement& placement) {
-  const Layout layout = layout_of(problem, kernel, placement);
-  const double sequence_tiles = ceil_div(placement.sequences, tile_sequences);
+  const SharedLayout layout = layout_of(problem, kernel, placement);
+  const double sequence_tiles = ceil_div(placement.sequences, kTileSequences);
   const double tiles = layout.fragments * sequence_tiles;  // of a warp
   const double arithmetic =
-      tiles * (problem.tensor_cores ? tensor_tile : scalar_tile) * block_warps / schedulers;
+      tiles * (problem.tensor_cores ? kTensorTile : kScalarTile) * kBlockWarps / kSchedulers;
   const double spilled = std::max(layout.fragments - resident_fragments(problem.tensor_cores), 0);
-  const double read = block_threads * (spilled * fragment_bytes + tiles * fragment_bytes / 2.0);
-  const double sums = 2.0 * layout.splits * sequence_tiles * tile_sequences * layout.partial_stride;
-  double cycles = step_overhead + std::max(arithmetic, read / shared_bytes) + sums / shared_bytes;
+  const double read = kBlockThreads * (spilled * kFragmentBytes + tiles * kFragmentBytes / 2.0);
+  const double sums = 2.0 * layout.splits * sequence_tiles * kTileSequences * layout.partial_stride;
+  double cycles = kStepOverhead + std::max(arithmetic, read / kSharedBytes) + sums / kSharedBytes;
 
   const double operand =
-      static_cast<double>(placement.sequences) * depth_bytes * layout.depth_tiles;
+      static_cast<double>(placement.sequences) * kDepthBytes * layout.depth_tiles;
   const double multiprocessors = problem.gpu->multiprocessors;
   double waves = std::ceil(blocks_of(problem, placement) / multiprocessors);
   if (kernel == Kernel::grid) {
-    cycles += grid_barrier + operand / global_bytes +
-              (ceil_div(placement.sequences, placement.staged) - 1) * global_latency;
+    cycles += kGridBarrier + operand / kGlobalBytes +
+              (ceil_div(placement.sequences, placement.staged) - 1) * kGlobalLatency;
   } else if (kernel == Kernel::cluster) {
-    cycles += cluster_barrier + operand / remote_bytes;
+    cycles += kClusterBarrier + operand / kRemoteBytes;
     const double clusters = std::floor(multiprocessors / placement.blocks);
     waves = std::ceil(problem.directions * placement.slices / std::max(clusters, 1.0));
   } else {
-    cycles += block_barrier;
+    cycles += kBlockBarrier;
   }
   // Each launch first gathers the weights, some fragments at a time.
-  cycles += gathering * layout.fragments / static_cast<double>(problem.length);
-  return waves * cycles / cycles_per_microsecond;
+  cycles += kGathering * layout.fragments / static_cast<double>(problem.length);
+  return waves * cycles / kCyclesPerMicrosecond;
 }
 
-double streamed_time(const Problem& problem) {
+double stepwise_time(const Problem& problem) {
   const double sums = 4.0 * problem.batch * problem.hidden;
-  return problem.directions * (streamed_step + 2 * sums * problem.projection / streamed_operations +
-                               sums / streamed_numbers);
+  return problem.directions * (kStepwiseStep + 2 * sums * problem.projection / kStepwiseOperations +
+                               sums / kStepwiseElements);
 }
 
 // Keeps `placement` if it fits and beats what the choice has.
@@ -107,7 +108,7 @@ template <class OfferUnits>
 Choice best(Kernel kernel, const char* obstacle, const Problem& problem,
             const OfferUnits& offer_units) {
   Choice choice = {kernel, obstacle, {}, 0, 0};
-  for (int64_t most = tile_sequences; most <= max_sequences; most += tile_sequences) {
+  for (int64_t most = kTileSequences; most <= kMaxSequences; most += kTileSequences) {
     const int64_t slices = ceil_div(problem.batch, most);
     offer_units(choice, ceil_div(problem.batch, slices));
     if (slices == 1) break;
@@ -117,9 +118,9 @@ Choice best(Kernel kernel, const char* obstacle, const Problem& problem,
 
 const char* persistent_obstacle(const Problem& problem) {
   if (problem.gpu->capability < 80) return "the GPU's compute capability is under 8.0";
-  if (problem.number_bytes > 4) return "the dtype is float64";
+  if (problem.element_bytes > 4) return "the dtype is float64";
   if (problem.projected) return "the layer has a projection (proj_size)";
-  if (problem.hidden > max_hidden) return "hidden_size is over 8192";
+  if (problem.hidden > kMaxHidden) return "hidden_size is over 8192";
   // Grids and counters are of 32 bits.
   if (problem.batch > (1 << 20)) return "the batch is over 2^20";
   return nullptr;
@@ -131,14 +132,14 @@ std::array<Choice, 4> gpu_choices(const Problem& problem) {
   std::array<Choice, 4> choices = {{{Kernel::block, nullptr, {}, 0, 0},
                                     {Kernel::cluster, nullptr, {}, 0, 0},
                                     {Kernel::grid, nullptr, {}, 0, 0},
-                                    {Kernel::streamed, nullptr, {}, 0, streamed_time(problem)}}};
+                                    {Kernel::stepwise, nullptr, {}, 0, stepwise_time(problem)}}};
   if (const char* const obstacle = persistent_obstacle(problem)) {
     for (int i = 0; i < 3; ++i) choices[i].obstacle = obstacle;
     return choices;
   }
   const Gpu& gpu = *problem.gpu;
   // The units of a whole tile of rows.
-  const int64_t whole = tile_rows / shape_of(problem).rows;
+  const int64_t whole = kTileRows / shape_of(problem).rows;
 
   choices[0] = best(Kernel::block, "the recurrent weights do not fit into one block", problem,
                     [&](Choice& choice, int64_t sequences) {
@@ -166,20 +167,36 @@ std::array<Choice, 4> gpu_choices(const Problem& problem) {
       best(Kernel::grid,
            "the recurrent weights of all slices of the batch do not fit into the GPU at once",
            problem, [&](Choice& choice, int64_t sequences) {
-             const int64_t teams = problem.directions * ceil_div(problem.batch, sequences);
-             const int64_t blocks = gpu.multiprocessors / teams;  // of a team
+             const int64_t block_groups = problem.directions * ceil_div(problem.batch, sequences);
+             const int64_t blocks = gpu.multiprocessors / block_groups;  // of a block_group
              if (blocks == 0) return;
              const int64_t fewest = round_up(ceil_div(problem.hidden, blocks), whole);
              for (int64_t units = fewest; units < problem.hidden + whole; units *= 2) {
                Placement placement = place(problem, std::min(units, problem.hidden), sequences);
                offer(problem, choice, placement);
-               for (int staged = tile_sequences; staged < sequences; staged *= 2) {
+               for (int staged = kTileSequences; staged < sequences; staged *= 2) {
                  placement.staged = staged;
                  offer(problem, choice, placement);
                }
              }
            });
   return choices;
+}
+
+Plan make_gpu_plan(const Problem& problem) {
+  Plan plan = {};
+  plan.kernel = Kernel::stepwise;  // runs every problem
+  double least = std::numeric_limits<double>::infinity();
+  for (const Choice& choice : gpu_choices(problem)) {
+    if (choice.obstacle) continue;
+    const bool overridden = problem.kernel_override == choice.kernel;
+    if (!overridden && choice.microseconds >= least) continue;
+    plan.kernel = choice.kernel;
+    plan.placement = choice.placement;
+    if (overridden) break;
+    least = choice.microseconds;
+  }
+  return plan;
 }
 
 }  // namespace fused_lstm
