@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 
+# Before torch loads OpenMP: threads that wait by spinning slow down whatever else runs on the
+# machine, other workers of pytest-xdist first of all.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 import pytest
 import torch
 from oracle import NO_CUDA
