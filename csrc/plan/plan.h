@@ -59,7 +59,7 @@ struct Plan {
 };
 
 // What stands for and against one kernel of a GPU.
-struct Choice {
+struct Candidate {
   Kernel kernel;
   const char* obstacle;   // why it cannot run, or null
   Placement placement;    // its best
@@ -74,6 +74,6 @@ Plan make_gpu_plan(const Problem& problem);
 
 // Every kernel of a GPU, in the order block, cluster, grid, stepwise. make_plan chooses the fastest
 // of those without an obstacle.
-std::array<Choice, 4> gpu_choices(const Problem& problem);
+std::array<Candidate, 4> gpu_candidates(const Problem& problem);
 
 }  // namespace fused_lstm
