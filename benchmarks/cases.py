@@ -66,8 +66,7 @@ class Case:
         weights = (3 if self.training else 1) * sum(map(sum, self._weights))
         if self.training and self.model not in ("layer", "cell"):
             weights -= self._weights[0][0]  # a task model's input is data, which needs no gradient
-        lstms = 2 if self.model == "seq2seq" else 1
-        return 2 * lstms * sum(self.lengths) * weights
+        return 2 * sum(self.lengths) * weights * (1 + (self.model == "seq2seq"))  # two LSTMs
 
     @property
     def limit(self) -> str | None:

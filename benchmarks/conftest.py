@@ -28,11 +28,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[RUN] = {"facts": results.facts(device), "cases": []}
 
 
-@pytest.fixture
-def run(pytestconfig: pytest.Config) -> results.Run:
-    return pytestconfig.stash[RUN]
-
-
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     run = terminalreporter.config.stash[RUN]
     if run["cases"]:

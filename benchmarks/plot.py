@@ -37,7 +37,8 @@ def save(panels: Mapping[tuple[str, ...], Mapping[str, list[Record]]], path: Pat
         figure.suptitle(TITLE)
         axes = figure.subplots(*map(len, (rows, modes)), squeeze=False, height_ratios=heights)
         for (machine, dtype, mode, count), panel in panels.items():
-            names, column, index = rows[machine, dtype], modes.index(mode), threads.index(count)
+            names, column = rows[machine, dtype], modes.index(mode)
+            counts = [title[3] for title in panels if title[:3] == (machine, dtype, mode)]
             axis = axes[list(rows).index((machine, dtype)), column]
             axis.set_title(f"{dtype}, {mode}")
             axis.set_xscale("log", base=2)
@@ -48,8 +49,9 @@ def save(panels: Mapping[tuple[str, ...], Mapping[str, list[Record]]], path: Pat
             axis.set_ylabel("" if column else machine)
             for row, records in panel.items():
                 of_row = [r["ratio"] for r in records]
-                y = names.index(row) + 0.36 * (index - (len(threads) - 1) / 2)
-                dots = {"color": COLOURS[index % len(COLOURS)], "alpha": 0.55, "lw": 0, "zorder": 2}
+                y = names.index(row) + 0.36 * (counts.index(count) - (len(counts) - 1) / 2)
+                colour = COLOURS[threads.index(count) % len(COLOURS)]
+                dots = {"color": colour, "alpha": 0.55, "lw": 0, "zorder": 2}
                 legend[count] = axis.scatter(of_row, [y] * len(of_row), 15, **dots)
                 mean = axis.vlines(
                     geometric_mean(of_row), y - 0.17, y + 0.17, "k", lw=2, zorder=1.9

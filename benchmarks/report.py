@@ -15,13 +15,17 @@ from benchmarks.results import Record, Run
 README = results.FOLDER.parent.parent / "README.md"
 BEGIN = "<!-- benchmarks: written by python -m benchmarks.report --readme -->"
 END = "<!-- end of benchmarks -->"
-README_CASES = (  # a kind of call each, won and lost
+README_CASES = (  # kinds of call, won and lost; each machine has those of its device
     "packed-B32-T100-D128-H128-packed-float32-training-1t",
     "grid-B1-T1-D64-H64-float32-inference-1t",
     "grid-B1-T100-D128-H128-float32-training-1t",
     "grid-B32-T20-D64-H64-float32-inference-1t",
     "grid-B32-T100-D256-H256-float32-training-1t",
     "grid-B128-T100-D512-H512-float32-inference-1t",
+    "packed-B32-T100-D512-H512-packed-bfloat16-training-cuda",
+    "grid-B1-T256-D256-H256-bfloat16-inference-cuda",
+    "grid-B16-T256-D512-H512-bfloat16-training-cuda",
+    "grid-B128-T1024-D1024-H1024-bfloat16-training-cuda",
 )
 COMPARED = {"ratio": "nn.LSTM", "ratio_onnxruntime": "onnxruntime", "ratio_kept": "recompute=False"}
 MODES = {"inference": "forward", "training": "forward + backward"}
@@ -127,16 +131,16 @@ def readme_block(machines: list[list[Run]]) -> str:
     """The README's part, between and with its two marker comments."""
     lines = [BEGIN]
     for runs in machines:
-        lines += [
-            "| float32, one thread | nn.LSTM, us | FusedLSTM, us | ratio |",
-            "|---|--:|--:|--:|",
-        ]
+        lines.append(
+            "| call (CPU: 1 thread) | nn.LSTM us | FusedLSTM us | ratio |\n|---|--:|--:|--:|"
+        )
         by_name = {r["name"]: r for r in records_of(runs)}
         for r in (by_name[name] for name in README_CASES if name in by_name):
             call = f"{rows(r)[0]}, B {r['batch']}, T {r['steps']}, H {r['hidden_size']}"
             nn, fused = (f"{r['us'][name][1]:,g}" for name in ("nn", "fused"))
             ratio = f"{r['ratio']:.2f}x" + " ~" * r["wide"]
-            lines.append(f"| {call}, {MODES[r['mode']]} | {nn} | {fused} | {ratio} |")
+            call += f", {r['dtype']}, {MODES[r['mode']]}"
+            lines.append(f"| {call} | {nn} | {fused} | {ratio} |")
         faster = sum(r["ratio"] >= 1 for r in by_name.values())
         lines += ["", f"Faster in {faster} of {len(by_name)} cases (~: wide spread). Measured:"]
         lines += [f"{facts_line(run)}." for run in runs]

@@ -24,9 +24,8 @@ def estimated(
     lines = explain(module, batch, LENGTHS[1], device=device).splitlines()
     pairs = [line.strip().partition(": ")[::2] for line in lines]
     costs = [cost for name, cost in pairs if name == kernel][: 1 + training]  # forward, backward
-    if any(cost.startswith("cannot") for cost in costs):
-        return None
-    return sum(float(cost.split()[0]) for cost in costs)
+    runs = not any(cost.startswith("cannot") for cost in costs)
+    return sum(float(cost.split()[0]) for cost in costs) if runs else None
 
 
 def measured(module: FusedLSTM, batch: int, training: bool) -> float:

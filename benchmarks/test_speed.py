@@ -7,6 +7,7 @@ import torch
 
 from benchmarks import results, workloads
 from benchmarks.cases import Case, cases
+from benchmarks.conftest import RUN
 from benchmarks.limits import limit_of
 from benchmarks.timing import alternate
 
@@ -18,7 +19,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     metafunc.parametrize("case", chosen, ids=[case.name for case in chosen])
 
 
-def test_speed(case: Case, run: results.Run, pytestconfig: pytest.Config) -> None:
+def test_speed(case: Case, pytestconfig: pytest.Config) -> None:
     gc.collect()  # what the case before left
     if case.threads is not None:
         torch.set_num_threads(case.threads)
@@ -28,6 +29,7 @@ def test_speed(case: Case, run: results.Run, pytestconfig: pytest.Config) -> Non
     record = results.record(case, measured, limit_of(case))
     if case.device == "cuda":
         record["peak_bytes"] = {name: workloads.peak_bytes(call) for name, call in calls.items()}
+    run = pytestconfig.stash[RUN]
     run["cases"].append(record)
     if folder := pytestconfig.getoption("--results"):  # at once, so that a run cut short keeps it
         path = folder / f"{results.machine_name(run['facts'])}.json"

@@ -46,7 +46,6 @@ class Sampler:
         return seconds * self.calls + (max(seconds, WARM_SECONDS) if self._warms_up else 0)
 
     def sample(self) -> None:
-        """Add a sample."""
         if self._warms_up:
             self._warm_up()
         self.samples.append(self._measure())

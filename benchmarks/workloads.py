@@ -102,8 +102,8 @@ def _forward(case: Case, inputs: tuple[Any, ...], model: nn.Module) -> Call:
         inputs = (inputs[0], *model(inputs[0], inputs[1:]))  # from the last state
         return inputs[1:]
 
-    is_cell = case.model == "cell"
-    return torch.no_grad()(step if is_cell else lambda: (_output(case, inputs, model),))
+    call = step if case.model == "cell" else lambda: (_output(case, inputs, model),)
+    return torch.no_grad()(call)
 
 
 def _gradients(case: Case, inputs: tuple[Any, ...], model: nn.Module) -> Call:

@@ -463,7 +463,7 @@ class TestReadme:
         text = readme.read_text()
         assert text.startswith(f"before\n{report.BEGIN}\n")
         assert text.endswith(f"{report.END}\nafter\n")
-        assert "| one layer, B 1, T 1, H 64, forward | 250 | 100 | 2.50x |" in text
+        assert "| one layer, B 1, T 1, H 64, float32, forward | 250 | 100 | 2.50x |" in text
         assert "Faster in 1 of 2 cases" in text
         assert "old" not in text
         report.main([measured, "--readme", str(readme), "--check"])
@@ -476,7 +476,7 @@ class TestReadme:
         assert readme.read_text() == "mine"
 
     def test_cases_are_planned(self):
-        assert set(report.README_CASES) < {c.name for c in cases("cpu")}
+        assert set(report.README_CASES) < {c.name for c in cases("cpu") + cases("cuda")}
 
     @pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="no README here")
     def test_of_the_project_is_up_to_date(self):
