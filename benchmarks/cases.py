@@ -39,18 +39,13 @@ class Case:
         return "training" if self.training else "inference"
 
     @property
-    def shape(self) -> str:
-        """The sizes in one word, such as ``B32-T100-D512-H512-L2-bi-packed``."""
-        words = [f"B{self.batch}", f"T{self.steps}", f"D{self.input_size}", f"H{self.hidden_size}"]
-        words += [f"L{self.num_layers}"] * (self.num_layers > 1)
-        words += ["bi"] * self.bidirectional + ["packed"] * self.packed
-        return "-".join(words + ["recompute"] * self.recompute)
-
-    @property
     def name(self) -> str:
         """What pytest's ``-k`` selects by, such as ``grid-B1-T20-D64-H64-float32-training-1t``."""
-        where = self.device if self.threads is None else f"{self.threads}t"
-        return f"{self.group}-{self.shape}-{self.dtype}-{self.mode}-{where}"
+        sizes = f"B{self.batch}-T{self.steps}-D{self.input_size}-H{self.hidden_size}"
+        words = [self.group, sizes] + [f"L{self.num_layers}"] * (self.num_layers > 1)
+        words += ["bi"] * self.bidirectional + ["packed"] * self.packed
+        words += ["recompute"] * self.recompute + [self.dtype, self.mode]
+        return "-".join([*words, f"{self.threads}t" if self.threads else self.device])
 
     @property
     def lengths(self) -> list[int]:

@@ -53,9 +53,8 @@ def save(panels: Mapping[tuple[str, ...], Mapping[str, list[Record]]], path: Pat
                 colour = COLOURS[threads.index(count) % len(COLOURS)]
                 dots = {"color": colour, "alpha": 0.55, "lw": 0, "zorder": 2}
                 legend[count] = axis.scatter(of_row, [y] * len(of_row), 15, **dots)
-                mean = axis.vlines(
-                    geometric_mean(of_row), y - 0.17, y + 0.17, "k", lw=2, zorder=1.9
-                )
+                at = geometric_mean(of_row)
+                mean = axis.vlines(at, y - 0.17, y + 0.17, "black", lw=2, zorder=1.9)
         for axis in axes.flat:
             axis.axvline(1, color="black", lw=1)
             axis.axvspan(axis.get_xlim()[0], 1, color="#d1495b", alpha=0.07, lw=0)

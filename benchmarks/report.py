@@ -27,6 +27,7 @@ README_CASES = (  # kinds of call, won and lost; each machine has those of its d
     "grid-B16-T256-D512-H512-bfloat16-training-cuda",
     "grid-B128-T1024-D1024-H1024-bfloat16-training-cuda",
 )
+README_HEADER = "| call (CPU: 1 thread) | nn.LSTM us | FusedLSTM us | ratio |\n|---|--:|--:|--:|"
 COMPARED = {"ratio": "nn.LSTM", "ratio_onnxruntime": "onnxruntime", "ratio_kept": "recompute=False"}
 MODES = {"inference": "forward", "training": "forward + backward"}
 Panels = dict[tuple[str, str, str, str], dict[str, list[Record]]]
@@ -131,9 +132,7 @@ def readme_block(machines: list[list[Run]]) -> str:
     """The README's part, between and with its two marker comments."""
     lines = [BEGIN]
     for runs in machines:
-        lines.append(
-            "| call (CPU: 1 thread) | nn.LSTM us | FusedLSTM us | ratio |\n|---|--:|--:|--:|"
-        )
+        lines.append(README_HEADER)
         by_name = {r["name"]: r for r in records_of(runs)}
         for r in (by_name[name] for name in README_CASES if name in by_name):
             call = f"{rows(r)[0]}, B {r['batch']}, T {r['steps']}, H {r['hidden_size']}"
