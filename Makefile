@@ -86,7 +86,7 @@ wheels:  # for each of them into dist/, with an index for pip
 build: $(VENV)/built
 
 bench: build  # ARGS="--quick" and so on
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-quiet $(ARGS)
+	$(BIN)/python -m pytest benchmarks -q $(ARGS)
 
 lint: $(VENV)/tools
 	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
