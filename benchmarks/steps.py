@@ -2,7 +2,7 @@
 
 A step is the difference of two lengths' times over that of the lengths, so that the other costs of
 a call cancel. H 32 is nearly only the exchange between blocks. Beside each step stands the plan's
-estimate, to be corrected by it (csrc/plan_gpu.cpp). "both" is forward and backward together.
+estimate, to be corrected by it (csrc/plan/plan_cuda.cpp). "both" is forward and backward together.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import torch
 from benchmarks.timing import Call, alternate
 from fused_lstm import FusedLSTM, explain, use_kernel
 
-KERNELS = ("block", "cluster", "grid", "streamed")
+KERNELS = ("block", "cluster", "grid", "stepwise")
 LENGTHS = (256, 1024)
 
 
@@ -21,11 +21,11 @@ def estimated(
     module: FusedLSTM, batch: int, kernel: str, training: bool, device: str | None = None
 ) -> float | None:
     """The plan's microseconds of a step; None where `kernel` cannot run the layer."""
-    lines = explain(module, batch, LENGTHS[1], device=device).splitlines()
-    pairs = [line.strip().partition(": ")[::2] for line in lines]
-    costs = [cost for name, cost in pairs if name == kernel][: 1 + training]  # forward, backward
-    runs = not any(cost.startswith("cannot") for cost in costs)
-    return sum(float(cost.split()[0]) for cost in costs) if runs else None
+    (plan,) = explain(module, batch, LENGTHS[1], device=device)
+    passes = (plan.forward, plan.backward)[: 1 + training]
+    candidates = [one.candidates[kernel] for one in passes]
+    runs = all(candidate.obstacle is None for candidate in candidates)
+    return sum(candidate.microseconds for candidate in candidates) if runs else None
 
 
 def measured(module: FusedLSTM, batch: int, training: bool) -> float:

@@ -51,12 +51,11 @@ def numbers(request, monkeypatch) -> torch.dtype:
 def must_take(kernel: str, module: nn.Module, T: int, B: int) -> None:
     """Skips where the GPU cannot run the kernel; never on the emulator but for `block`."""
     device = EMULATOR if EMULATED else module.weight_ih_l0.device
-    said = fused_lstm.explain(module, B, T, device=device)
-    lines = [line for line in said.splitlines() if line.startswith("layer")]
-    if all(line.endswith(f": {kernel}") for line in lines):
+    plans = fused_lstm.explain(module, B, T, device=device)
+    if all(plan.forward.kernel == plan.backward.kernel == kernel for plan in plans):
         return
-    assert not EMULATED or kernel == "block", said
-    pytest.skip(said)
+    assert not EMULATED or kernel == "block", str(plans)
+    pytest.skip(str(plans))
 
 
 def assert_right(module: nn.Module, *call, **options) -> None:
