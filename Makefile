@@ -51,7 +51,7 @@ test: build  # ARGS="-k packed" and so on
 fuzz: build  # 10,000 whole configurations against the definition
 	FUSED_LSTM_FUZZ=10000 $(BIN)/python -m pytest tests/test_hypothesis.py $(ARGS)
 
-# The allocator fills what it hands out: nobody finds zeros where nobody has written
+# The allocator fills what it hands out: memory that no kernel has written is not zero by luck
 emulate: build  # the CUDA sources, compiled for the host, through the tests of their results
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/emulator/build.py build/emulated
 	cd build/emulated && PYTHONPATH=. FUSED_LSTM_EMULATED=1 MALLOC_PERTURB_=1 \

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +56,7 @@ class FusedLSTM(GateInitialization, nn.RNNBase):
         proj_size: P > 0 projects the hidden state to P features.
         device, dtype: of the parameters. float32, float64, bfloat16 or float16; sums and the cell
             state are in float32 or wider.
-        recompute: keep only the hidden state of each step for the backward, H numbers in place of
+        recompute: keep only the hidden state of each step for the backward, H elements in place of
             6 H. It rebuilds the gates by one product over all steps, and from them the cell states.
             An attribute, read at each call.
     """
@@ -99,6 +99,39 @@ class FusedLSTM(GateInitialization, nn.RNNBase):
     def flatten_parameters(self) -> None:
         """Nothing to do: the kernels take each weight where it is."""
 
+    @overload
+    def forward(
+        self,
+        input: Tensor,
+        hx: State | None = None,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+        reset_to: str = "zero",
+        return_states: Literal[False] = False,
+    ) -> tuple[Tensor, State]: ...
+    @overload
+    def forward(
+        self,
+        input: Tensor,
+        hx: State | None = None,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+        reset_to: str = "zero",
+        *,
+        return_states: Literal[True],
+    ) -> tuple[Tensor, State, LSTMStates]: ...
+    @overload
+    def forward(
+        self,
+        input: PackedSequence,
+        hx: State | None = None,
+        *,
+        return_states: Literal[False] = False,
+    ) -> tuple[PackedSequence, State]: ...
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: State | None = None, *, return_states: Literal[True]
+    ) -> tuple[PackedSequence, State, LSTMStates]: ...
     def forward(
         self,
         input: Tensor | PackedSequence,
@@ -123,8 +156,8 @@ class FusedLSTM(GateInitialization, nn.RNNBase):
                 starts at each sequence's own last step. On a CPU a length out of range raises; on
                 a GPU, where a look at it would wait for the device, it counts as 0 or T.
             reset: bool, [T, B] ([B, T] with batch_first, [T] without a batch): a new episode
-                starts before this step. The reverse direction, which crosses the border from the
-                other side, starts afresh before the step before it.
+                starts before this step. The reverse direction, which crosses the episode
+                boundary from the other side, starts a new episode at the step before it.
             reset_to: an episode starts from "zero" or from "initial", the state in hx.
             return_states: also return all cell states, gates and hidden states.
 

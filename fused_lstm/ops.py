@@ -89,7 +89,7 @@ def layer(
         lengths: [B] int64, on the input's device: steps of each sequence, 0 to T. Outputs past the
             end are zero; the final states are those of each sequence's own last step.
         reset: [T, B] bool: a new episode starts before this step. The reverse direction, which
-            crosses the border from the other side, starts afresh before the step before it.
+            crosses the boundary from the other side, starts a new episode at the step before it.
         reset_to_initial: an episode starts from `h_0` and `c_0`, rather than from zero.
         keep_states: fill `cells` and `gates` even where no gradient needs them.
         recompute: keep neither `cells` nor `gates` for the backward, which rebuilds them from the

@@ -377,8 +377,8 @@ def test_no_direction_sees_across_a_reset(batch_first, layers, directions, devic
         output, (h_n, c_n) = lstm(x.transpose(0, 1), reset=reset.t())
         output = output.transpose(0, 1)
     for row, steps in enumerate(starts):
-        borders = sorted({0, *steps, T})
-        runs = [lstm(x[row, start:end]) for start, end in pairwise(borders)]
+        bounds = sorted({0, *steps, T})
+        runs = [lstm(x[row, start:end]) for start, end in pairwise(bounds)]
         close(output[row], torch.cat([run[0] for run in runs]))
         for final, state in ((h_n, 0), (c_n, 1)):  # of the last episode, of the first in reverse
             close(final[0::directions, row], runs[-1][1][state][0::directions])

@@ -11,11 +11,11 @@ import fused_lstm
 from fused_lstm import _C, FusedLSTM
 from fused_lstm.explain import GPUS, Gpu
 
-NUMBERS = {"16 bits": (2, True), "TF32": (4, True), "float32": (4, False), "float64": (8, False)}
+PRECISIONS = {"16 bits": (2, True), "TF32": (4, True), "float32": (4, False), "float64": (8, False)}
 
 
-def plan(gpu: str | Gpu, batch: int, hidden: int, numbers: str = "16 bits", **options):
-    element_bytes, tensor_cores = NUMBERS[numbers]
+def plan(gpu: str | Gpu, batch: int, hidden: int, precision: str = "16 bits", **options):
+    element_bytes, tensor_cores = PRECISIONS[precision]
     sizes = {"length": 100, "batch": batch, "input": hidden, "hidden": hidden}
     sizes |= {"projection": hidden, "directions": 1, "backward": False}
     return _C.gpu_plan(
@@ -26,10 +26,10 @@ def plan(gpu: str | Gpu, batch: int, hidden: int, numbers: str = "16 bits", **op
     )
 
 
-def kernels(gpu: str, numbers: str, batch: int = 16, **options) -> str:
+def kernels(gpu: str, precision: str, batch: int = 16, **options) -> str:
     """The first letters of the kernels for growing H."""
     sizes = (64, 128, 256, 512, 768, 1024, 1536)
-    return "".join(plan(gpu, batch, H, numbers, **options)["kernel"][0] for H in sizes)
+    return "".join(plan(gpu, batch, H, precision, **options)["kernel"][0] for H in sizes)
 
 
 # b block, c cluster, g grid, s stepwise
@@ -57,32 +57,32 @@ BACKWARD = {
 }
 
 
-@pytest.mark.parametrize(("gpu", "numbers"), FORWARD)
-def test_forward(gpu, numbers):
-    assert kernels(gpu, numbers) == FORWARD[gpu, numbers]
+@pytest.mark.parametrize(("gpu", "precision"), FORWARD)
+def test_forward(gpu, precision):
+    assert kernels(gpu, precision) == FORWARD[gpu, precision]
 
 
-@pytest.mark.parametrize(("gpu", "numbers"), BACKWARD)
-def test_backward(gpu, numbers):
-    assert kernels(gpu, numbers, backward=True) == BACKWARD[gpu, numbers]
+@pytest.mark.parametrize(("gpu", "precision"), BACKWARD)
+def test_backward(gpu, precision):
+    assert kernels(gpu, precision, backward=True) == BACKWARD[gpu, precision]
 
 
 def test_an_h100_is_planned_like_an_h200():
-    for numbers in NUMBERS:
-        assert kernels("H100", numbers) == kernels("H200", numbers)
+    for precision in PRECISIONS:
+        assert kernels("H100", precision) == kernels("H200", precision)
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
-@pytest.mark.parametrize("numbers", ["16 bits", "TF32", "float32"])
+@pytest.mark.parametrize("precision", ["16 bits", "TF32", "float32"])
 @pytest.mark.parametrize("gpu", GPUS)
-def test_placements_fit(gpu, numbers, backward):
+def test_placements_fit(gpu, precision, backward):
     """Every unit and every sequence has its place, and every block has room."""
     facts = GPUS[gpu]
     for hidden in (1, 7, 64, 100, 200, 333, 512, 768, 1000, 1536, 2000):
         for batch in (1, 8, 9, 50, 128, 1000):
             for directions in (1, 2):
                 options = {"backward": backward, "directions": directions}
-                candidates = plan(gpu, batch, hidden, numbers, **options)["candidates"]
+                candidates = plan(gpu, batch, hidden, precision, **options)["candidates"]
                 assert [c["kernel"] for c in candidates] == ["block", "cluster", "grid", "stepwise"]
                 assert candidates[-1]["obstacle"] is None
                 for candidate in candidates[:-1]:
@@ -120,7 +120,7 @@ def test_the_kernel_override_holds_where_it_can():
 @pytest.mark.parametrize(
     ("options", "obstacle"),
     [
-        ({"numbers": "float64"}, "float64"),
+        ({"precision": "float64"}, "float64"),
         ({"projection": 32}, "proj_size"),
         ({"hidden": 10_000}, "8192"),
         ({"batch": 2**20 + 1}, "2^20"),

@@ -103,7 +103,7 @@ void offer(const Problem& problem, Candidate& candidate, const Placement& placem
 }
 
 // Tries a kernel with slices of 8, 16, 24 and 32 sequences; offer_units(candidate, sequences) tries
-// its numbers of units.
+// its unit counts.
 template <class OfferUnits>
 Candidate best(Kernel kernel, const char* obstacle, const Problem& problem,
                const OfferUnits& offer_units) {
