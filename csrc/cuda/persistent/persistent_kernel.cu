@@ -456,7 +456,7 @@ struct Upload {
 
 __global__ void __launch_bounds__(kUploadCount)
     upload_kernel(const __grid_constant__ Upload from, int count, int64_t* to) {
-  if (static_cast<int>(threadIdx.x) < count) to[threadIdx.x] = from.element[threadIdx.x];
+  if (static_cast<int>(threadIdx.x) < count) to[threadIdx.x] = from.number[threadIdx.x];
 }
 
 }  // namespace
@@ -510,7 +510,7 @@ cudaError_t upload(const int64_t* from, int64_t count, int64_t* to, cudaStream_t
   for (int64_t done = 0; done < count; done += kUploadCount) {
     const int each = static_cast<int>(count - done < kUploadCount ? count - done : kUploadCount);
     Upload part = {};
-    for (int i = 0; i < each; ++i) part.element[i] = from[done + i];
+    for (int i = 0; i < each; ++i) part.number[i] = from[done + i];
     const cudaError_t error = cudaLaunchKernelEx(&config, upload_kernel, part, each, to + done);
     if (error != cudaSuccess) return error;
   }
