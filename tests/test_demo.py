@@ -132,6 +132,7 @@ def test_wrong_lstm_has_no_parity(name: str, wrong: type[FusedLSTM]) -> None:
     assert table.faults(result)[0].startswith(f"{name}: ")
 
 
+@pytest.mark.filterwarnings("error")
 def test_not_a_number_is_no_parity() -> None:
     class Broken(FusedLSTM):
         def forward(self, *args, **options):
@@ -142,7 +143,7 @@ def test_not_a_number_is_no_parity() -> None:
     result = compare(task, Broken, nn.LSTM, 0, 2)
     assert not result.parity
     assert len(table.faults(result)) == 3
-    assert report.page([result], []).count('class="bad"') == 3  # drawn without a warning
+    assert report.page([result], []).count('class="bad"') == 3
 
 
 def test_exit_status_of_broken_parity(
@@ -157,7 +158,7 @@ def test_exit_status_of_broken_parity(
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         (["--task", "poetry"], "'poetry'"),
         (["--dtype", "int8"], "'int8'"),
@@ -171,7 +172,7 @@ def test_exit_status_of_broken_parity(
 )
 def test_wrong_option_is_one_line(
     options: list[str],
-    says: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -180,7 +181,7 @@ def test_wrong_option_is_one_line(
     assert demo.main(options) == 2
     printed = capsys.readouterr()
     assert not printed.out
-    assert says in printed.err
+    assert message in printed.err
     assert printed.err.count("\n") == 1
     assert not list(tmp_path.iterdir())
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from fused_lstm.demo.tasks import Classifier, Forecaster, Predictor
 from fused_lstm.demo.train import Comparison
 
-logging.getLogger("matplotlib").setLevel(logging.ERROR)  # It warns when it builds its font cache.
+logging.getLogger("matplotlib").setLevel(logging.ERROR)  # not "building the font cache"
 
 WIDTH = 4.6  # inches; the page scales pictures to its columns, of 360 to 460 pixels
 FORECASTS = 4  # days shown
@@ -90,8 +90,8 @@ def _picture(
     with style.context(("default", STYLE)):  # whatever matplotlibrc says
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         caption = draw(figure, comparison)
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(written, format="svg", metadata=nothing)
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        figure.savefig(written, format="svg", metadata=no_metadata)
     _, start, svg = written.getvalue().partition("<svg")
     svg = re.sub(r' id="[a-z0-9]+_\d+"', "", svg.replace(INK, "currentColor"))
     label = escape(f"{heading}: {comparison.task.name}")
@@ -152,8 +152,8 @@ def _confusion(figure: Figure, comparison: Comparison) -> str:
         color = "black" if shares[row, column] > 60 else "white"
         count = str(int(counts[row, column]))
         axes.text(column + 1, row + 1, count, color=color, ha="center", va="center", fontsize=9)
-    numbers = range(1, classes + 1)
-    axes.set(xlabel="recognised as speaker", ylabel="speaker", xticks=numbers, yticks=numbers)
+    speakers = range(1, classes + 1)
+    axes.set(xlabel="recognised as speaker", ylabel="speaker", xticks=speakers, yticks=speakers)
     _color_bar(figure, image, axes, label="share of the speaker's utterances, %", fraction=0.046)
     same = (guess == comparison.reference.prediction.argmax(1)).sum().item()
     return (

@@ -238,11 +238,12 @@ def compare(
             learners[(step + position) % len(learners)].step(batch)
         after_step(learners[0].losses[-1], learners[1].losses[-1])
 
-    ours, theirs, twin = (learner.finish() for learner in learners)
+    fused_run, reference_run, twin_run = (learner.finish() for learner in learners)
     rounding = rounding_error(next(reference_model.parameters()))
-    losses = _compare_losses(ours.losses, theirs.losses, twin.losses, rounding)
-    predictions = _compare_predictions(task, build(fused), reference_model, theirs.prediction, seed)
-    return Comparison(task, ours, theirs, models[0], gradients, losses, predictions)
+    losses = _compare_losses(fused_run.losses, reference_run.losses, twin_run.losses, rounding)
+    prediction = reference_run.prediction
+    predictions = _compare_predictions(task, build(fused), reference_model, prediction, seed)
+    return Comparison(task, fused_run, reference_run, models[0], gradients, losses, predictions)
 
 
 def _gradients(model: nn.Module, task: Task, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
@@ -278,10 +279,10 @@ def _compare_losses(
     """
     deviations: list[Deviation] = []
     largest = 0.0
-    for step, (ours, theirs, other) in enumerate(zip(fused, reference, twin, strict=True), 1):
-        largest = max(largest, abs(other - theirs), rounding * abs(theirs))
+    for step, (tested, expected, moved) in enumerate(zip(fused, reference, twin, strict=True), 1):
+        largest = max(largest, abs(moved - expected), rounding * abs(expected))
         what = f"the losses of step {step}"
-        deviations.append(Deviation(what, abs(ours - theirs), MARGIN * largest))
+        deviations.append(Deviation(what, abs(tested - expected), MARGIN * largest))
     return deviations
 
 
