@@ -291,6 +291,7 @@ def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {
         "OMP_NUM_THREADS": "1",
         "PYTHONIOENCODING": "ascii",
+        "MPLCONFIGDIR": "/dev/null/matplotlib",  # cannot be written
         "PYTHONPATH": str(Path(demo.__file__).parents[2]),
     }
     return subprocess.run(

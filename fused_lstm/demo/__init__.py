@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import logging
 import os
 import platform
 import shutil
@@ -215,6 +216,8 @@ def _run(options: argparse.Namespace) -> int:
 
 def _page() -> Callable[[list[Comparison], list[str]], str] | None:
     """``report.page``, or None without matplotlib."""
+    # Its import warns that it builds a font cache, or that it cannot write one.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     try:
         from fused_lstm.demo import report
     except ImportError as error:

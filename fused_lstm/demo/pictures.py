@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 import math
 import re
 from collections.abc import Callable
@@ -19,8 +18,6 @@ from torch import Tensor
 
 from fused_lstm.demo.tasks import Classifier, Forecaster, Predictor
 from fused_lstm.demo.train import Comparison
-
-logging.getLogger("matplotlib").setLevel(logging.ERROR)  # not "building the font cache"
 
 WIDTH = 4.6  # inches; the page scales pictures to its columns, of 360 to 460 pixels
 FORECASTS = 4  # days shown

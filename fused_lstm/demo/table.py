@@ -10,7 +10,7 @@ COLUMNS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("", ("task", "measure")),
     ("held-out score", ("FusedLSTM", "nn.LSTM", "naive")),
     ("loss difference", ("largest", "of allowed")),
-    ("ms per training step", ("FusedLSTM", "nn.LSTM", "speedup")),
+    ("training step, ms", ("FusedLSTM", "nn.LSTM", "speedup")),
     ("", ("parity",)),
 )
 TEXT_COLUMNS = 2  # Words are aligned to the left, figures to the right.
