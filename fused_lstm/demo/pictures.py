@@ -84,7 +84,7 @@ def _picture(
 ) -> Picture:
     """Calls ``draw``, which returns the caption, on an empty figure of ``height`` inches."""
     written = io.StringIO()
-    with style.context(("default", STYLE)):  # whatever matplotlibrc says
+    with style.context(("default", STYLE)):  # not the user's matplotlibrc
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         caption = draw(figure, comparison)
         no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
