@@ -9,6 +9,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import matplotlib
 import pytest
 import torch
 
@@ -86,8 +87,8 @@ def installed(tmp_path_factory):
     """A python, beside which no compiler is on PATH, with torch and the wheel, from its index."""
     folder = tmp_path_factory.mktemp("installed")
     python, packages = environment_in(folder)
-    # torch and pytest are too large to be copied.
-    borrowed = {str(Path(module.__file__).parents[1]) for module in (torch, pytest)}
+    # These are too large to be copied.
+    borrowed = {str(Path(module.__file__).parents[1]) for module in (torch, pytest, matplotlib)}
     (packages / "torch.pth").write_text("\n".join(borrowed))
     for tool in ["cc", "c++", "gcc", "g++", "clang", "nvcc", "ninja", "git", "make"]:
         assert shutil.which(tool, path=python.parent) is None
