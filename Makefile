@@ -48,7 +48,7 @@ demo: build  # ARGS="--device cpu --task classifier" and so on
 test: build  # ARGS="-k packed" and so on
 	$(BIN)/python -m pytest tests $(ARGS)
 
-fuzz: build  # 10,000 whole configurations against the definition
+fuzz: build  # 10,000 whole configurations against the reference
 	FUSED_LSTM_FUZZ=10000 $(BIN)/python -m pytest tests/test_hypothesis.py $(ARGS)
 
 # The allocator fills what it hands out: memory that no kernel has written is not zero by luck
@@ -88,7 +88,12 @@ build: $(VENV)/built
 bench: build  # ARGS="--quick" and so on
 	$(BIN)/python -m pytest benchmarks -q $(ARGS)
 
+# Words that CONTRIBUTING's glossary has another for
+PRIVATE := walks?|walked|streamed|contestants?|whoever|nobody|wanted|hidden_before|hidden_0|cell_0|take_step|is_fresh|is_live
+SPELLED := csrc fused_lstm/*.py fused_lstm/demo/*.py tests benchmarks README.md CONTRIBUTING.md .ci setup.py
+
 lint: $(VENV)/tools
+	! git grep -nwE '$(PRIVATE)' -- $(SPELLED)
 	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -101,7 +106,7 @@ format: $(VENV)/tools
 
 clean:  # leaves .venv, for torch is large
 	rm -rf build dist *.egg-info fused_lstm/_C.*.so fused_lstm/_build.py $(VENV)/built $(VENV)/tools
-	rm -rf .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/torch: $(call outdated,$(VENV)/torch,$(PYTHON))
 	@$(PYTHON) -c '$(PYTHON_CHECK)'

@@ -48,7 +48,7 @@ def sdist(tmp_path_factory):
     """The unpacked source distribution, and what making it printed."""
     tree = tmp_path_factory.mktemp("tree") / "fused_lstm"
     made = shutil.ignore_patterns(
-        ".*_cache", ".benchmarks", ".git", ".venv", "build", "dist", "*.egg-info"
+        ".*_cache", ".git", ".venv", "build", "dist", "*.egg-info"
     )
     shutil.copytree(ROOT, tree, ignore=made)
     (tree.parent / "sdist").mkdir()
