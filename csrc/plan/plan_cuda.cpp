@@ -169,7 +169,7 @@ std::array<Candidate, 4> gpu_candidates(const Problem& problem) {
            "the recurrent weights of all slices of the batch do not fit into the GPU at once",
            problem, [&](Candidate& candidate, int64_t sequences) {
              const int64_t block_groups = problem.directions * ceil_div(problem.batch, sequences);
-             const int64_t blocks = gpu.multiprocessors / block_groups;  // of a block_group
+             const int64_t blocks = gpu.multiprocessors / block_groups;  // of a block group
              if (blocks == 0) return;
              const int64_t fewest = round_up(ceil_div(problem.hidden, blocks), whole);
              for (int64_t units = fewest; units < problem.hidden + whole; units *= 2) {
