@@ -19,8 +19,8 @@ else:
     def transforms_active(tensors: Iterable[Tensor]) -> bool:
         """A transform of torch.func has wrapped one of `tensors`: it has no memory of its own.
 
-        Nor has a fake tensor outside torch.compile, which then takes the reference: the same
-        numbers, slower.
+        Nor has a fake tensor outside torch.compile, which then runs the reference: the same
+        results, slower.
         """
         return not torch.compiler.is_compiling() and any(map(_has_no_memory, tensors))
 

@@ -86,7 +86,7 @@ class PassPlan:
     unit_slices: int = 1
     """On a CPU, parts of the hidden units that do, with a barrier at each step."""
     input_gemm: str | None = None
-    """On a CPU, how the GEMM with weight_ih is taken: "dot", "packed_ahead", "packed_on_use" or
+    """On a CPU, the strategy of the GEMM with weight_ih: "dot", "packed_ahead", "packed_on_use" or
     "transposed" (csrc/plan/kernel.h)."""
     recurrent_gemm: str | None = None
     """Likewise with weight_hh."""

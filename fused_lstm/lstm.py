@@ -97,7 +97,7 @@ class FusedLSTM(GateInitialization, nn.RNNBase):
         return super().extra_repr() + (", recompute=True" if self.recompute else "")
 
     def flatten_parameters(self) -> None:
-        """Nothing to do: the kernels take each weight where it is."""
+        """Nothing to do: the kernels read each weight as it is stored."""
 
     @overload
     def forward(

@@ -1,5 +1,5 @@
-"""The CUDA kernels that take all steps in one launch, each asked for by name: on a GPU, and on the
-emulator (make emulate), where tensors on the CPU take them."""
+"""The CUDA kernels that run all steps in one launch, each chosen by name: on a GPU, and on the
+emulator (make emulate), where tensors on the CPU run them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def precision(request, monkeypatch) -> torch.dtype:
     return torch.float32 if request.param == "tf32" else getattr(torch, request.param)
 
 
-def must_take(kernel: str, module: nn.Module, T: int, B: int) -> None:
+def must_run(kernel: str, module: nn.Module, T: int, B: int) -> None:
     """Skips where the GPU cannot run the kernel; never on the emulator but for `block`."""
     device = EMULATOR if EMULATED else module.weight_ih_l0.device
     plans = fused_lstm.explain(module, B, T, device=device)
@@ -67,7 +67,7 @@ def assert_right(module: nn.Module, *call, **options) -> None:
 
 def make(kernel, device, precision, T, B, D, H, **options):
     module = FusedLSTM(D, H, device=device, dtype=precision, **options)
-    must_take(kernel, module, T, B)
+    must_run(kernel, module, T, B)
     return module, rand(T, B, D, device=device, dtype=precision), rand_state(module, B)
 
 
@@ -135,7 +135,7 @@ def test_tf32_is_seen(kernel, device, monkeypatch):
     call = make(kernel, device, torch.float32, 3, 5, 3, 24)
     exact = evaluate(*call)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    must_take(kernel, call[0], 3, 5)
+    must_run(kernel, call[0], 3, 5)
     rounded = evaluate(*call)
     assert (exact["output"] - rounded["output"]).abs().max() > 1e-5
 

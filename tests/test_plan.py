@@ -1,4 +1,4 @@
-"""Which kernel a GPU takes: the plan is a pure function, tested without a GPU."""
+"""Which kernel a GPU runs: the plan is a pure function, tested without a GPU."""
 
 from __future__ import annotations
 

@@ -329,5 +329,5 @@ def test_a_failing_registration_stops_nobodys_import(tmp_path):
             import wave
         print(wave.open.__name__, *[w.message for w in caught if "fused_lstm" in str(w.message)])
     """
-    said = "open fused_lstm cannot register with wave: division by zero"
-    assert in_fresh_process(code, tmp_path).strip() == said
+    printed = "open fused_lstm cannot register with wave: division by zero"
+    assert in_fresh_process(code, tmp_path).strip() == printed

@@ -50,7 +50,7 @@ struct Plan {
   int64_t batch_slices;
   int64_t unit_slices;
   bool parallel;        // run slices and directions on several threads
-  int64_t chunk;        // steps whose input GEMM is taken at once
+  int64_t chunk;        // steps of one input GEMM
   Gemm input_gemm;      // with weight_ih
   Gemm recurrent_gemm;  // with weight_hh
 
@@ -58,7 +58,7 @@ struct Plan {
   Placement placement;
 };
 
-// What stands for and against one kernel of a GPU.
+// One kernel of a GPU: its obstacle, or its best placement and estimate.
 struct Candidate {
   Kernel kernel;
   const char* obstacle;   // why it cannot run, or null

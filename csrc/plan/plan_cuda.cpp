@@ -1,4 +1,4 @@
-// The plan for a GPU: for each kernel the placement that should take the least time for a step, and
+// The plan for a GPU: for each kernel the placement of the shortest estimated step, and
 // the best kernel of those.
 #include <algorithm>
 #include <cmath>
