@@ -19,8 +19,11 @@ def _use_reference(input: Tensor, h_0: Tensor, c_0: Tensor, weights: Sequence[Te
     C++ autograd knows neither torch.func's transforms nor forward-mode derivatives, the kernels no
     complex numbers.
     """
-    tensors = (input, h_0, c_0, *weights)
-    return input.is_complex() or _torch.transforms_active(tensors) or _torch.forward_mode(tensors)
+    return (
+        input.is_complex()
+        or _torch.transforms_active(input, h_0, c_0, weights)
+        or _torch.forward_mode(input, h_0, c_0, weights)
+    )
 
 
 def _under_autocast(tensor: Tensor) -> bool:
