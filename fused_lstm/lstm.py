@@ -384,8 +384,8 @@ def _checked_state(module: nn.RNNBase, hx: State | None, B: int, input: Tensor) 
         (layers, B, module.hidden_size),
     )
     if hx is None:
-        hidden = input.new_zeros(shapes[0])
-        return hidden, hidden if shapes[0] == shapes[1] else input.new_zeros(shapes[1])
+        h_0 = input.new_zeros(shapes[0])
+        return h_0, h_0 if shapes[0] == shapes[1] else input.new_zeros(shapes[1])
     if isinstance(hx, Tensor):
         raise TypeError("hx is a tensor, must be a tuple of the hidden and the cell state")
     if len(hx) != 2:
