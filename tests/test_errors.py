@@ -371,7 +371,7 @@ def test_operators_check_for_themselves():
         ((x, hidden.expand(3, B, H), cell, weights), "directions"),
         ((x, hidden, cell, weights[:1]), "weights has 1"),
         ((x, hidden, cell, weights * 3), "weights has 6"),
-        ((x, hidden[..., :5], cell, weights), "hidden has 5 features"),
+        ((x, hidden[..., :5], cell, weights), "h_0 has 5 features"),
         ((x[:0], hidden, cell, weights), "no time steps"),
         ((x.int(), hidden, cell, weights), "dtype"),
     ]:
