@@ -69,11 +69,3 @@ def _layer_backward_flops(
 ) -> int:
     input, h_0, _, weights, _, _, gates = arguments[5:]
     return _backward(input, h_0, weights, gates is None, input_needed, weights_needed)
-
-
-@register_flop_formula(torch.ops.fused_lstm.cell_backward, get_raw=True)
-def _cell_backward_flops(
-    *arguments: Any, input_needed: bool = True, weights_needed: bool = True, **options: Any
-) -> int:
-    input, h_0, _, weights = arguments[4:8]
-    return _backward(input, h_0, weights, False, input_needed, weights_needed)
