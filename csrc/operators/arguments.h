@@ -1,7 +1,8 @@
 // The arguments and results of the layer operator in groups, for every file that hands them on.
 //
-// T steps, B sequences, D input features, H hidden units, P features of the hidden state (proj_size,
-// or H), N = T * B rows or those of a packed batch. [.., X] is [T, B, X], or [N, X] when packed.
+// T steps, B sequences, D input features, H hidden units, P features of the hidden state
+// (proj_size, or H), N = T * B rows or those of a packed batch. [.., X] is [T, B, X], or [N, X]
+// when packed.
 #pragma once
 
 #include <ATen/core/Tensor.h>

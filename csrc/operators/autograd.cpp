@@ -48,12 +48,6 @@ struct SavedLayer {
              ctx->saved_data["reset_to_initial"].toBool()},
             {if_defined(t[3]), if_defined(t[4]), if_defined(t[5])}};
   }
-
-  variable_list inputs() const {  // those that have gradients
-    variable_list list = {input, h_0, c_0};
-    list.insert(list.end(), weights.begin(), weights.end());
-    return list;
-  }
 };
 
 bool differentiates(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor& c_0,
@@ -127,6 +121,17 @@ bool reads_output(const at::Tensor& input, const OptionalTensor& batch_sizes) {
   return !steps.sym_eq(1).guard_or_false(__FILE__, __LINE__);
 }
 
+// The gradients of a cell's h_n [B, H], c_n [B, H], cells [B, H] and gates [B, 4H] as those of a
+// layer of one step.
+variable_list as_layer(const variable_list& gradients) {
+  const auto step = [](const at::Tensor& x) { return x.defined() ? x.unsqueeze(0) : x; };
+  return {{},
+          step(gradients[0]),
+          step(gradients[1]),
+          step(step(gradients[2])),
+          step(step(gradients[3]))};
+}
+
 // The node of a layer, and of a cell, whose h_0 is [B, H]: forward runs the operator, backward
 // treats the cell as a layer of one step.
 class LayerFunction : public torch::autograd::Function<LayerFunction> {
@@ -155,51 +160,46 @@ class LayerFunction : public torch::autograd::Function<LayerFunction> {
     return {output, h_n, c_n, cells, gates};
   }
 
-  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
+  static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
     SavedLayer saved = SavedLayer::unpack(ctx);
-    const variable_list inputs = saved.inputs();
     const bool is_cell = saved.h_0.dim() == 2;
-    if (is_cell) {  // h_n, c_n [B, H], cells [B, H], gates [B, 4H] -> those of a layer
-      const auto step = [](const at::Tensor& x) { return x.defined() ? x.unsqueeze(0) : x; };
-      gradients = {{},
-                   step(gradients[0]),
-                   step(gradients[1]),
-                   step(step(gradients[2])),
-                   step(step(gradients[3]))};
-    }
-    variable_list found = needs_reference(gradients)
-                              ? by_reference(saved, inputs, gradients, is_cell)
-                              : by_operator(ctx, saved, gradients, is_cell);
-    found.resize(inputs.size() + 3);  // options, keep_states and recompute have no gradient
+    const size_t inputs = 3 + saved.weights.size();
+    variable_list found = needs_reference(gradients) ? by_reference(saved, gradients, is_cell)
+                                                     : by_operator(ctx, saved, gradients, is_cell);
+    found.resize(inputs + 3);  // options, keep_states and recompute have no gradient
     return found;
   }
 
  private:
-  static variable_list by_reference(const SavedLayer& saved, const variable_list& inputs,
-                                    const variable_list& gradients, bool is_cell) {
+  static variable_list by_reference(const SavedLayer& saved, const variable_list& gradients,
+                                    bool is_cell) {
     static const auto op = find_operator<LayerSignature>("fused_lstm::layer_reference");
-    return reference_gradients(inputs, gradients, [&](variable_list x) -> variable_list {
-      if (is_cell) {
-        for (int i = 0; i < 3; ++i) x[i] = x[i].unsqueeze(0);
-      }
-      const auto [output, h_n, c_n, cells, gates] =
-          call(op, {x[0], x[1], x[2], at::TensorList(x).slice(3), saved.options},
-               /*keep_states=*/true, /*recompute=*/false);
-      return {output, h_n, c_n, cells, gates};
-    });
+    variable_list inputs = {saved.input, saved.h_0, saved.c_0};
+    inputs.insert(inputs.end(), saved.weights.begin(), saved.weights.end());
+    return reference_gradients(
+        inputs, is_cell ? as_layer(gradients) : gradients, [&](variable_list x) -> variable_list {
+          if (is_cell) {
+            for (int i = 0; i < 3; ++i) x[i] = x[i].unsqueeze(0);
+          }
+          const auto [output, h_n, c_n, cells, gates] =
+              call(op, {x[0], x[1], x[2], at::TensorList(x).slice(3), saved.options},
+                   /*keep_states=*/true, /*recompute=*/false);
+          return {output, h_n, c_n, cells, gates};
+        });
   }
 
-  static variable_list by_operator(AutogradContext* ctx, SavedLayer& saved,
-                                   const variable_list& gradients, bool is_cell) {
+  // Overwrites a cell's saved tensors with views of them.
+  static variable_list by_operator(AutogradContext* ctx, SavedLayer& saved, variable_list gradients,
+                                   bool is_cell) {
     static const auto op = find_operator<LayerBackwardSignature>("fused_lstm::layer_backward");
     at::AutoDispatchBelowADInplaceOrView guard;
     LayerStates& states = saved.states;
     if (is_cell) {
+      gradients = as_layer(gradients);
       const bool h_0_requires_grad = saved.h_0.requires_grad();
       for (at::Tensor* x : {&saved.input, &saved.h_0, &saved.c_0}) *x = x->unsqueeze(0);
       saved.h_0.set_requires_grad(h_0_requires_grad);  // which torch.utils.flop_counter reads
-      states.cells = states.cells->unsqueeze(0).unsqueeze(0);
-      states.gates = states.gates->unsqueeze(0).unsqueeze(0);
+      for (OptionalTensor* x : {&states.cells, &states.gates}) *x = (*x)->unsqueeze(0).unsqueeze(0);
     }
     const bool input_needed = ctx->needs_input_grad(0);
     bool weights_needed = false;
@@ -207,12 +207,11 @@ class LayerFunction : public torch::autograd::Function<LayerFunction> {
       weights_needed = weights_needed || ctx->needs_input_grad(3 + i);
     }
     const LayerOptions& options = saved.options;
-    auto [grad_input, grad_h_0, grad_c_0, grad_weights] =
-        op.call(if_defined(gradients[0]), if_defined(gradients[1]), if_defined(gradients[2]),
-                if_defined(gradients[3]), if_defined(gradients[4]), saved.input, saved.h_0,
-                saved.c_0, saved.weights, states.output, states.cells, states.gates,
-                options.batch_sizes, options.lengths, options.reset, options.reset_to_initial,
-                input_needed, weights_needed);
+    auto [grad_input, grad_h_0, grad_c_0, grad_weights] = op.call(
+        if_defined(gradients[0]), if_defined(gradients[1]), if_defined(gradients[2]),
+        if_defined(gradients[3]), if_defined(gradients[4]), saved.input, saved.h_0, saved.c_0,
+        saved.weights, states.output, states.cells, states.gates, options.batch_sizes,
+        options.lengths, options.reset, options.reset_to_initial, input_needed, weights_needed);
     variable_list found = {input_needed ? grad_input : at::Tensor(), grad_h_0, grad_c_0};
     if (is_cell) {
       for (at::Tensor& x : found) x = x.defined() ? x.squeeze(0) : x;
@@ -225,8 +224,8 @@ class LayerFunction : public torch::autograd::Function<LayerFunction> {
 
 LayerResult layer(const LayerArguments& a, bool keep_states, bool recompute) {
   if (!differentiates(a.input, a.h_0, a.c_0, a.weights)) return call_layer(a, keep_states);
-  const variable_list r = LayerFunction::apply(a.input, a.h_0, a.c_0, a.weights, a.options,
-                                               keep_states, recompute);
+  const variable_list r =
+      LayerFunction::apply(a.input, a.h_0, a.c_0, a.weights, a.options, keep_states, recompute);
   return {r[0], r[1], r[2], r[3], r[4]};
 }
 

@@ -47,8 +47,8 @@ struct Weights {
 };
 
 // The tensors of one call, all directions stacked in the first dimension where there is one. All
-// are contiguous; optional ones that a call lacks are undefined. N is T * B, or the rows of a packed
-// sequence.
+// are contiguous; optional ones that a call lacks are undefined. N is T * B, or the rows of a
+// packed sequence.
 struct ForwardTensors {
   std::vector<Weights> weights;
   at::Tensor input;  // [N, D]
@@ -63,18 +63,18 @@ struct ForwardTensors {
 
 struct BackwardTensors {
   std::vector<Weights> weights;
-  at::Tensor input;              // [N, D], read by recompute alone
-  at::Tensor h_0, c_0;           // as in ForwardTensors
-  at::Tensor output;             // [N, directions * P], undefined where T == 1
-  at::Tensor gates, cells;       // as in ForwardTensors, outputs of recompute
-  at::Tensor grad_output;        // as output, optional
-  at::Tensor grad_cells;         // as cells, optional
-  at::Tensor grad_gates;         // as gates, optional
-  at::Tensor grad_hidden;        // [directions, B, P] of accum_type; in: the gradient of h_n, out:
-                                 // of the hidden state that entered the first step
-  at::Tensor grad_cell;          // [directions, B, H] likewise
-  at::Tensor grad_h_0, grad_c_0; // as grad_hidden and grad_cell, for resets to the initial state,
-                                 // whose gradients are added to them
+  at::Tensor input;               // [N, D], read by recompute alone
+  at::Tensor h_0, c_0;            // as in ForwardTensors
+  at::Tensor output;              // [N, directions * P], undefined where T == 1
+  at::Tensor gates, cells;        // as in ForwardTensors, outputs of recompute
+  at::Tensor grad_output;         // as output, optional
+  at::Tensor grad_cells;          // as cells, optional
+  at::Tensor grad_gates;          // as gates, optional
+  at::Tensor grad_hidden;         // [directions, B, P] of accum_type; in: the gradient of h_n, out:
+                                  // of the hidden state that entered the first step
+  at::Tensor grad_cell;           // [directions, B, H] likewise
+  at::Tensor grad_h_0, grad_c_0;  // as grad_hidden and grad_cell, for resets to the initial state,
+                                  // whose gradients are added to them
   // Outputs, of operand_type:
   at::Tensor grad_preactivations;  // [directions, N, 4H]
   at::Tensor h_prev;               // [directions, N, P] the hidden state that entered each step

@@ -78,7 +78,8 @@ std::vector<int64_t> packed_offsets(const at::Tensor& batch_sizes, int64_t N) {
   return offsets;
 }
 
-// The sizes of a call, and the first row of each step if it is packed; the weights are only counted.
+// The sizes of a call, and the first row of each step if it is packed; the weights are only
+// counted.
 Sequence sequence_of(const LayerArguments& a) {
   Sequence sequence = {};
   Sizes& s = sequence.sizes;
@@ -169,8 +170,9 @@ at::Tensor operand(const Device& device, const at::Tensor& tensor) {
                           : tensor;
 }
 
-// Every direction's weights as the kernels read them: contiguous, the biases in the type of storage.
-// Wider biases become the two parts of their sum: its rounded value, and what the rounding has left.
+// Every direction's weights as the kernels read them: contiguous, the biases in the type of
+// storage. Wider biases become the two parts of their sum: its rounded value, and what the rounding
+// has left.
 std::vector<Weights> prepared_weights(const LayerArguments& a, const Sizes& s) {
   const at::ScalarType storage = a.input.scalar_type();
   std::vector<Weights> all;
@@ -272,8 +274,8 @@ InputGradients layer_backward(const Device& device, const LayerGradients& gradie
   layer.h_prev = allocate({s.directions, s.N, s.P}, operands);
   layer.cells = recompute ? allocate({s.directions, s.N, s.H}, options.dtype(accum))
                           : states.cells->contiguous();
-  layer.gates = recompute ? allocate({s.directions, s.N, 4 * s.H}, options)
-                          : states.gates->contiguous();
+  layer.gates =
+      recompute ? allocate({s.directions, s.N, 4 * s.H}, options) : states.gates->contiguous();
   if (recompute && s.N > 0) device.recompute(sequence, layer);
   layer.grad_output = given(gradients.output, storage);
   layer.grad_cells = given(gradients.cells, accum);

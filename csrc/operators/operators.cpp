@@ -15,18 +15,17 @@ LayerResult layer(const LayerArguments& arguments, bool keep_states, bool /*reco
 }
 
 template <const Device& (*device)()>
-InputGradients layer_gradients(
-    const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
-    const OptionalTensor& grad_c_n, const OptionalTensor& grad_cells,
-    const OptionalTensor& grad_gates, const at::Tensor& input, const at::Tensor& h_0,
-    const at::Tensor& c_0, at::TensorList weights, const OptionalTensor& output,
-    const OptionalTensor& cells, const OptionalTensor& gates, const OptionalTensor& batch_sizes,
-    const OptionalTensor& lengths, const OptionalTensor& reset, bool reset_to_initial,
-    bool input_needed, bool weights_needed) {
-  return layer_backward(
-      device(), {grad_output, grad_h_n, grad_c_n, grad_cells, grad_gates},
-      {input, h_0, c_0, weights, {batch_sizes, lengths, reset, reset_to_initial}},
-      {output, cells, gates}, input_needed, weights_needed);
+InputGradients layer_gradients(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                               const OptionalTensor& grad_c_n, const OptionalTensor& grad_cells,
+                               const OptionalTensor& grad_gates, const at::Tensor& input,
+                               const at::Tensor& h_0, const at::Tensor& c_0, at::TensorList weights,
+                               const OptionalTensor& output, const OptionalTensor& cells,
+                               const OptionalTensor& gates, const OptionalTensor& batch_sizes,
+                               const OptionalTensor& lengths, const OptionalTensor& reset,
+                               bool reset_to_initial, bool input_needed, bool weights_needed) {
+  return layer_backward(device(), {grad_output, grad_h_n, grad_c_n, grad_cells, grad_gates},
+                        {input, h_0, c_0, weights, {batch_sizes, lengths, reset, reset_to_initial}},
+                        {output, cells, gates}, input_needed, weights_needed);
 }
 
 template <const Device& (*device)()>

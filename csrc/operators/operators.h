@@ -39,8 +39,8 @@ c10::TypedOperatorHandle<Signature> find_operator(const char* name) {
 }
 
 // op: fused_lstm::layer or fused_lstm::layer_reference.
-inline LayerResult call(const c10::TypedOperatorHandle<LayerSignature>& op,
-                        const LayerArguments& a, bool keep_states, bool recompute) {
+inline LayerResult call(const c10::TypedOperatorHandle<LayerSignature>& op, const LayerArguments& a,
+                        bool keep_states, bool recompute) {
   const LayerOptions& o = a.options;
   return op.call(a.input, a.h_0, a.c_0, a.weights, o.batch_sizes, o.lengths, o.reset,
                  o.reset_to_initial, keep_states, recompute);
