@@ -8,7 +8,7 @@
 namespace fused_lstm {
 namespace {
 
-// One direction's part of the weight list.
+// One direction's weights in the list.
 Weights weights_of(const at::TensorList& list, const Sizes& sizes, int64_t direction) {
   const size_t each = list.size() / sizes.directions;
   const at::Tensor* first = list.data() + direction * each;
@@ -28,7 +28,7 @@ void check_place(const char* name, const at::Tensor& tensor, at::IntArrayRef sha
               ", must be on the input's device ", input.device());
 }
 
-// Of the input's dtype; or, where the layer has sums of a wider one, of that, if `or_wider`.
+// The dtype must be the input's or, with `or_wider`, may be that of the sums.
 void check_dtype(const char* name, at::ScalarType dtype, const at::Tensor& input, bool or_wider) {
   const at::ScalarType storage = input.scalar_type(), wider = accum_type(storage);
   if (dtype == storage || (or_wider && dtype == wider)) return;
@@ -42,7 +42,7 @@ void check_matrix(const char* name, const at::Tensor& tensor, at::IntArrayRef sh
   check_dtype(name, tensor.scalar_type(), input, or_wider);
 }
 
-// A cell state of fewer bits than the input counts in the input's dtype.
+// The dtype in which c_0 is read and c_n returned: a c_0 narrower than the input is widened to it.
 at::ScalarType cell_type(const at::Tensor& c_0, const at::Tensor& input) {
   return c10::promoteTypes(c_0.scalar_type(), input.scalar_type());
 }
@@ -166,13 +166,11 @@ Sequence check(const LayerArguments& a) {
 }
 
 at::Tensor operand(const Device& device, const at::Tensor& tensor) {
-  return tensor.defined() ? tensor.to(device.operand_type(tensor.scalar_type())).contiguous()
-                          : tensor;
+  return tensor.to(device.operand_type(tensor.scalar_type())).contiguous();
 }
 
-// Every direction's weights as the kernels read them: contiguous, the biases in the type of
-// storage. Wider biases become the two parts of their sum: its rounded value, and what the rounding
-// has left.
+// Every direction's weights as the kernels read them: contiguous, the biases in the input's dtype.
+// Wider biases become two of that dtype: their sum rounded, and the rounding error.
 std::vector<Weights> prepared_weights(const LayerArguments& a, const Sizes& s) {
   const at::ScalarType storage = a.input.scalar_type();
   std::vector<Weights> all;
@@ -191,7 +189,7 @@ std::vector<Weights> prepared_weights(const LayerArguments& a, const Sizes& s) {
   return all;
 }
 
-// [..., width] of the layer's rows: [T, B, width], or [N, width] of a packed sequence.
+// [T, B, width], or [N, width] if packed; after [directions], if given.
 std::vector<int64_t> rows_shape(const Sizes& s, int64_t width, int64_t directions = 0) {
   std::vector<int64_t> shape;
   if (directions) shape.push_back(directions);
@@ -212,6 +210,46 @@ void drop_gradient_of_replaced(const Sequence& sequence, at::Tensor grad_hidden)
   at::Tensor starts = sequence.reset->select(0, 0);  // [B]
   if (sequence.lengths) starts = starts.logical_and(sequence.lengths->gt(0));
   grad_hidden.masked_fill_(starts.unsqueeze(1), 0);
+}
+
+// Of each direction, in the order of arguments.weights: one GEMM over all rows for each weight.
+std::vector<at::Tensor> weight_gradients(const Device& device, const Sequence& sequence,
+                                         const BackwardTensors& layer,
+                                         const LayerArguments& arguments) {
+  const Sizes& s = sequence.sizes;
+  const at::ScalarType storage = arguments.input.scalar_type();
+  at::Tensor x = operand(device, layer.input);
+  if (sequence.lengths) {
+    // The gradient is 0 in the padding, but 0 * x is NaN if x is, so x must be 0 too.
+    const at::Tensor steps = at::arange(s.T, sequence.lengths->options()).unsqueeze(1);
+    x = x.masked_fill(steps.ge(*sequence.lengths).unsqueeze(2), 0);
+  }
+  x = x.view({s.N, s.D});
+  const auto gradient = [&](const at::Tensor& rows, const at::Tensor& columns) {
+    at::Tensor grad = allocate({rows.size(1), columns.size(1)}, x.options());
+    device.gemm(grad, rows.t(), columns, /*accumulate=*/false);
+    return grad.to(storage);
+  };
+  std::vector<at::Tensor> all;
+  for (int64_t d = 0; d < s.directions; ++d) {
+    const at::Tensor grad = layer.grad_preactivations.select(0, d);  // [N, 4H]
+    all.push_back(gradient(grad, x));
+    all.push_back(gradient(grad, layer.h_prev.select(0, d)));
+    if (s.biases) {
+      const Weights original = weights_of(arguments.weights, s, d);
+      const at::ScalarType ih = original.bias_ih.scalar_type();
+      const at::ScalarType hh = original.bias_hh.scalar_type();
+      const bool wide = ih != storage || hh != storage;
+      const at::Tensor sum =  // [4H]
+          wide ? grad.sum(0, /*keepdim=*/false, accum_type(storage)) : grad.sum(0);
+      all.push_back(sum.to(ih));
+      all.push_back(sum.to(hh, /*non_blocking=*/false, /*copy=*/true));
+    }
+    if (s.projected) {
+      all.push_back(gradient(layer.grad_projection.select(0, d), layer.unprojected.select(0, d)));
+    }
+  }
+  return all;
 }
 
 }  // namespace
@@ -255,7 +293,7 @@ InputGradients layer_backward(const Device& device, const LayerGradients& gradie
   const auto given = [](const std::optional<at::Tensor>& gradient, at::ScalarType dtype) {
     return gradient ? gradient->to(dtype).contiguous() : at::Tensor();
   };
-  // The states' gradients on their way back through time, [directions, B, P] and [.., H].
+  // The gradients of the running states, [directions, B, P] and [directions, B, H].
   const auto carried = [&](const std::optional<at::Tensor>& gradient, const at::Tensor& like) {
     return gradient ? gradient->to(options.dtype(accum), false, /*copy=*/true).contiguous()
                     : allocate(like.sizes(), options.dtype(accum)).zero_();
@@ -310,38 +348,7 @@ InputGradients layer_backward(const Device& device, const LayerGradients& gradie
   }
 
   std::vector<at::Tensor> grad_weights;
-  if (weights_needed) {
-    at::Tensor x = operand(device, layer.input);
-    if (sequence.lengths) {
-      // The gradient is 0 in the padding, but 0 * x is NaN if x is, so x must be 0 too.
-      const at::Tensor steps = at::arange(s.T, sequence.lengths->options()).unsqueeze(1);
-      x = x.masked_fill(steps.ge(*sequence.lengths).unsqueeze(2), 0);
-    }
-    x = x.view({s.N, s.D});
-    const auto grad_weight = [&](const at::Tensor& rows, const at::Tensor& columns) {
-      at::Tensor grad = allocate({rows.size(1), columns.size(1)}, operands);
-      device.gemm(grad, rows.t(), columns, /*accumulate=*/false);
-      return grad.to(storage);
-    };
-    for (int64_t d = 0; d < s.directions; ++d) {
-      const at::Tensor grad = layer.grad_preactivations.select(0, d);
-      grad_weights.push_back(grad_weight(grad, x));
-      grad_weights.push_back(grad_weight(grad, layer.h_prev.select(0, d)));
-      if (s.biases) {
-        const Weights given_weights = weights_of(arguments.weights, s, d);
-        const at::ScalarType ih = given_weights.bias_ih.scalar_type();
-        const at::ScalarType hh = given_weights.bias_hh.scalar_type();
-        const bool wide = ih != storage || hh != storage;
-        const at::Tensor sum = wide ? grad.sum(0, /*keepdim=*/false, accum) : grad.sum(0);  // [4H]
-        grad_weights.push_back(sum.to(ih));
-        grad_weights.push_back(sum.to(hh, /*non_blocking=*/false, /*copy=*/true));
-      }
-      if (s.projected) {
-        grad_weights.push_back(
-            grad_weight(layer.grad_projection.select(0, d), layer.unprojected.select(0, d)));
-      }
-    }
-  }
+  if (weights_needed) grad_weights = weight_gradients(device, sequence, layer, arguments);
   return {grad_input, layer.grad_hidden.to(storage),
           layer.grad_cell.to(arguments.c_0.scalar_type()), grad_weights};
 }
