@@ -48,10 +48,10 @@ demo: build  # ARGS="--device cpu --task classifier" and so on
 test: build  # ARGS="-k packed" and so on
 	$(BIN)/python -m pytest tests $(ARGS)
 
-fuzz: build  # 10,000 whole configurations against the definition
+fuzz: build  # 10,000 whole configurations against the reference
 	FUSED_LSTM_FUZZ=10000 $(BIN)/python -m pytest tests/test_hypothesis.py $(ARGS)
 
-# The allocator fills what it hands out: nobody finds zeros where nobody has written
+# The allocator fills what it hands out: memory that no kernel has written is not zero by luck
 emulate: build  # the CUDA sources, compiled for the host, through the tests of their results
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/emulator/build.py build/emulated
 	cd build/emulated && PYTHONPATH=. FUSED_LSTM_EMULATED=1 MALLOC_PERTURB_=1 \
@@ -86,9 +86,14 @@ wheels:  # for each of them into dist/, with an index for pip
 build: $(VENV)/built
 
 bench: build  # ARGS="--quick" and so on
-	$(BIN)/python -m pytest benchmarks --benchmark-only --benchmark-quiet $(ARGS)
+	$(BIN)/python -m pytest benchmarks -q $(ARGS)
+
+# Words that CONTRIBUTING's glossary has another for
+PRIVATE := walks?|walked|streamed|contestants?|whoever|nobody|wanted|hidden_before|hidden_0|cell_0|take_step|is_fresh|is_live
+SPELLED := csrc fused_lstm/*.py fused_lstm/demo/*.py tests benchmarks README.md CONTRIBUTING.md .ci setup.py
 
 lint: $(VENV)/tools
+	! git grep -nwE '$(PRIVATE)' -- $(SPELLED)
 	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -101,7 +106,7 @@ format: $(VENV)/tools
 
 clean:  # leaves .venv, for torch is large
 	rm -rf build dist *.egg-info fused_lstm/_C.*.so fused_lstm/_build.py $(VENV)/built $(VENV)/tools
-	rm -rf .benchmarks .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .hypothesis .mypy_cache .pytest_cache .ruff_cache
 
 $(VENV)/torch: $(call outdated,$(VENV)/torch,$(PYTHON))
 	@$(PYTHON) -c '$(PYTHON_CHECK)'

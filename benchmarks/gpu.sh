@@ -3,7 +3,7 @@
 #
 #   bash benchmarks/gpu.sh RESULTS [build] [test] [sanitize] [steps] [bench] [-- PYTEST ARGUMENTS]
 #
-# RESULTS gets a log a stage, the machine's results file, the plot and summary.txt: eight files.
+# RESULTS gets a log a stage, the machine's results file, summary.txt, and with matplotlib the plot.
 # No stage named: all five. What stands after -- goes to the benchmarks (--quick, -k packed, ...).
 # Each stage has a time limit in seconds, LIMIT_BUILD and so on; a benchmark that is cut short
 # keeps every case it finished. TESTS is pytest's -m for the test stage, SANITIZE_TESTS its -k for
@@ -88,15 +88,16 @@ bench() {
     local machine status
     machine=$(python3 -c '
 import torch
-from benchmarks import facts
+from benchmarks import results
 device = "cuda" if torch.cuda.is_available() else "cpu"
-print(facts.machine_name(facts.collect(device)))') || return
+print(results.machine_name(results.facts(device)))') || return
     # The run is added to what the machine's file holds already.
     [ ! -f "benchmarks/results/$machine.json" ] || cp "benchmarks/results/$machine.json" "$results/"
-    limited "${LIMIT_BENCH:-540}" python3 -m pytest benchmarks --benchmark-only --benchmark-quiet \
+    limited "${LIMIT_BENCH:-540}" python3 -m pytest benchmarks \
         --results "$results" -q -p no:cacheprovider ${bench_arguments[@]+"${bench_arguments[@]}"}
     status=$?
-    python3 -m benchmarks.report "$results/$machine.json" --plot "$results/ratios.svg" >/dev/null
+    ! python3 -c 'import matplotlib' 2>/dev/null ||
+        python3 -m benchmarks.report "$results/$machine.json" --plot "$results/ratios.svg" >/dev/null
     return "$status"
 }
 

@@ -1,129 +1,63 @@
-"""The ratios as one self-contained SVG: a dot a case, a panel a dtype, mode and thread count."""
+"""The plot of all ratios: a panel a dtype and mode, a row a kind of call, a dot a case."""
 
-from __future__ import annotations
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import geometric_mean
 
-import math
-from html import escape
+from benchmarks.results import Record
 
-from benchmarks.results import Record, Run, ratio
-from benchmarks.summary import Column, Summary, all_rows, columns, heading, rows
-
-PANEL = 250  # width of a panel's axis, pixels
-LABELS = 190  # width of the row labels
-LINE = 18  # height of a row
-GAP = 30  # between panels
-TOP = 70  # title and panel heading
-
-STYLE = (
-    "text{font:12px sans-serif;fill:#222}.small{font-size:10px;fill:#666}"
-    ".gain{fill:#1f6fb4;fill-opacity:.55}.loss{fill:#d1495b;fill-opacity:.8}"
-    ".axis{stroke:#ddd}.one{stroke:#222}.mean{stroke:#222;stroke-width:2}"
-)
+COLOURS = ("#1f6fb4", "#e07b00", "#3a923a", "#8a4fb0")  # of the thread counts
+STYLE = {
+    **{"axes.grid": True, "axes.grid.axis": "x", "grid.color": "#e0e0e0", "legend.frameon": False},
+    **{"axes.titlelocation": "left", "axes.titleweight": "bold", "axes.titlesize": 10},
+    **{"xtick.major.size": 0, "ytick.major.size": 0, "legend.markerscale": 1.5},
+    "svg.hashsalt": "ratios",  # the same names in each file
+}
+TITLE = "How many times as fast as nn.LSTM is FusedLSTM?\nA dot is a shape; right of 1x is faster"
 
 
-def svg(runs: list[Run]) -> str:
-    """The plot of every case in the runs.
-
-    Across: how many times faster than nn.LSTM, logarithmic. Down: the report's rows. A short
-    upright line marks a row's geometric mean, a tooltip names each dot's case.
-
-    Raises:
-        ValueError: there is no case to draw.
-    """
-    panels = _panels(runs)
+def save(panels: Mapping[tuple[str, ...], Mapping[str, list[Record]]], path: Path) -> None:
+    """Draw the records, given by (machine, dtype, mode, threads) and by kind of call, to a file."""
     if not panels:
         raise ValueError("no case to plot")
-    drawn = [r for of_panel in panels.values() for r in of_panel]
-    scale = _Scale([ratio(r) for r in drawn])
-    # The panels of a device and dtype stand side by side.
-    across = max(sum(other[:2] == key[:2] for other in panels) for key in panels)
-    parts: list[str] = []
-    y = 0
-    strips = dict.fromkeys(key[:2] for key in panels)
-    for device, dtype in strips:
-        of_strip = {key[2]: r for key, r in panels.items() if key[:2] == (device, dtype)}
-        labels = all_rows(r for of_panel in of_strip.values() for r in of_panel)
-        parts.append(
-            f'<text x="10" y="{y + 24}">{escape(device)}, {dtype}: times as fast as nn.LSTM, '
-            "a dot a case, a bar their geometric mean</text>"
-        )
-        parts += [
-            f'<text x="{LABELS - 10}" y="{y + TOP + LINE * i + 13}" text-anchor="end">'
-            f"{escape(label)}</text>"
-            for i, label in enumerate(labels)
-        ]
-        for number, (column, records) in enumerate(of_strip.items()):
-            x = LABELS + number * (PANEL + GAP)
-            parts.append(_panel(records, labels, heading(column), scale, x, y))
-        y += TOP + LINE * len(labels) + 2 * GAP
-    width = LABELS + across * (PANEL + GAP)
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{y}" '
-        f'viewBox="0 0 {width} {y}"><title>FusedLSTM against nn.LSTM</title>'
-        f'<style>{STYLE}</style><rect width="100%" height="100%" fill="#fff"/>\n'
-        + "\n".join(parts)
-        + "\n</svg>\n"
-    )
+    import matplotlib
+    from matplotlib.figure import Figure
 
-
-class _Scale:
-    """A logarithmic axis over whole powers of two that hold every ratio and 1."""
-
-    def __init__(self, ratios: list[float]) -> None:
-        logs = [math.log2(r) for r in ratios]
-        self.low = min(-1, math.floor(min(logs)))
-        self.high = max(1, math.ceil(max(logs)))
-
-    def __call__(self, ratio: float) -> float:
-        return PANEL * (math.log2(ratio) - self.low) / (self.high - self.low)
-
-    @property
-    def ticks(self) -> list[float]:
-        apart = 1 + (self.high - self.low) // 7  # so that the labels find room
-        powers = [p for p in range(self.low, self.high + 1) if p % apart == 0]
-        return [2.0**power for power in powers]
-
-
-def _panels(runs: list[Run]) -> dict[tuple[str, str, Column], list[Record]]:
-    """The records by device, dtype and column, each in the order of its first case."""
-    panels: dict[tuple[str, str, Column], list[Record]] = {}
-    for run in runs:
-        for column in columns(run["cases"]):
-            for record in run["cases"]:
-                if (record["mode"], record["threads"]) == column:
-                    key = (str(run["facts"]["device"]), str(record["dtype"]), column)
-                    panels.setdefault(key, []).append(record)
-    return panels
-
-
-def _panel(
-    records: list[Record], labels: list[str], title: str, scale: _Scale, x: int, y: int
-) -> str:
-    top, bottom = y + TOP, y + TOP + LINE * len(labels)
-    parts = [f'<text x="{x}" y="{y + 46}">{escape(title)}</text>']
-    for tick in scale.ticks:
-        at = x + scale(tick)
-        kind = "one" if tick == 1 else "axis"
-        parts.append(f'<line class="{kind}" x1="{at:.1f}" x2="{at:.1f}" y1="{top}" y2="{bottom}"/>')
-        parts.append(
-            f'<text class="small" x="{at:.1f}" y="{bottom + 14}" text-anchor="middle">'
-            f"{tick:g}x</text>"
-        )
-    for number, label in enumerate(labels):
-        of_row = [r for r in records if label in rows(r)]
-        if not of_row:
-            continue
-        middle = top + LINE * number + LINE / 2
-        for record in of_row:
-            times = ratio(record)
-            kind = "gain" if times >= 1 else "loss"
-            parts.append(
-                f'<circle class="{kind}" cx="{x + scale(times):.1f}" cy="{middle:g}" r="3.5">'
-                f"<title>{escape(record['name'])}: {times:.4g}x</title></circle>"
-            )
-        mean = x + scale(Summary.of(of_row).geometric_mean)
-        parts.append(
-            f'<line class="mean" x1="{mean:.1f}" x2="{mean:.1f}" '
-            f'y1="{middle - 7:g}" y2="{middle + 7:g}"/>'
-        )
-    return "\n".join(parts)
+    modes, threads = (list(dict.fromkeys(title[i] for title in panels)) for i in (2, 3))
+    rows: dict[tuple[str, ...], list[str]] = {}  # of each machine and dtype
+    for title, panel in panels.items():
+        known = rows.setdefault(title[:2], [])
+        known += [row for row in panel if row not in known]
+    ratios = [r["ratio"] for panel in panels.values() for of_row in panel.values() for r in of_row]
+    heights = [len(names) + 1 for names in rows.values()]
+    legend = {}
+    with matplotlib.rc_context(STYLE):
+        size = (1.7 + 3.7 * len(modes), 1 + 0.29 * sum(heights))  # inches
+        figure = Figure(size, layout="constrained")
+        figure.suptitle(TITLE)
+        axes = figure.subplots(*map(len, (rows, modes)), squeeze=False, height_ratios=heights)
+        for (machine, dtype, mode, count), panel in panels.items():
+            names, column = rows[machine, dtype], modes.index(mode)
+            counts = [title[3] for title in panels if title[:3] == (machine, dtype, mode)]
+            axis = axes[list(rows).index((machine, dtype)), column]
+            axis.set_title(f"{dtype}, {mode}")
+            axis.set_xscale("log", base=2)
+            axis.set_xlim(0.9 * min(0.5, *ratios), 1.1 * max(2, *ratios))
+            axis.xaxis.set_major_formatter("{x:g}x")
+            axis.set_yticks(range(len(names)), [""] * len(names) if column else names)
+            axis.set_ylim(len(names) - 0.4, -0.6)  # downwards
+            axis.set_ylabel("" if column else machine)
+            for row, records in panel.items():
+                of_row = [r["ratio"] for r in records]
+                y = names.index(row) + 0.36 * (counts.index(count) - (len(counts) - 1) / 2)
+                colour = COLOURS[threads.index(count) % len(COLOURS)]
+                dots = {"color": colour, "alpha": 0.55, "lw": 0, "zorder": 2}
+                legend[count] = axis.scatter(of_row, [y] * len(of_row), 15, **dots)
+                at = geometric_mean(of_row)
+                mean = axis.vlines(at, y - 0.17, y + 0.17, "black", lw=2, zorder=1.9)
+        for axis in axes.flat:
+            axis.axvline(1, color="black", lw=1)
+            axis.axvspan(axis.get_xlim()[0], 1, color="#d1495b", alpha=0.07, lw=0)
+        legend["geometric mean"] = mean
+        figure.legend(legend.values(), legend, loc="outside lower center", ncols=len(legend))
+        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)

@@ -1,59 +1,36 @@
-"""The pytest-benchmark cases: one test a case, FusedLSTM and the others alternating inside it."""
-
-from __future__ import annotations
+"""One test a case: nn.LSTM, FusedLSTM and the others alternate inside it."""
 
 import gc
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import workloads
+from benchmarks import results, workloads
 from benchmarks.cases import Case, cases
-from benchmarks.limits import Limits
-from benchmarks.results import Record, record
-from benchmarks.timing import Contest, clock
+from benchmarks.conftest import RUN
+from benchmarks.limits import limit_of
+from benchmarks.timing import alternate
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     option = metafunc.config.getoption
-    chosen = cases(option("--device"), option("--threads"), option("--quick"))
+    threads = tuple(map(int, option("--threads").split(",")))
+    chosen = cases(option("--device"), threads, option("--quick"))
     metafunc.parametrize("case", chosen, ids=[case.name for case in chosen])
 
 
-@pytest.fixture(autouse=True)
-def _threads(case: Case) -> Iterator[None]:
-    before = torch.get_num_threads()
+def test_speed(case: Case, pytestconfig: pytest.Config) -> None:
+    gc.collect()  # what the case before left
     if case.threads is not None:
         torch.set_num_threads(case.threads)
-    yield
-    torch.set_num_threads(before)
-    gc.collect()  # the next case starts with this one's memory returned
-
-
-@pytest.fixture(scope="session")
-def limits() -> Limits:
-    return Limits()
-
-
-@pytest.mark.benchmark(timer=clock.read)
-def test_speed(
-    case: Case,
-    benchmark: Any,
-    keep: Callable[[Record], None],
-    limits: Limits,
-    pytestconfig: pytest.Config,
-) -> None:
-    calls = workloads.contestants(case)
+    calls = workloads.implementations(case)
     workloads.check_agreement(case, calls)
-    contest = Contest(calls, case.device, pytestconfig.getoption("--budget"))
-    benchmark.group = case.group
-    contest.run_under(benchmark)
-    if not benchmark.enabled:
-        return
-    figures = record(case, contest.spreads, contest.rounds, limits.of(case))
+    measured = alternate(calls, case.device, pytestconfig.getoption("--budget"))
+    record = results.record(case, measured, limit_of(case))
     if case.device == "cuda":
-        figures["peak_bytes"] = {name: workloads.peak_bytes(run) for name, run in calls.items()}
-    benchmark.extra_info.update(figures)
-    keep(figures)
+        record["peak_bytes"] = {name: workloads.peak_bytes(call) for name, call in calls.items()}
+    run = pytestconfig.stash[RUN]
+    run["cases"].append(record)
+    if folder := pytestconfig.getoption("--results"):  # at once, so that a run cut short keeps it
+        path = folder / f"{results.machine_name(run['facts'])}.json"
+        results.save(path, run["facts"], run["cases"])

@@ -1,11 +1,9 @@
-"""Turns a case into functions to time: the same model on nn.LSTM, FusedLSTM, onnxruntime."""
-
-from __future__ import annotations
+"""A case as functions to time: the same model on nn.LSTM, FusedLSTM and onnxruntime."""
 
 import copy
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,155 +14,102 @@ from benchmarks.cases import Case
 from fused_lstm import FusedLSTM, FusedLSTMCell
 from fused_lstm.models import LSTMClassifier, LSTMSequencePredictor, Seq2Seq
 
-# The relative norm of the difference over which two results are not the same function's.
-# Gradients of hundreds of 16-bit steps lie near 1e-2 apart, TF32 near 1e-3; a wrong one near 1.
+# The relative norm of the difference from which two results do not agree. Gradients of hundreds
+# of 16-bit steps differ by about 1e-2, those in TF32 by 1e-3; a wrong gradient by about 1.
 TOLERANCE = {"float32": 5e-3, "bfloat16": 5e-2, "float16": 2e-2}
 
-Call = Callable[[], tuple[Any, ...]]  # of tensors, or of onnxruntime's arrays
-Inputs = tuple[Tensor | PackedSequence, ...]
+Call = Callable[[], tuple[Any, ...]]  # gives outputs in inference, gradients in training
 
 
-class Implementation(NamedTuple):
-    """The two classes that a model is built on."""
+def implementations(case: Case) -> dict[str, Call]:
+    """The functions to time by name, on equal weights and inputs: "nn" first and "fused" last.
 
-    layer: type[nn.Module]
-    cell: type[nn.Module]
-
-
-REFERENCE = Implementation(nn.LSTM, nn.LSTMCell)
-FUSED = Implementation(FusedLSTM, FusedLSTMCell)
-
-
-def contestants(case: Case) -> dict[str, Call]:
-    """The functions of a case by name, on equal weights and the same inputs.
-
-    "nn" is first and "fused" last. Between them stand "onnxruntime" where it can do the case and
-    is installed, and "kept" where "fused" recomputes: the same without. Each call returns what it
-    computed: outputs in inference, gradients in training.
+    Between them "onnxruntime", if installed, and "kept", which is "fused" without recompute.
     """
     torch.manual_seed(0)
     inputs = _inputs(case)
-    reference = _model(case, REFERENCE)
-    fused = _model(case, FUSED)
+    reference = _model(case, nn.LSTM, nn.LSTMCell)
+    fused = _model(case, FusedLSTM, FusedLSTMCell)
     fused.load_state_dict(reference.state_dict())
-    if case.training:
-        incoming = torch.randn_like(_outputs(reference, inputs))
-        backward = partial(_forward_backward, case, inputs, incoming)
-        found = {"nn": backward(reference)}
-        if case.recompute:
-            found["kept"] = backward(copy.deepcopy(fused))
-            fused.recompute = True
-        return {**found, "fused": backward(fused)}
-    run = _streaming_cell if case.model == "cell" else _forward
-    found = {"nn": run(inputs, reference)}
-    if case.in_onnx and onnx_lstm.version() is not None:
+    run = _gradients if case.training else _forward
+    found = {"nn": run(case, inputs, reference)}
+    if case.in_onnx and onnx_lstm.onnxruntime:
         found["onnxruntime"] = onnx_lstm.runner(reference, inputs[0], case.threads)
-    return {**found, "fused": run(inputs, fused)}
+    if case.recompute:
+        found["kept"] = run(case, inputs, copy.deepcopy(fused))
+        fused.recompute = True
+    return {**found, "fused": run(case, inputs, fused)}
 
 
 def check_agreement(case: Case, calls: Mapping[str, Call]) -> None:
-    """Raise AssertionError unless all give the same result: speed alone is nothing."""
-    limit = TOLERANCE[case.dtype]
-    reference, *others = calls
-    right = calls[reference]()
-    for name in others:
+    """Raise AssertionError unless all implementations give nn.LSTM's result."""
+    right, limit = calls["nn"](), TOLERANCE[case.dtype]
+    for name in list(calls)[1:]:
         for index, (expected, actual) in enumerate(zip(right, calls[name](), strict=True)):
-            expected, actual = expected.float(), torch.as_tensor(actual).float()
-            scale = expected.norm().clamp_min(torch.finfo(torch.float32).tiny)
-            error = float((actual - expected).norm() / scale)
-            if not error <= limit:  # not "error > limit", which lets NaN pass
-                raise AssertionError(
-                    f"{case.name}: result {index} of {name} is {error:.2e} away from "
-                    f"nn.LSTM's, over {limit:.0e}"
-                )
+            difference = torch.as_tensor(actual).float() - expected.float()
+            error = float(difference.norm() / expected.float().norm().clamp_min(1e-30))
+            what = f"{case.name}: result {index} of {name} is {error:.2e} away from nn.LSTM's"
+            assert error <= limit, f"{what}, over {limit:.0e}"  # NaN fails, too
 
 
 def peak_bytes(run: Call) -> int:
     """Bytes of GPU memory that one call needs beyond what is allocated before it."""
-    torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     run()
-    torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
 
 
-def _model(case: Case, on: Implementation) -> nn.Module:
-    sizes = (case.input_size, case.hidden_size)
-    model: nn.Module
-    if case.model == "layer":
-        model = on.layer(*sizes, num_layers=case.num_layers, bidirectional=case.bidirectional)
-    elif case.model == "cell":
-        model = on.cell(*sizes)
-    elif case.model == "classifier":
-        model = LSTMClassifier(*sizes, 10, lstm=on.layer)
-    elif case.model == "predictor":
-        model = LSTMSequencePredictor(*sizes, 1, lstm=on.layer)
-    else:
-        model = Seq2Seq(*sizes, case.input_size, lstm=on.layer)
-    model = model.to(case.device, getattr(torch, case.dtype))
-    return model.train(case.training)
+def _model(case: Case, layer: type[nn.Module], cell: type[nn.Module]) -> nn.Module:
+    layers = {"num_layers": case.num_layers, "bidirectional": case.bidirectional}
+    kind, *arguments = {
+        "layer": (partial(layer, **layers),),
+        "cell": (cell,),
+        "classifier": (partial(LSTMClassifier, lstm=layer), 10),
+        "predictor": (partial(LSTMSequencePredictor, lstm=layer), 1),
+        "seq2seq": (partial(Seq2Seq, lstm=layer), case.input_size),
+    }[case.model]
+    model = kind(case.input_size, case.hidden_size, *arguments)
+    return model.to(case.device, getattr(torch, case.dtype)).train(case.training)
 
 
-def _inputs(case: Case) -> Inputs:
-    def random(*shape: int) -> Tensor:
-        values = torch.randn(shape)
-        return values.to(case.device, getattr(torch, case.dtype))
-
+def _inputs(case: Case) -> tuple[Any, ...]:
+    """Of a layer x [T, B, D]; of a cell x [B, D], h and c [B, H]; of a model [B, T, D] each."""
+    random = partial(torch.randn, device=case.device, dtype=getattr(torch, case.dtype))
+    b, t, d, h = case.batch, case.steps, case.input_size, case.hidden_size
     if case.model == "cell":
-        state = (random(case.batch, case.hidden_size), random(case.batch, case.hidden_size))
-        return (random(case.batch, case.input_size).requires_grad_(case.training), *state)
-    if case.model == "seq2seq":  # [B, T, D] each: source and target
-        return tuple(random(case.batch, case.steps, case.input_size) for _ in range(2))
-    if case.model != "layer":  # [B, T, D]
-        return (random(case.batch, case.steps, case.input_size),)
-    dense = random(case.steps, case.batch, case.input_size)  # [T, B, D]
+        h_0, c_0 = random(b, h), random(b, h)
+        return random(b, d).requires_grad_(case.training), h_0, c_0
+    if case.model != "layer":  # seq2seq has a source and a target
+        return tuple(random(b, t, d) for _ in range(1 + (case.model == "seq2seq")))
+    x = random(t, b, d)
     if not case.packed:
-        return (dense.requires_grad_(case.training),)
-    packed = pack_padded_sequence(dense, torch.tensor(case.lengths))
+        return (x.requires_grad_(case.training),)
+    packed = pack_padded_sequence(x, torch.tensor(case.lengths))
     return (PackedSequence(packed.data.requires_grad_(case.training), packed.batch_sizes),)
 
 
-def _outputs(model: nn.Module, inputs: Inputs) -> Tensor:
+def _output(case: Case, inputs: tuple[Any, ...], model: nn.Module) -> Tensor:
     """The tensor that the task behind would use: the logits, the output, the cell's new h."""
-    if isinstance(model, (nn.LSTMCell, FusedLSTMCell)):
-        x, h, c = inputs
-        new_h: Tensor = model(x, (h, c))[0]
-        return new_h
-    result = model(*inputs)
-    if isinstance(result, tuple):  # a layer: output, (h_n, c_n)
-        result = result[0]
-    values: Tensor = result.data if isinstance(result, PackedSequence) else result
-    return values
+    result = model(inputs[0], inputs[1:]) if case.model == "cell" else model(*inputs)
+    output = result[0] if isinstance(result, tuple) else result
+    return output.data if case.packed else output
 
 
-def _forward(inputs: Inputs, model: nn.Module) -> Call:
-    @torch.no_grad()
-    def run() -> tuple[Tensor, ...]:
-        return (_outputs(model, inputs),)
+def _forward(case: Case, inputs: tuple[Any, ...], model: nn.Module) -> Call:
+    def step() -> tuple[Tensor, ...]:
+        nonlocal inputs
+        inputs = (inputs[0], *model(inputs[0], inputs[1:]))  # from the last state
+        return inputs[1:]
 
-    return run
-
-
-def _streaming_cell(inputs: Inputs, cell: nn.Module) -> Call:
-    x, *state = inputs
-
-    @torch.no_grad()
-    def run() -> tuple[Tensor, ...]:
-        nonlocal state
-        state = cell(x, tuple(state))
-        return tuple(state)
-
-    return run
+    call = step if case.model == "cell" else lambda: (_output(case, inputs, model),)
+    return torch.no_grad()(call)
 
 
-def _forward_backward(case: Case, inputs: Inputs, incoming: Tensor, model: nn.Module) -> Call:
-    wanted: list[Tensor] = list(model.parameters())
+def _gradients(case: Case, inputs: tuple[Any, ...], model: nn.Module) -> Call:
+    wrt = list(model.parameters())
     if case.model in ("layer", "cell"):  # inside a network, so its input has a gradient too
-        first = inputs[0]
-        wanted.append(first.data if isinstance(first, PackedSequence) else first)
-
-    def run() -> tuple[Tensor, ...]:
-        return torch.autograd.grad(_outputs(model, inputs), wanted, incoming)
-
-    return run
+        wrt.append(inputs[0].data if case.packed else inputs[0])
+    torch.manual_seed(1)  # the same gradient of the output for each implementation
+    grad_output = torch.randn_like(_output(case, inputs, model))
+    return lambda: torch.autograd.grad(_output(case, inputs, model), wrt, grad_output)

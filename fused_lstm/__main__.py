@@ -14,7 +14,14 @@ USAGE = """usage: python -m fused_lstm {demo,info} [options]
 
 
 def main(argv: list[str]) -> int:
-    """Runs the command that argv names; returns the exit status."""
+    """Runs a command.
+
+    Args:
+        argv: The command and its options.
+
+    Returns:
+        The exit status.
+    """
     if argv and argv[0] in ("-h", "--help"):
         print(USAGE)
         return 0
@@ -44,7 +51,7 @@ def main(argv: list[str]) -> int:
 
 
 def run(argv: list[str]) -> int:
-    """main, its output flushed; a reader that has left or a full disk is no traceback."""
+    """``main``, then flushes; a closed pipe or a full disk is no traceback."""
     try:
         try:
             return main(argv)
@@ -54,10 +61,10 @@ def run(argv: list[str]) -> int:
     except OSError as error:
         if error.filename is not None or error.errno not in (errno.EPIPE, errno.ENOSPC):
             raise
-        # What is left in the buffer would fail once more when Python flushes it at its end.
+        # Python flushes the rest of the buffer when it exits, which would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if error.errno == errno.EPIPE:
-            return 141  # as the shell reports a process that SIGPIPE has ended
+            return 141  # 128 + SIGPIPE, as a shell reports it
         print(f"fused_lstm: standard output: {error.strerror}", file=sys.stderr)
         return 1
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -10,32 +10,37 @@ from torch.autograd import forward_ad
 
 if hasattr(torch._C, "_are_functorch_transforms_active"):
 
-    def transforms_active(tensors: Iterable[Tensor]) -> bool:
+    def transforms_active(*tensors: Tensor | Sequence[Tensor]) -> bool:
         """A transform of torch.func (vmap, grad, jvp, ...) sees what is computed."""
-        return bool(torch._C._are_functorch_transforms_active())
+        return torch._C._are_functorch_transforms_active()
 
 else:
 
-    def transforms_active(tensors: Iterable[Tensor]) -> bool:
+    def transforms_active(*tensors: Tensor | Sequence[Tensor]) -> bool:
         """A transform of torch.func has wrapped one of `tensors`: it has no memory of its own.
 
-        Nor has a fake tensor outside torch.compile, which then takes the reference: the same
-        numbers, slower.
+        Nor has a fake tensor outside torch.compile, which then runs the reference: the same
+        results, slower.
         """
-        return not torch.compiler.is_compiling() and any(map(_has_no_memory, tensors))
+        return not torch.compiler.is_compiling() and any(map(_has_no_memory, _flat(tensors)))
 
 
 if hasattr(forward_ad, "_current_level"):
 
-    def forward_mode(tensors: Iterable[Tensor]) -> bool:
+    def forward_mode(*tensors: Tensor | Sequence[Tensor]) -> bool:
         """Inside forward_ad.dual_level()."""
-        return bool(forward_ad._current_level >= 0)
+        return forward_ad._current_level >= 0
 
 else:
 
-    def forward_mode(tensors: Iterable[Tensor]) -> bool:
+    def forward_mode(*tensors: Tensor | Sequence[Tensor]) -> bool:
         """One of `tensors` has a tangent; slower to ask."""
-        return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors)
+        return any(forward_ad.unpack_dual(one).tangent is not None for one in _flat(tensors))
+
+
+def _flat(tensors: tuple[Tensor | Sequence[Tensor], ...]) -> Iterator[Tensor]:
+    for one in tensors:
+        yield from [one] if isinstance(one, Tensor) else one
 
 
 def _has_no_memory(tensor: Tensor) -> bool:

@@ -66,8 +66,8 @@ class FusedLSTMCell(GateInitialization, nn.RNNCellBase):
             shape = (*input.shape[:-1], self.hidden_size)
             zeros = torch.zeros(shape, dtype=input.dtype, device=input.device)
             hx = (zeros, zeros)
-        hidden, cell = _two_states(hx)
-        for index, state in enumerate((hidden, cell)):
+        h, c = _two_states(hx)
+        for index, state in enumerate((h, c)):
             if state.dim() not in (1, 2):
                 raise ValueError(
                     f"FusedLSTMCell: Expected hx[{index}] to be 1D or 2D, "
@@ -83,7 +83,7 @@ class FusedLSTMCell(GateInitialization, nn.RNNCellBase):
                 f"input has inconsistent input_size: got {input.size(-1)} "
                 f"expected {self.input_size}"
             )
-        for index, state in enumerate((hidden, cell)):
+        for index, state in enumerate((h, c)):
             if state.size(-1) != self.hidden_size:
                 raise RuntimeError(
                     f"hidden{index} has inconsistent hidden_size: got {state.size(-1)}, "
@@ -95,7 +95,7 @@ class FusedLSTMCell(GateInitialization, nn.RNNCellBase):
                     f"{state.size(0)}"
                 )
         if not batched:
-            input, hidden, cell = input.unsqueeze(0), hidden.unsqueeze(0), cell.unsqueeze(0)
+            input, h, c = input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0)
         weights = [self.weight_ih, self.weight_hh]
         if self.bias:
             weights += [self.bias_ih, self.bias_hh]
@@ -109,8 +109,8 @@ class FusedLSTMCell(GateInitialization, nn.RNNCellBase):
             raise RuntimeError(
                 f"input has dtype {input.dtype}, must have the weights' dtype {weights[0].dtype}"
             )
-        hidden, cell = ops.cell(input, hidden, cell, weights)
-        return (hidden, cell) if batched else (hidden.squeeze(0), cell.squeeze(0))
+        h, c = ops.cell(input, h, c, weights)
+        return (h, c) if batched else (h.squeeze(0), c.squeeze(0))
 
     def __prepare_scriptable__(self) -> TorchLSTMCell:
         """torch.jit.script compiles the same cell as nn.LSTMCell, on the same parameters."""

@@ -1,9 +1,10 @@
-"""Which kernel a layer takes, and how to make it take another."""
+"""Which kernel a layer runs, and how to make it run another."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -37,46 +38,131 @@ GPUS = {
 """GPUs that `explain` knows by name (NVIDIA's data sheets; the H100 is the SXM5 one)."""
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A kernel of a GPU for one pass of a layer, and the best way to distribute the layer."""
+
+    kernel: str
+    obstacle: str | None
+    """Why the kernel cannot run; None if it can."""
+    microseconds: float
+    """Of one time step, estimated: by this the plan compares kernels. No measurement."""
+    slices: int
+    """Parts of the batch, each with a block group of its own."""
+    sequences: int
+    """Of a slice."""
+    blocks: int
+    """Of a block group."""
+    units: int
+    """Hidden units of a block."""
+    staged: int
+    """Sequences whose operand is in shared memory at once."""
+    shared_memory: int
+    """Bytes of a block."""
+
+    def __str__(self) -> str:
+        if self.obstacle:
+            return f"{self.kernel}: cannot, {self.obstacle}"
+        where = ""
+        if self.blocks:
+            where = (
+                f"; {_count(self.slices, 'slice')} of {_count(self.sequences, 'sequence')}, each "
+                f"on {_count(self.blocks, 'block')} of {_count(self.units, 'hidden unit')}"
+            )
+        return f"{self.kernel}: {self.microseconds:.1f} us a step, estimated{where}"
+
+
+@dataclass(frozen=True)
+class PassPlan:
+    """What a forward or a backward pass of one layer runs."""
+
+    kernel: str
+    """On a GPU "block", "cluster", "grid" or "stepwise", on a CPU "direct" or "panels";
+    "reference" where no kernel has the dtype."""
+    candidates: Mapping[str, Candidate] = field(default_factory=dict)
+    """On a GPU, by name."""
+    batch_slices: int = 1
+    """On a CPU, parts of the batch that run on threads of their own."""
+    unit_slices: int = 1
+    """On a CPU, parts of the hidden units that do, with a barrier at each step."""
+    input_gemm: str | None = None
+    """On a CPU, the strategy of the GEMM with weight_ih: "dot", "packed_ahead", "packed_on_use" or
+    "transposed" (csrc/plan/kernel.h)."""
+    recurrent_gemm: str | None = None
+    """Likewise with weight_hh."""
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """What one layer runs."""
+
+    layer: int
+    forward: PassPlan
+    backward: PassPlan
+
+    def __str__(self) -> str:
+        if self.forward.kernel == "reference":
+            return f"layer {self.layer}: reference, in plain PyTorch: no kernel has its dtype"
+        if not self.forward.candidates:
+            plan = self.forward
+            parts = ((plan.batch_slices, "batch"), (plan.unit_slices, "hidden units"))
+            slices = [f"{count} slices of the {name}" for count, name in parts if count > 1]
+            return f"layer {self.layer}: {', '.join([plan.kernel, *slices])}"
+        lines = []
+        for name, plan in (("forward", self.forward), ("backward", self.backward)):
+            lines.append(f"layer {self.layer} {name}: {plan.kernel}")
+            lines += [f"  {candidate}" for candidate in plan.candidates.values()]
+        return "\n".join(lines)
+
+
+class Plans(tuple[LayerPlan, ...]):
+    """The plan of each layer of a module; printed, a paragraph for each layer and pass."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "\n".join(map(str, self))
+
+
 KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def explain(
     module: FusedLSTM, batch: int, length: int, *, device: torch.device | str | Gpu | None = None
-) -> str:
-    """Which kernel each layer of `module` takes, and why not the others.
+) -> Plans:
+    """Which kernel each layer of `module` runs, and why not the others.
 
     Args:
         module: the layers.
         batch: sequences, B.
         length: time steps, T.
         device: "cpu", a CUDA device, or a GPU that need not be there: a name in `GPUS`, or a
-            `Gpu`. Default: where the module's parameters lie.
+            `Gpu`. Default: where the module's parameters are.
 
     Returns:
-        A text, one paragraph for each layer and pass. Times are estimates for one time step, in
-        microseconds, by which the plan compares kernels; they are no measurements.
+        A tuple of a `LayerPlan` for each layer, whose `forward` and `backward` name the kernel
+        and, on a GPU, all candidates with their obstacles and estimates. `print` shows it as text.
 
     Raises:
         ValueError: `batch` or `length` is not positive, or `device` is neither a CPU, nor a CUDA
             device, nor one of `GPUS`.
 
     Example:
-        >>> print(fused_lstm.explain(FusedLSTM(64, 512), batch=16, length=100, device="H100"))
+        >>> plans = fused_lstm.explain(FusedLSTM(64, 512), batch=16, length=100, device="H100")
+        >>> plans[0].forward.kernel
+        'grid'
+        >>> plans[0].forward.candidates["block"].obstacle
+        'the recurrent weights do not fit into one block'
     """
     for name, value in (("batch", batch), ("length", length)):
         if value < 1:
             raise ValueError(f"{name} is {value}, must be at least 1")
     weight = next(module.parameters())
     gpu = _gpu(weight.device if device is None else device)
-    paragraphs = []
+    directions = 2 if module.bidirectional else 1
+    projection = module.proj_size or module.hidden_size
+    plans = []
     for layer in range(module.num_layers):
-        if weight.dtype not in KERNEL_DTYPES:
-            paragraphs.append(
-                f"layer {layer}: reference, in plain PyTorch: no kernel for {weight.dtype}"
-            )
-            continue
-        directions = 2 if module.bidirectional else 1
-        projection = module.proj_size or module.hidden_size
         sizes = {
             "length": length,
             "batch": batch,
@@ -85,34 +171,27 @@ def explain(
             "projection": projection,
             "directions": directions,
         }
-        if gpu is None:
-            paragraphs.append(f"layer {layer}: {_on_cpu(sizes)}")
-            continue
-        for backward in (False, True):
-            choice = _C.gpu_plan(
-                gpu=tuple(gpu),
-                backward=backward,
-                element_bytes=weight.element_size(),
-                tensor_cores=_tensor_cores(weight.dtype),
-                kernel_override=_C.kernel_override(),
-                **sizes,
-            )
-            paragraphs.append(
-                f"layer {layer} {'backward' if backward else 'forward'}: {_on_gpu(choice)}"
-            )
-    return "\n".join(paragraphs)
+        if weight.dtype not in KERNEL_DTYPES:
+            forward = backward = PassPlan("reference")
+        elif gpu is None:
+            forward = backward = _on_cpu(sizes)
+        else:
+            forward, backward = (_on_gpu(gpu, weight.dtype, sizes, b) for b in (False, True))
+        plans.append(LayerPlan(layer, forward, backward))
+    return Plans(plans)
 
 
 @contextmanager
 def use_kernel(name: str | None) -> Iterator[None]:
-    """GPU layers inside take the kernel `name` where they can; `explain` says where not, and why.
+    """GPU layers inside run the kernel `name` where they can; `explain` says where not, and why.
 
     It holds for the whole process, for backward runs in threads of its own; so a backward pass is
     subject to the context in which it runs. The environment variable FUSED_LSTM_KERNEL does the
     same from the start.
 
     Args:
-        name: "block", "cluster", "grid" or "stepwise"; None: the fastest by the plan's estimate.
+        name: "block", "cluster", "grid" or "stepwise"; None: the fastest by the plan's
+            estimate.
 
     Raises:
         ValueError: `name` is none of these.
@@ -150,34 +229,27 @@ def _tensor_cores(dtype: torch.dtype) -> bool:
     return dtype != torch.float64
 
 
-def _on_cpu(sizes: dict[str, int]) -> str:
+def _on_cpu(sizes: dict[str, int]) -> PassPlan:
     plan = _C.cpu_plan(
-        threads=torch.get_num_threads(), concurrent_threads=_C.build_info()["openmp"], **sizes
+        threads=torch.get_num_threads(),
+        concurrent_threads=_C.build_info()["openmp"],
+        **sizes,
     )
-    shared = [
-        f"{plan[f'{what}_slices']} slices of the {name}"
-        for what, name in (("batch", "batch"), ("unit", "hidden units"))
-        if plan[f"{what}_slices"] > 1
-    ]
-    return ", ".join([plan["kernel"], *shared])
+    names = ("kernel", "batch_slices", "unit_slices", "input_gemm", "recurrent_gemm")
+    return PassPlan(**{name: plan[name] for name in names})
 
 
-def _on_gpu(plan: dict[str, Any]) -> str:
-    lines = []
-    for choice in plan["choices"]:
-        kernel = choice["kernel"]
-        if choice["obstacle"]:
-            lines.append(f"  {kernel}: cannot, {choice['obstacle']}")
-            continue
-        where = ""
-        if kernel != "stepwise":
-            where = (
-                f"; {_count(choice['slices'], 'slice')} of "
-                f"{_count(choice['sequences'], 'sequence')}, each on "
-                f"{_count(choice['blocks'], 'block')} of {_count(choice['units'], 'hidden unit')}"
-            )
-        lines.append(f"  {kernel}: {choice['microseconds']:.1f} us a step, estimated{where}")
-    return "\n".join([plan["kernel"], *lines])
+def _on_gpu(gpu: Gpu, dtype: torch.dtype, sizes: dict[str, int], backward: bool) -> PassPlan:
+    plan = _C.gpu_plan(
+        gpu=tuple(gpu),
+        backward=backward,
+        element_bytes=dtype.itemsize,
+        tensor_cores=_tensor_cores(dtype),
+        kernel_override=_C.kernel_override(),
+        **sizes,
+    )
+    candidates = (Candidate(**candidate) for candidate in plan["candidates"])
+    return PassPlan(plan["kernel"], {one.kernel: one for one in candidates})
 
 
 def _count(number: int, noun: str) -> str:

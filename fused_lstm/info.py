@@ -1,4 +1,4 @@
-"""`python -m fused_lstm info`: the build, the devices, and the kernel that a shape will take."""
+"""`python -m fused_lstm info`: the build, the devices, and the kernel that a shape will run."""
 
 from __future__ import annotations
 

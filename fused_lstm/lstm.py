@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
@@ -96,8 +96,41 @@ class FusedLSTM(GateInitialization, nn.RNNBase):
         return super().extra_repr() + (", recompute=True" if self.recompute else "")
 
     def flatten_parameters(self) -> None:
-        """Nothing to do: the kernels take each weight where it is."""
+        """Nothing to do: the kernels read each weight as it is stored."""
 
+    @overload
+    def forward(
+        self,
+        input: Tensor,
+        hx: State | None = None,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+        reset_to: str = "zero",
+        return_states: Literal[False] = False,
+    ) -> tuple[Tensor, State]: ...
+    @overload
+    def forward(
+        self,
+        input: Tensor,
+        hx: State | None = None,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+        reset_to: str = "zero",
+        *,
+        return_states: Literal[True],
+    ) -> tuple[Tensor, State, LSTMStates]: ...
+    @overload
+    def forward(
+        self,
+        input: PackedSequence,
+        hx: State | None = None,
+        *,
+        return_states: Literal[False] = False,
+    ) -> tuple[PackedSequence, State]: ...
+    @overload
+    def forward(
+        self, input: PackedSequence, hx: State | None = None, *, return_states: Literal[True]
+    ) -> tuple[PackedSequence, State, LSTMStates]: ...
     def forward(
         self,
         input: Tensor | PackedSequence,
@@ -122,8 +155,8 @@ class FusedLSTM(GateInitialization, nn.RNNBase):
                 starts at each sequence's own last step. On a CPU a length out of range raises; on
                 a GPU, where a look at it would wait for the device, it counts as 0 or T.
             reset: bool, [T, B] ([B, T] with batch_first, [T] without a batch): a new episode
-                starts before this step. The reverse direction, which crosses the border from the
-                other side, starts afresh before the step before it.
+                starts before this step. The reverse direction, which crosses the episode
+                boundary from the other side, starts a new episode at the step before it.
             reset_to: an episode starts from "zero" or from "initial", the state in hx.
             return_states: also return all cell states, gates and hidden states.
 
@@ -350,8 +383,8 @@ def _checked_state(module: nn.RNNBase, hx: State | None, B: int, input: Tensor) 
         (layers, B, module.hidden_size),
     )
     if hx is None:
-        hidden = input.new_zeros(shapes[0])
-        return hidden, hidden if shapes[0] == shapes[1] else input.new_zeros(shapes[1])
+        h_0 = input.new_zeros(shapes[0])
+        return h_0, h_0 if shapes[0] == shapes[1] else input.new_zeros(shapes[1])
     if isinstance(hx, Tensor):
         raise TypeError("hx is a tensor, must be a tuple of the hidden and the cell state")
     if len(hx) != 2:

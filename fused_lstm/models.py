@@ -401,10 +401,10 @@ class Seq2Seq(nn.Module):
         """
         if steps < 1:
             raise ValueError(f"steps is {steps}, must be at least 1")
-        wanted = (src.size(0), self.decoder.fc.out_features)
-        if start.shape != wanted:
+        expected = (src.size(0), self.decoder.fc.out_features)
+        if start.shape != expected:
             raise ValueError(
-                f"start has shape {tuple(start.shape)}, must be (batch, output_size) = {wanted}"
+                f"start has shape {tuple(start.shape)}, must be (batch, output_size) = {expected}"
             )
         hidden = self.encoder(src, lengths=lengths)
         step = start[:, None]  # [B, 1, O]

@@ -19,8 +19,11 @@ def _use_reference(input: Tensor, h_0: Tensor, c_0: Tensor, weights: Sequence[Te
     C++ autograd knows neither torch.func's transforms nor forward-mode derivatives, the kernels no
     complex numbers.
     """
-    tensors = (input, h_0, c_0, *weights)
-    return input.is_complex() or _torch.transforms_active(tensors) or _torch.forward_mode(tensors)
+    return (
+        input.is_complex()
+        or _torch.transforms_active(input, h_0, c_0, weights)
+        or _torch.forward_mode(input, h_0, c_0, weights)
+    )
 
 
 def _under_autocast(tensor: Tensor) -> bool:
@@ -89,7 +92,7 @@ def layer(
         lengths: [B] int64, on the input's device: steps of each sequence, 0 to T. Outputs past the
             end are zero; the final states are those of each sequence's own last step.
         reset: [T, B] bool: a new episode starts before this step. The reverse direction, which
-            crosses the border from the other side, starts afresh before the step before it.
+            crosses the boundary from the other side, starts a new episode at the step before it.
         reset_to_initial: an episode starts from `h_0` and `c_0`, rather than from zero.
         keep_states: fill `cells` and `gates` even where no gradient needs them.
         recompute: keep neither `cells` nor `gates` for the backward, which computes them again.

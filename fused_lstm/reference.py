@@ -90,17 +90,17 @@ def layer(
 def _masks(
     t: int, direction: int, length: int, lengths: Tensor | None, reset: Tensor | None
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Which sequences have a step t, and which start afresh before it; [B, 1] each, or None.
+    """Which sequences have a step t, and which start an episode before it; [B, 1] each, or None.
 
-    A border before step t of the sequence lies, for the reverse direction, between its steps
-    t and t - 1.
+    An episode boundary before step t of the sequence is, for the reverse direction, between its
+    steps t and t - 1.
     """
     valid = None if lengths is None else (t < lengths).unsqueeze(-1)
-    border = t + direction
-    if reset is None or border >= length:
+    boundary = t + direction
+    if reset is None or boundary >= length:
         return valid, None
-    starts = reset[border].unsqueeze(-1)
-    return valid, starts if lengths is None else starts & (border < lengths).unsqueeze(-1)
+    starts = reset[boundary].unsqueeze(-1)
+    return valid, starts if lengths is None else starts & (boundary < lengths).unsqueeze(-1)
 
 
 def cell(

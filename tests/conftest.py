@@ -34,7 +34,7 @@ def dtype(request) -> torch.dtype:
     return request.param
 
 
-# FUSED_LSTM_SEEDS=100: each test that long, with other numbers
+# FUSED_LSTM_SEEDS=100: every test with 100 random seeds
 SEEDS = int(os.environ.get("FUSED_LSTM_SEEDS") or 1)
 
 

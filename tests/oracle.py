@@ -200,7 +200,7 @@ def assert_accurate(ours: Mapping[str, Tensor], truth: rounding.Truth) -> None:
 def assert_close(ours: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> None:
     """Equal up to 64 roundings of the largest number: the same by another way, not the same error.
 
-    Sums of n numbers by two ways differ by some sqrt(n) roundings, and n < 1000 where this is used.
+    Sums of n terms by two ways differ by some sqrt(n) roundings, and n < 1000 where this is used.
     """
     assert ours.keys() == truth.keys()
     for name, true in truth.items():

@@ -1,13 +1,13 @@
 """How far from the truth rounding alone may carry a result: a statistical test.
 
 A rounded operation returns its exact value times 1 + delta, and the deltas are taken for
-independent random format of mean zero (Higham & Mary, "A New Approach to Probabilistic Rounding
+independent random numbers of mean zero (Higham & Mary, "A New Approach to Probabilistic Rounding
 Error Analysis", SIAM J. Sci. Comput. 41, 2019). The error of a sum of n terms then grows as
 sqrt(n), not as n.
 
 `model` runs a float64 reference, forward and backward, with such a delta after each operation
 ("Monte Carlo arithmetic": Parker 1997). Each run is a sample of the error of every element of every
-result. The depth of the recurrence, the lengths of all sums and the condition of the format at
+result. The depth of the recurrence, the lengths of all sums and the condition of the values at
 hand are in it; no processor is.
 
 `ratios` tests an error that was found against the samples. A kernel rounds in other places than the
@@ -106,11 +106,11 @@ class Rounding(TorchDispatchMode):
         return x + deviation * noise.to(x.device)
 
     def rounded(self, x: Tensor, variance: Tensor) -> Tensor:
-        """x with the error of rounding format whose squares add up to `variance`."""
+        """x with the error of rounding numbers whose squares add up to `variance`."""
         return self.noisy(x, FLOAT32.eps / 2 / math.sqrt(3) * variance.sqrt())
 
     def kept(self, x: Tensor, format: Format | None) -> Tensor:
-        """x as `format` hold it: some of what a caller passes they hold exactly."""
+        """x as `format` holds it: some of what a caller passes it holds exactly."""
         if format is None:
             return x
         spacing = format.spacing(x)

@@ -4,9 +4,8 @@ import functools
 import importlib.util
 import itertools
 import json
-import math
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -25,21 +24,11 @@ _spec = importlib.util.spec_from_file_location(
 )
 sys.modules["benchmarks"] = importlib.util.module_from_spec(_spec)
 
-from benchmarks import (  # noqa: E402
-    bars,
-    facts,
-    limits,
-    onnx_lstm,
-    plot,
-    report,
-    results,
-    steps,
-    tables,
-    workloads,
-)
+from torch.utils.benchmark import Measurement, TaskSpec  # noqa: E402
+
+from benchmarks import limits, onnx_lstm, plot, report, results, steps, workloads  # noqa: E402
 from benchmarks.cases import Case, cases  # noqa: E402
-from benchmarks.summary import Summary, columns  # noqa: E402
-from benchmarks.timing import MAX_ROUNDS, MIN_ROUNDS, Contest, Sampler, Spread  # noqa: E402
+from benchmarks.timing import MAX_ROUNDS, MIN_ROUNDS, Sampler, alternate  # noqa: E402
 from fused_lstm import FusedLSTM  # noqa: E402
 
 FACTS = {
@@ -58,14 +47,17 @@ def layer(hidden=64, group="grid", **others):
     return Case(group, "layer", 32, 20, hidden, hidden, **others)
 
 
-def record(ratio, case=None, spread=0.0, onnx=None, kept=None, limit=None, us=100):
-    """A record in which FusedLSTM takes ``us`` and nn.LSTM ``ratio`` times that."""
-    low, high = us * ratio * (1 - spread / 2), us * ratio * (1 + spread / 2)
-    spreads = {"nn": Spread(us * ratio, low, high), "fused": Spread(us, us, us)}
-    for name, times in {"onnxruntime": onnx, "kept": kept}.items():
-        if times is not None:
-            spreads[name] = Spread(us * times, us * times, us * times)
-    return results.record(case or layer(), spreads, rounds=7, limit=limit)
+def measurement(us, spread=0.0):
+    """Of samples whose quartiles lie ``spread`` of the median apart."""
+    low, high = us * (1 - spread / 2), us * (1 + spread / 2)
+    return Measurement(1, [1e-6 * t for t in (low, low, us, high, high)], TaskSpec("", ""))
+
+
+def record(ratio, case=None, spread=0.0, limit=None, **others):
+    """A record in which FusedLSTM takes 100 us, nn.LSTM and the others their ratio times that."""
+    measured = {"nn": measurement(100 * ratio, spread)}
+    measured |= {name: measurement(100 * times) for name, times in others.items()}
+    return results.record(case or layer(), {**measured, "fused": measurement(100)}, limit)
 
 
 class TestCases:
@@ -137,7 +129,7 @@ class TestCases:
         assert replace(wide, device="cuda").limit is None
 
     def test_weights_read(self):
-        hh, ih = 4 * 5 * 5, 4 * 5 * 3  # numbers
+        hh, ih = 4 * 5 * 5, 4 * 5 * 3  # elements
         long = Case("", "layer", batch=1, steps=7, input_size=3, hidden_size=5)
         assert (long.weight_bytes, long.resident_bytes) == (4 * (7 * hh + ih), 4 * hh)
         step = replace(long, steps=1)
@@ -163,27 +155,14 @@ class TestCases:
 
 
 class TestTiming:
-    def test_spread(self):
-        spread = Spread.of([5e-6, 1e-6, 2e-6, 4e-6, 3e-6])
-        assert (spread.low, spread.median, spread.high) == pytest.approx((2, 3, 4))
-        assert spread.wide
-        assert not Spread.of([1.00e-6, 1.01e-6, 1.02e-6]).wide
-        assert Spread.of([2e-6]) == Spread(2, 2, 2)
-
-    @pytest.mark.parametrize("alone", [True, False])
-    def test_all_alternate(self, alone):
+    def test_all_alternate(self):
         order = []
-        competitors = {name: functools.partial(order.append, name) for name in "ABC"}
-        contest = Contest(competitors, "cpu", budget=0.05)
-        order.clear()
-        if alone:
-            contest.run()
-        else:
-            contest.run_under(FakeBenchmark())
+        measured = alternate({n: functools.partial(order.append, n) for n in "ABC"}, "cpu", 0.05)
+        rounds = len(measured["A"].times)
+        assert MIN_ROUNDS <= rounds <= MAX_ROUNDS
         in_turn = [name for name, _ in itertools.groupby(order)]
-        assert in_turn == ["A", "B", "C"] * contest.rounds
-        assert MIN_ROUNDS <= contest.rounds <= MAX_ROUNDS
-        assert list(contest.spreads) == ["A", "B", "C"]
+        assert in_turn == ["A", "B", "C"] * (rounds + 1)  # the calibration is the first
+        assert {name: len(m.times) for name, m in measured.items()} == dict.fromkeys("ABC", rounds)
 
     @pytest.mark.parametrize(
         ("seconds", "warming"), [(2**-16, 656), (2**-8, 3), (2**-4, 1), (2**-3, 0)]
@@ -193,25 +172,27 @@ class TestTiming:
         sampler = Sampler(calls.run, "cpu")
         takes = sampler.calibrate(budget=1.0)
         calls.count = 0
-        assert sampler.take() == pytest.approx(seconds)
+        sampler.sample()
+        assert sampler.samples == [pytest.approx(seconds)]
         assert calls.count - sampler.calls == warming
         assert calls.count * seconds == pytest.approx(takes, rel=0.2)
 
     def test_over_budget_gets_the_fewest_rounds(self, monkeypatch):
         calls = pretend_a_call_takes(monkeypatch, seconds=7.0)
-        contest = Contest({"nn": calls.run, "fused": calls.run}, "cpu", budget=1.0)
-        assert contest.rounds == MIN_ROUNDS
-        assert calls.count == 2  # one to warm up each, no more
+        measured = alternate({"nn": calls.run, "fused": calls.run}, "cpu", budget=1.0)
+        assert [len(m.times) for m in measured.values()] == [MIN_ROUNDS, MIN_ROUNDS]
+        assert calls.count == 2 * (1 + MIN_ROUNDS)  # one call each to warm up
 
     def test_a_short_call_is_repeated_in_a_sample(self, monkeypatch):
         calls = pretend_a_call_takes(monkeypatch, seconds=1e-5)
         sampler = Sampler(calls.run, "cpu")
         sampler.calibrate(budget=1.0)
         assert sampler.calls == 256  # the first power of two to fill 2 ms
-        assert sampler.take() == pytest.approx(1e-5)
+        sampler.sample()
+        assert sampler.samples == [pytest.approx(1e-5)]
 
 
-class TestContestants:
+class TestImplementations:
     @pytest.mark.parametrize(
         "case",
         [
@@ -224,12 +205,12 @@ class TestContestants:
         ids=lambda case: case.name,
     )
     def test_agree(self, case):
-        calls = workloads.contestants(case)
+        calls = workloads.implementations(case)
         assert {"nn", "fused"} <= set(calls)
         workloads.check_agreement(case, calls)
 
     def test_that_differ_are_refused(self):
-        calls = workloads.contestants(layer(8))
+        calls = workloads.implementations(layer(8))
         wrong = {**calls, "fused": lambda: tuple(1.1 * t for t in calls["nn"]())}
         with pytest.raises(AssertionError, match=r"of fused is 1\.00e-01 away"):
             workloads.check_agreement(layer(8), wrong)
@@ -237,29 +218,29 @@ class TestContestants:
     @pytest.mark.parametrize("layers", [1, 2])
     @pytest.mark.parametrize("bidirectional", [False, True])
     def test_onnxruntime_agrees(self, layers, bidirectional):
-        if onnx_lstm.version() is None:
+        if onnx_lstm.onnxruntime is None:
             pytest.skip("onnx and onnxruntime are not here")
         case = replace(layer(8), input_size=5, num_layers=layers, bidirectional=bidirectional)
-        calls = workloads.contestants(case)
+        calls = workloads.implementations(case)
         assert list(calls) == ["nn", "onnxruntime", "fused"]
         workloads.check_agreement(case, calls)
 
     def test_recompute_beside_itself_without(self):
         case = layer(8, training=True, recompute=True)
-        calls = workloads.contestants(case)
+        calls = workloads.implementations(case)
         assert list(calls) == ["nn", "kept", "fused"]
         workloads.check_agreement(case, calls)
-        saved = {name: saved_numbers(calls[name]) for name in calls}
+        saved = {name: saved_elements(calls[name]) for name in calls}
         assert saved["fused"] < saved["kept"]
 
     def test_without_onnxruntime(self, monkeypatch):
         monkeypatch.setattr(onnx_lstm, "onnxruntime", None)
-        assert list(workloads.contestants(layer(8))) == ["nn", "fused"]
-        assert facts.collect("cpu")["onnxruntime"] is None
+        assert list(workloads.implementations(layer(8))) == ["nn", "fused"]
+        assert results.facts("cpu")["onnxruntime"] is None
 
 
-def saved_numbers(call):
-    """How many numbers a call keeps for its backward."""
+def saved_elements(call):
+    """How many elements a call keeps for its backward."""
     sizes = []
     with torch.autograd.graph.saved_tensors_hooks(
         lambda tensor: sizes.append(tensor.numel()) or tensor, lambda tensor: tensor
@@ -272,41 +253,30 @@ class TestLimits:
     @pytest.fixture(autouse=True)
     def _soon(self, monkeypatch):
         monkeypatch.setattr(limits, "BUDGET", 0.001)
-        monkeypatch.setattr(limits, "READ_AT_ONCE", 2**20)
+        monkeypatch.setattr(limits, "MIN_BYTES_READ", 2**20)
+        limits.read_rate.cache_clear()
+        limits.gemm_rate.cache_clear()
 
-    def test_are_measured_once_for_each_size(self, monkeypatch):
-        measured = []
-        monkeypatch.setattr(limits, "read_rate", lambda *size: measured.append(size) or 10.0)
-        monkeypatch.setattr(limits, "gemm_rate", lambda case: measured.append(case.shape) or 100.0)
-        found = limits.Limits()
+    def test_are_measured_once_for_each_size(self):
         one = replace(layer(8), batch=1)
-        assert found.of(one) == found.of(replace(one, training=True)) == 10.0
-        assert found.of(replace(one, dtype="bfloat16")) == 10.0  # half as many bytes
-        assert found.of(replace(one, threads=2)) == 10.0
-        assert measured == [(4 * 4 * 64, 1), (2 * 4 * 64, 1), (4 * 4 * 64, 2)]
-        measured.clear()
-        assert found.of(layer(256)) == found.of(layer(256, training=True)) == 100.0
-        assert found.of(layer(128)) is None
-        assert measured == [layer(256).shape]
+        assert limits.limit_of(one) == limits.limit_of(replace(one, training=True)) > 0
+        limits.limit_of(replace(one, dtype="bfloat16"))  # half as many bytes
+        limits.limit_of(replace(one, threads=2))
+        assert limits.read_rate.cache_info().misses == 3
+        wide = replace(layer(256), steps=2)
+        assert limits.limit_of(wide) == limits.limit_of(replace(wide, training=True)) > 0
+        assert limits.gemm_rate.cache_info().misses == 2  # a step's, the input's
+        assert limits.limit_of(layer(128)) is None
 
     @pytest.mark.parametrize("threads", [1, 2])
     @pytest.mark.parametrize("hidden", [64, 100, 256])
     def test_reading_reads_the_whole_size(self, threads, hidden, monkeypatch):
         size = 4 * 4 * hidden * hidden
-        assert limits.read_rate(size, threads) > 0
-        monkeypatch.setattr(limits, "_fastest", lambda calls: 1.0)  # a second for any call
-        again = -(-limits.READ_AT_ONCE // size)
-        assert 0.97 < limits.read_rate(size, threads) * 1e9 / (again * size) <= 1
-
-    def test_gemm(self):
-        assert limits.gemm_rate(layer(16)) > 0
-
-
-class FakeBenchmark:
-    def pedantic(self, target, setup, rounds, iterations):
-        for _ in range(rounds):
-            setup()
-            target()
+        assert limits.read_rate(threads, size) > 0
+        limits.read_rate.cache_clear()
+        monkeypatch.setattr(limits, "_fastest", lambda call: 1.0)  # a second for any call
+        repeats = -(-limits.MIN_BYTES_READ // size)
+        assert 0.97 < limits.read_rate(threads, size) * 1e9 / (repeats * size) <= 1
 
 
 def pretend_a_call_takes(monkeypatch, seconds):
@@ -323,22 +293,28 @@ def pretend_a_call_takes(monkeypatch, seconds):
 
 class TestReport:
     def test_summary(self):
-        summary = Summary.of([record(0.5), record(2.0), record(4.0, spread=0.3)])
-        assert summary.geometric_mean == pytest.approx(4 ** (1 / 3))
-        assert (summary.minimum, summary.losing, summary.rough, summary.count) == (0.5, 1, 1, 3)
-        assert str(summary) == "**1.59x** (min 0.50x, 1 of 3 under 1) ~"
+        records = [record(0.5), record(2.0), record(4.0, spread=0.3)]
+        assert report.summary(records) == "1.59x (min 0.50x, 1 of 3 under 1) ~"
+        assert report.summary([record(4.0), record(0.25)]).startswith("1.00x")
+        assert report.summary([record(2.0)]) == "2.00x"
 
     def test_record(self):
         kept = record(2.5, layer(training=True))
         assert kept["ratio"] == 2.5
         assert kept["us"] == {"nn": [250, 250, 250], "fused": [100, 100, 100]}
+        assert kept["rounds"] == 5
         assert kept["us_per_step"]["fused"] == 5
         assert kept["gflops"]["fused"] == pytest.approx(layer(training=True).flops / 1e5, rel=1e-3)
-        assert not kept["wide"]
         assert "limit" not in kept
-        assert results.case_of(json.loads(json.dumps(kept))) == layer(training=True)
-        del kept["recompute"]  # as in files made before there was such a case
-        assert results.case_of(kept) == layer(training=True)
+        sizes = {field.name: kept[field.name] for field in fields(Case)}
+        assert Case(**json.loads(json.dumps(sizes))) == layer(training=True)
+
+    @pytest.mark.parametrize(("spread", "wide"), [(0.0, False), (0.09, False), (0.11, True)])
+    def test_record_of_a_wide_spread(self, spread, wide):
+        kept = record(2.0, spread=spread)
+        low, median, high = kept["us"]["nn"]
+        assert (high - low) / median == pytest.approx(spread, abs=1e-3)
+        assert kept["wide"] is wide
 
     def test_record_beside_its_limit(self):
         case = layer(256)
@@ -349,112 +325,94 @@ class TestReport:
         kept = record(2.0, one, limit=4 * one.weight_bytes / 100 / 1e3)  # GB/s
         assert (kept["limit"]["kind"], kept["limit"]["share"]) == ("reading", 0.25)
 
-    def test_table_has_a_column_a_mode_and_thread_count(self):
-        records = [record(2.0), record(3.0, layer(training=True)), record(4.0, layer(threads=2))]
-        assert columns(records) == [("inference", 1), ("inference", 2), ("training", 1)]
-        lines = tables.table(records).splitlines()
-        assert lines[0].count("|") == 5
-        assert lines[2] == "| grid | **2.00x** | **4.00x** | **3.00x** |"
-        assert lines[3].startswith("| grid, B 32 |")
-
-    def test_table_has_onnxruntime_and_the_limit(self):
-        records = [
-            record(2.0, layer(256), onnx=1.5, limit=layer(256).flops / 100 / 1e3 / 0.9),
-            record(2.0, layer(128), onnx=0.5),
-            record(4.0, layer(256, training=True)),
-        ]
-        lines = tables.table(records).splitlines()
-        assert lines[0].endswith("| onnxruntime's / FusedLSTM's, forward, 1 thread |")
-        assert lines[2] == (
-            "| grid | **2.00x** (min 2.00x), 90 % of GEMM | **4.00x** "
-            "| **0.87x** (min 0.50x, 1 of 2 under 1) |"
+    def test_a_table_for_each_dtype_mode_and_thread_count(self):
+        others = [layer(training=True), layer(threads=2), layer(dtype="bfloat16")]
+        text = report.text(
+            [{"facts": FACTS, "cases": [record(2.0), *(record(3, c) for c in others)]}]
         )
-        assert "90 % of GEMM, 1.50x onnxruntime" in tables.full(records)
-        assert "Slower than onnxruntime in 1 of 2 cases" in tables.smallest_gains(records)
+        titles = [line for line in text.splitlines() if line.startswith("A CPU (R) X-1, ")][1:]
+        assert [title.removeprefix("A CPU (R) X-1, ") for title in titles] == [
+            "float32, forward, 1 thread",
+            "float32, forward, 2 threads",
+            "float32, forward + backward, 1 thread",
+            "bfloat16, forward, 1 thread",
+        ]
+
+    def test_table(self):
+        records = [
+            record(2.0, layer(256), onnxruntime=1.5, limit=layer(256).flops / 100 / 1e3 / 0.9),
+            record(2.0, layer(128), onnxruntime=0.5),
+        ]
+        lines = table(records)
+        assert lines[0] == "||nn.LSTM's time / FusedLSTM's|onnxruntime's time / FusedLSTM's|"
+        cells = "2.00x (min 2.00x), 90 % of GEMM|0.87x (min 0.50x, 1 of 2 under 1)|"
+        assert lines[2:] == [f"|one layer|{cells}", f"|one layer, B 32|{cells}"]
+        assert "90 % of GEMM, 1.50x onnxruntime" in report.case_line(records[0])
+        assert "Slower than onnxruntime in 1 of 2 cases" in report.smallest_gains(records)
         reading = record(2.0, replace(layer(256), batch=1), limit=1.0)
-        assert "GEMM" not in tables.table([*records, reading]).splitlines()[2]  # two kinds
+        assert "GEMM" not in table([*records, reading])[2]  # two kinds
 
     def test_table_has_the_price_of_recompute(self):
         case = layer(training=True, group="recompute", recompute=True)
-        lines = tables.table([record(1.5, case, kept=0.8), record(2.0, layer(training=True))])
-        header, _, *rows = lines.splitlines()
-        assert header.endswith("| recompute=False's / FusedLSTM's, forward + backward, 1 thread |")
-        assert rows[-1] == "| recompute | **1.50x** | **0.80x** |"
-        assert "0.80x recompute=False" in tables.full([record(1.5, case, kept=0.8)])
+        records = [record(1.5, case, kept=0.8), record(2.0, layer(training=True))]
+        lines = table(records)
+        assert lines[0].endswith("|recompute=False's time / FusedLSTM's|")
+        assert lines[-1] == "|recompute|1.50x|0.80x|"
+        assert "0.80x recompute=False" in report.case_line(records[0])
+
+    def test_task_models_first(self):
+        classifier = record(2.0, Case("model-classifier", "classifier", 32, 20, 10, 64))
+        assert table([record(2.0, layer(group="cell")), classifier])[2].startswith(
+            "|classifier (B32"
+        )
 
     def test_names_every_loss_worst_first(self):
         records = [record(r, layer(hidden=8 * i)) for i, r in enumerate([3, 0.9, 0.5, 2], start=1)]
-        lines = tables.smallest_gains(records).splitlines()
-        assert lines[0].startswith("Slower than nn.LSTM in 2 of 4 cases")
-        assert ["H24" in lines[1], "H16" in lines[2]] == [True, True]
+        lines = report.smallest_gains(records).splitlines()
+        assert lines[0] == "Slower than nn.LSTM in 2 of 4 cases."
+        assert ["H24" in lines[3], "H16" in lines[4]] == [True, True]
 
-    def test_plot_is_self_contained_and_holds_every_case(self):
-        records = [record(r, layer(hidden=h)) for r, h in [(0.2, 8), (1.0, 16), (30.0, 24)]]
-        drawn = plot.svg([{"facts": FACTS, "cases": records}])
-        titles = [e.text for e in ElementTree.fromstring(drawn).iter() if e.tag.endswith("title")]
-        assert all(any(r["name"] in title for title in titles) for r in records)
-        assert "href" not in drawn
-
-    def test_nothing_to_plot(self):
-        with pytest.raises(ValueError, match="no case"):
-            plot.svg([])
-
-
-class TestBars:
-    def verdicts(self, records):
-        return {(j.bar.title, j.column): j for j in bars.judge(records)}
-
-    def test_mean_and_worst(self):
-        grid = [c for c in cases("cpu", (1,)) if bars._grid(c) and not c.training]
-        least = next(c for c in grid if (c.batch, c.steps, c.hidden_size) == (8, 20, 64))
-        found = self.verdicts([record(0.9 if c == least else 2.2, c) for c in grid])
-        mean = found["grid", ("inference", 1)]
-        assert (mean.verdict, mean.worst) == ("met", 0.9)
-        assert mean.worst_name == "grid-B8-T20-D64-H64"
-        assert found["any shape", ("inference", 1)].verdict == "**not met**"
-        assert found["B1 T100 H128..1024", ("inference", 1)].verdict == "met"
-        assert found["B1 T<=20 H<=128", ("inference", 1)].verdict == "**not met**"
-
-    def test_missing_cases_leave_it_open(self):
-        no_longer_planned = record(0.5, replace(layer(), steps=500))
-        found = self.verdicts([record(3.0, layer()), no_longer_planned])
-        one = found["grid", ("inference", 1)]
-        assert (one.verdict, one.measured, one.planned) == ("met so far", 1, 60)
-        assert ("packed", ("inference", 1)) not in found
-
-    def test_less_is_better_for_a_time(self):
-        step = Case("grid", "layer", 1, 1, 64, 64)
-        title = "one step, module"
-        column = ("inference", 1)
-        assert self.verdicts([record(2.0, step, us=14.9)])[title, column].verdict == "met"
-        assert self.verdicts([record(2.0, step, us=15)])[title, column].verdict == "**not met**"
-
-    def test_every_bar_has_cases_in_every_mode(self):
-        planned = cases("cpu")
-        for bar in bars.BARS:
-            for mode in bar.must_be:
-                assert any(bar.about(c) and c.mode == mode for c in planned), (bar.title, mode)
-
-    def test_are_printed(self, tmp_path, capsys):
+    def test_every_case_in_full(self, tmp_path, capsys):
         file = tmp_path / "a.json"
-        wide = layer(256)
-        kept = record(1.0, wide, onnx=1.1, limit=wide.flops / 100 / 1e3 / 0.91)
-        results.save(file, FACTS, [kept])
-        assert report.main([str(file), "--bars"]) == 0
-        lines = capsys.readouterr().out.splitlines()
-        shape = "grid-B32-T20-D256-H256"
-        assert (
-            f"| grid | forward, 1 thread | geometric mean >= 2.00x | 1.00x | 1.00x {shape} "
-            "| 1 of 60 | **not met** |"
-        ) in lines
-        assert (
-            f"| share of GEMM | forward, 1 thread | each >= 90 % | 91 % | 91 % {shape} "
-            "| 1 of 18 | met so far |"
-        ) in lines
-        assert any(line.startswith("| onnxruntime, grid |") for line in lines)
+        results.save(file, FACTS, [record(2.0, layer(hidden=h)) for h in range(1, 21)])
+        for arguments, lines in [([], 10), (["--full"], 30)]:
+            report.main([str(file), *arguments])
+            assert capsys.readouterr().out.count("us a step") == lines
 
-    def test_are_not_about_cuda(self):
-        assert bars.judge([record(9.0, layer(device="cuda", threads=None))]) == []
+    def test_peak_memory(self):
+        peak = {"peak_bytes": {"nn": 2000, "fused": 1000}}
+        assert "peak 2,000 -> 1,000 bytes" in report.case_line(record(2.0) | peak)
+
+
+def table(records):
+    """The lines of the report's first table, without the spaces around cells."""
+    panel, *_ = report.panels([{"facts": FACTS, "cases": records}]).values()
+    rows = ([cell.strip() for cell in line.split("|")] for line in report.table(panel).splitlines())
+    return ["|".join(row) for row in rows]
+
+
+class TestPlot:
+    @pytest.fixture(autouse=True)
+    def _matplotlib(self):
+        pytest.importorskip("matplotlib")
+
+    def test_draws_every_case_once(self, tmp_path):
+        records = [record(0.2 * h, layer(h)) for h in range(1, 21)]
+        results.save(tmp_path / "a.json", FACTS, records)
+        report.main([str(tmp_path / "a.json"), "--plot", str(tmp_path / "a.svg")])
+        panel = ElementTree.parse(tmp_path / "a.svg").find(".//{*}g[@id='axes_1']")
+        styles = [use.get("style", "") for use in panel.findall(".//{*}use")]
+        assert sum(plot.COLOURS[0] in style for style in styles) == len(records)
+
+    def test_is_the_same_again(self, tmp_path):
+        panels = report.panels([{"facts": FACTS, "cases": [record(2.0)]}])
+        for name in ("a.svg", "b.svg"):
+            plot.save(panels, tmp_path / name)
+        assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
+
+    def test_nothing_to_plot(self, tmp_path):
+        with pytest.raises(ValueError, match="no case"):
+            plot.save({}, tmp_path / "a.svg")
 
 
 class TestResultsFile:
@@ -474,50 +432,55 @@ class TestResultsFile:
         assert [f.name for f in file.parent.iterdir()] == ["a.json"]
 
     @pytest.mark.parametrize("content", ["{", "[]", "{}"])
-    def test_another_file_is_refused(self, tmp_path, content, capsys):
+    def test_another_file_is_refused(self, tmp_path, content):
         file = tmp_path / "b.json"
         file.write_text(content)
         with pytest.raises(ValueError, match=r"b\.json is not a results file"):
             results.load(file)
-        assert report.main([str(file)]) == 2
-        assert "b.json" in capsys.readouterr().err
+        with pytest.raises(SystemExit, match=r"b\.json is not a results file"):
+            report.main([str(file)])
 
     def test_is_named_after_the_machine(self):
-        assert facts.machine_name(FACTS) == "a-cpu-x-1-2-cores"
-        assert facts.machine_name({**FACTS, "device": "NVIDIA H100"}) == "nvidia-h100"
+        assert results.machine_name(FACTS) == "a-cpu-x-1-2-cores"
+        assert results.machine_name({**FACTS, "device": "NVIDIA H100"}) == "nvidia-h100"
 
 
 class TestReadme:
     @pytest.fixture
     def measured(self, tmp_path):
         file = tmp_path / "a.json"
-        results.save(file, FACTS, [record(2.0), record(1.25, layer(dtype="bfloat16"))])
+        shown = next(c for c in cases("cpu") if c.name == report.README_CASES[1])
+        results.save(file, FACTS, [record(2.5, shown), record(0.5, layer(8))])
         return str(file)
 
-    def test_is_written_between_the_markers(self, tmp_path, measured, capsys):
+    def test_is_written_between_the_markers(self, tmp_path, measured):
         readme = tmp_path / "README.md"
-        readme.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
-        assert report.main([measured, "--readme", str(readme), "--check"]) == 1
-        assert "is stale" in capsys.readouterr().err
-        assert report.main([measured, "--readme", str(readme)]) == 0
+        readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+        with pytest.raises(SystemExit, match="is stale"):
+            report.main([measured, "--readme", str(readme), "--check"])
+        assert "old" in readme.read_text()
+        report.main([measured, "--readme", str(readme)])
         text = readme.read_text()
-        assert text.startswith(f"before\n{tables.BEGIN}\n")
-        assert text.endswith(f"{tables.END}\nafter\n")
-        assert "**2.00x**" in text
-        assert "**1.25x**" in text
+        assert text.startswith(f"before\n{report.BEGIN}\n")
+        assert text.endswith(f"{report.END}\nafter\n")
+        assert "| one layer, B 1, T 1, H 64, float32, forward | 250 | 100 | 2.50x |" in text
+        assert "Faster in 1 of 2 cases" in text
         assert "old" not in text
-        assert report.main([measured, "--readme", str(readme), "--check"]) == 0
+        report.main([measured, "--readme", str(readme), "--check"])
 
-    def test_without_markers_is_left_alone(self, tmp_path, measured, capsys):
+    def test_without_markers_is_left_alone(self, tmp_path, measured):
         readme = tmp_path / "README.md"
         readme.write_text("mine")
-        assert report.main([measured, "--readme", str(readme)]) == 2
-        assert tables.BEGIN in capsys.readouterr().err
+        with pytest.raises(SystemExit, match=report.BEGIN):
+            report.main([measured, "--readme", str(readme)])
         assert readme.read_text() == "mine"
+
+    def test_cases_are_planned(self):
+        assert set(report.README_CASES) < {c.name for c in cases("cpu") + cases("cuda")}
 
     @pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="no README here")
     def test_of_the_project_is_up_to_date(self):
-        assert report.main(["--readme", "--check"]) == 0
+        report.main(["--readme", "--check"])
 
 
 def test_estimates_of_a_step():
@@ -527,7 +490,3 @@ def test_estimates_of_a_step():
     both = steps.estimated(module, 8, "block", training=True, device="H100")
     assert 0 < forward < both
     assert steps.estimated(module, 8, "cluster", training=False, device="A100") is None
-
-
-def test_geometric_mean_of_a_gain_and_an_equal_loss_is_one():
-    assert math.isclose(Summary.of([record(4.0), record(0.25)]).geometric_mean, 1.0)

@@ -1,4 +1,4 @@
-"""python -m fused_lstm: pipes that close, disks that are full, Ctrl-C, the version."""
+"""python -m fused_lstm: closed pipes, full disks, Ctrl-C, the version."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ needs_full = pytest.mark.skipif(not FULL.exists(), reason="needs /dev/full")
 
 
 def start(*arguments: str, cwd: Path, code: str = "", stdout=subprocess.PIPE) -> subprocess.Popen:
-    """The command line in a process of its own, behind `code` if there is any."""
+    """Starts the command line in a process of its own, after `code` if there is any."""
     run = "import sys, fused_lstm.__main__ as m; sys.exit(m.run(sys.argv[1:]))"
     command = ["-c", f"{code}\n{run}"] if code else ["-m", "fused_lstm"]
     return subprocess.Popen(
@@ -45,7 +45,7 @@ def test_one_thread_is_not_threads(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [["info"], [*DEMO, "--steps", "100000"]], ids=["info", "demo"])
-def test_a_reader_that_leaves(tmp_path: Path, command: list[str]) -> None:
+def test_closed_pipe(tmp_path: Path, command: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     process = start(*command, cwd=tmp_path, stdout=writing)
@@ -56,7 +56,7 @@ def test_a_reader_that_leaves(tmp_path: Path, command: list[str]) -> None:
 
 
 @needs_full
-def test_a_standard_output_that_is_full(tmp_path: Path) -> None:
+def test_full_standard_output(tmp_path: Path) -> None:
     with FULL.open("w") as full:
         process = start("info", cwd=tmp_path, stdout=full)
         _, err = process.communicate(timeout=120)
@@ -64,7 +64,7 @@ def test_a_standard_output_that_is_full(tmp_path: Path) -> None:
     assert err == "fused_lstm: standard output: No space left on device\n"
 
 
-def test_an_instruction_set_that_is_none(tmp_path: Path) -> None:
+def test_unknown_instruction_set(tmp_path: Path) -> None:
     code = "import os; os.environ['FUSED_LSTM_CPU_ISA'] = 'foo'"
     _, err = (process := start("info", cwd=tmp_path, code=code)).communicate(timeout=120)
     assert process.returncode == 2
@@ -73,15 +73,15 @@ def test_an_instruction_set_that_is_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("existing", [None, "an older report"], ids=["new", "existing"])
-def test_ctrl_c_leaves_what_was_there(tmp_path: Path, existing: str | None) -> None:
+def test_ctrl_c_keeps_the_previous_report(tmp_path: Path, existing: str | None) -> None:
     report = tmp_path / REPORT
     if existing:
         report.write_text(existing)
-    # A shell has its background jobs ignore SIGINT, and so whatever they start.
+    # Background jobs of a shell, and their children, ignore SIGINT.
     code = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
     process = start(*DEMO, "--steps", "100000", cwd=tmp_path, code=code)
     assert process.stdout is not None
-    assert process.stdout.readline()  # its first line: training is about to begin
+    assert process.stdout.readline()  # Training starts after the first line.
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (130, "\nstopped\n")
@@ -90,7 +90,7 @@ def test_ctrl_c_leaves_what_was_there(tmp_path: Path, existing: str | None) -> N
 
 
 @pytest.mark.parametrize("existing", [None, "an older report"], ids=["new", "existing"])
-def test_a_full_disk_leaves_what_was_there(tmp_path: Path, existing: str | None) -> None:
+def test_full_disk_keeps_the_previous_report(tmp_path: Path, existing: str | None) -> None:
     report = tmp_path / REPORT
     if existing:
         report.write_text(existing)
@@ -107,7 +107,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path: Path, existing: str | None)
 
 
 @needs_full
-def test_a_report_to_a_full_device(tmp_path: Path) -> None:
+def test_report_to_a_full_device(tmp_path: Path) -> None:
     process = start(*DEMO, "--steps", "2", "--out", str(FULL), cwd=tmp_path)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 2
@@ -117,7 +117,7 @@ def test_a_report_to_a_full_device(tmp_path: Path) -> None:
     assert FULL.is_char_device()
 
 
-def test_a_report_replaces_what_a_link_names_and_keeps_its_mode(tmp_path: Path) -> None:
+def test_report_through_a_link_keeps_link_and_mode(tmp_path: Path) -> None:
     real = tmp_path / "real.html"
     real.write_text("an older report")
     real.chmod(0o640)

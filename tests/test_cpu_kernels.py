@@ -112,7 +112,7 @@ def test_one_thread_or_more(threads, dtype, options):
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads the threads from /proc")
 def test_threads_share_the_work():
-    """CPU time of the threads other than the main one, in a walk where the kernels are nearly
+    """CPU time of the threads other than the main one, in a recurrence where the kernels are nearly
     all of the work (the input has one feature). Idle workers sleep."""
     script = """
         import threading

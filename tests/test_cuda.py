@@ -237,7 +237,7 @@ def test_inference_keeps_no_states():
 
 
 def test_offsets_beyond_32_bits():
-    """B * T * 4H above 2^31 numbers: the last sequences are those of a small batch."""
+    """B * T * 4H above 2^31 elements: the last sequences are those of a small batch."""
     if torch.cuda.mem_get_info()[0] < 40 * 2**30:
         pytest.skip("needs 40 GiB of free memory")
     module = FusedLSTM(1, 256, device="cuda", dtype=torch.float16)

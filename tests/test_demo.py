@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from fused_lstm import FusedLSTM, demo
-from fused_lstm.demo import datasets, table
+from fused_lstm.demo import datasets, report, table
 from fused_lstm.demo.tasks import TASKS
 from fused_lstm.demo.train import compare, twin_of
 
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Models this small gain nothing from a second one, and wait for it on a busy machine."""
+    """A second thread gains nothing on models this small, and costs time on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -51,7 +51,7 @@ class WrongGradient(FusedLSTM):
 
 
 class WrongUnseen(FusedLSTM):
-    """An LSTM that is wrong only where no gradient is wanted, as when predicting."""
+    """An LSTM that is wrong only without gradients, as in prediction."""
 
     def forward(self, *args, **options):
         output, (h_n, c_n), *states = super().forward(*args, **options)
@@ -127,11 +127,12 @@ def test_twin_is_one_rounding_error_away() -> None:
 @pytest.mark.parametrize("name", TASKS)
 def test_wrong_lstm_has_no_parity(name: str, wrong: type[FusedLSTM]) -> None:
     task = TASKS[name](CPU, torch.float32)
-    result = compare(task, wrong, nn.LSTM, 0, 2, lambda line: None)
+    result = compare(task, wrong, nn.LSTM, 0, 2)
     assert not result.parity
     assert table.faults(result)[0].startswith(f"{name}: ")
 
 
+@pytest.mark.filterwarnings("error")
 def test_not_a_number_is_no_parity() -> None:
     class Broken(FusedLSTM):
         def forward(self, *args, **options):
@@ -139,9 +140,10 @@ def test_not_a_number_is_no_parity() -> None:
             return output * math.nan, (h_n * math.nan, c_n), *states
 
     task = TASKS["predictor"](CPU, torch.float32)
-    result = compare(task, Broken, nn.LSTM, 0, 2, lambda line: None)
+    result = compare(task, Broken, nn.LSTM, 0, 2)
     assert not result.parity
     assert len(table.faults(result)) == 3
+    assert report.page([result], []).count('class="bad"') == 3
 
 
 def test_exit_status_of_broken_parity(
@@ -156,7 +158,7 @@ def test_exit_status_of_broken_parity(
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         (["--task", "poetry"], "'poetry'"),
         (["--dtype", "int8"], "'int8'"),
@@ -170,7 +172,7 @@ def test_exit_status_of_broken_parity(
 )
 def test_wrong_option_is_one_line(
     options: list[str],
-    says: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -179,7 +181,7 @@ def test_wrong_option_is_one_line(
     assert demo.main(options) == 2
     printed = capsys.readouterr()
     assert not printed.out
-    assert says in printed.err
+    assert message in printed.err
     assert printed.err.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
@@ -191,21 +193,30 @@ def test_help(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 class Outline(HTMLParser):
-    """Checks that each element is closed in order; notes what would be fetched or run."""
+    """Checks that each element is closed in order; collects elements, ids and references."""
 
     VOID = ("meta",)
 
-    def __init__(self) -> None:
+    def __init__(self, text: str) -> None:
         super().__init__()
         self.open: list[str] = []
         self.seen: list[str] = []
-        self.resources: list[str] = []
+        self.labels: list[str] = []
+        self.text: list[str] = []
+        self.references: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.seen.append(tag)
         if tag not in self.VOID:
             self.open.append(tag)
-        self.resources += [value or "" for key, value in attributes if key in ("href", "src")]
+        for key, value in attributes:
+            if key in ("href", "src", "xlink:href"):
+                self.references.append(value or "")
+            elif key == "aria-label":
+                self.labels.append(value or "")
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -215,23 +226,58 @@ class Outline(HTMLParser):
         if tag not in self.VOID:
             self.open.pop()
 
+    def handle_data(self, data: str) -> None:
+        self.text.append(data.strip())
+
 
 def test_report_is_one_whole_file(tmp_path: Path) -> None:
     assert run_demo(tmp_path, "--steps", "3") == 0
     written = (tmp_path / demo.REPORT).read_text(encoding="utf-8")
-    outline = Outline()
-    outline.feed(written)
-    outline.close()
-    assert not outline.open
+    outline = Outline(written)
     assert outline.seen.count("section") == 3
-    assert outline.seen.count("svg") == 4 * 3  # loss, difference, predictions, gates
-    assert outline.seen.count("image") == 5 * 3  # i, f, g, o and the cell state
-    assert all(each.startswith("data:image/png;base64,") for each in outline.resources)
+    assert outline.seen.count("svg") == len(set(outline.labels)) == 4 * 3
+    for references in (outline.references, re.findall(r"url\((.)", written)):
+        assert references  # to parts of the file itself
+        assert all(each.startswith(("data:image/png;base64,", "#")) for each in references)
     assert not {"script", "link", "iframe"} & set(outline.seen)
-    assert "http" not in written
-    assert "url(" not in written
     assert "@import" not in written
-    assert not re.search('(nan|inf)[ ,"<]', re.sub('base64,[^"]*', "", written))
+    for words in ("training step", "time, s", "power, W", "voltage, mV", "speaker", "hidden unit"):
+        assert words in outline.text, words
+    assert not {"nan", "inf"} & set(outline.text)
+    assert "currentColor" in written  # as the page: legible in light and in dark mode
+
+
+def test_without_the_extra(tmp_path: Path) -> None:
+    """Everything but the report, in a process that finds neither matplotlib nor tqdm."""
+    code = """
+import sys
+sys.modules["matplotlib"] = sys.modules["tqdm"] = None
+from fused_lstm import demo
+sys.exit(demo.main(sys.argv[1:]))
+"""
+    done = run("-c", code, "--device", "cpu", "--task", "predictor", "--steps", "3", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.count("pip install 'fused_lstm[demo]'") == 1
+    assert "\npredictor " in done.stdout
+    assert "Report" not in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_import_leaves_matplotlib_alone(tmp_path: Path) -> None:
+    code = """
+import sys, fused_lstm
+assert not {"matplotlib", "fused_lstm.demo"} & set(sys.modules)  # torch.hub imports tqdm
+"""
+    done = run("-c", code, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_progress_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert run_demo(tmp_path, "--task", "predictor", "--steps", "3") == 0
+    printed = capsys.readouterr()
+    assert "0/3 [" in printed.err
+    assert "%|" not in printed.out
 
 
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
@@ -240,25 +286,31 @@ def test_other_dtypes(tmp_path: Path, dtype: str, capsys: pytest.CaptureFixture[
     assert dtype in capsys.readouterr().out.splitlines()[0]
 
 
-def test_piped(tmp_path: Path) -> None:
-    report = tmp_path / "new" / "folder" / "report.html"
-    command = ["-m", "fused_lstm", "demo", "--device", "cpu", "--task", "predictor", "--steps", "3"]
-    done = subprocess.run(
-        [sys.executable, *command, "--out", str(report)],
+def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """Python in a process of its own, whose output is piped."""
+    environment = {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONIOENCODING": "ascii",
+        "MPLCONFIGDIR": "/dev/null/matplotlib",  # cannot be written
+        "PYTHONPATH": str(Path(demo.__file__).parents[2]),
+    }
+    return subprocess.run(
+        [sys.executable, *arguments],
         capture_output=True,
         text=True,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONIOENCODING": "ascii",
-            "PYTHONPATH": str(Path(demo.__file__).parents[2]),
-        },
-        cwd=tmp_path,
+        env=os.environ | environment,
+        cwd=cwd,
         check=False,
     )
+
+
+def test_piped(tmp_path: Path) -> None:
+    report = tmp_path / "new" / "folder" / "report.html"
+    options = ["--device", "cpu", "--task", "predictor", "--steps", "3", "--out", str(report)]
+    done = run("-m", "fused_lstm", "demo", *options, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert not done.stderr
     lines = done.stdout.splitlines()
-    assert sum(line.startswith("  step ") for line in lines) == 3
+    assert sum(line.startswith("  step 3   loss: FusedLSTM ") for line in lines) == 1
     assert any(line.startswith("predictor") and line.endswith("yes") for line in lines)
     assert report.stat().st_size > 10_000

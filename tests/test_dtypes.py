@@ -191,9 +191,9 @@ def test_what_is_refused_names_the_argument(device):
     layer = FusedLSTM(D, H, device=device, dtype=torch.bfloat16)
     x, state = torch.zeros(T, B, D, device=device), torch.zeros(1, B, H, device=device)
     low, state_low = x.bfloat16(), state.bfloat16()
-    with pytest.raises(RuntimeError, match=r"cell has dtype Double, .* BFloat16 or Float"):
+    with pytest.raises(RuntimeError, match=r"c_0 has dtype Double, .* BFloat16 or Float"):
         layer(low, (state_low, state.double()))
-    with pytest.raises(RuntimeError, match=r"hidden has dtype Float, must be .* BFloat16(?! or)"):
+    with pytest.raises(RuntimeError, match=r"h_0 has dtype Float, must be .* BFloat16(?! or)"):
         layer(low, (state, state))
     layer.bias_hh_l0 = nn.Parameter(layer.bias_hh_l0.detach().double())
     with pytest.raises(RuntimeError, match=r"bias_hh has dtype Double, .* BFloat16 or Float"):

@@ -101,7 +101,7 @@ CALLS = {
         (zeros(T, B, D), (hx()[0].double(), hx()[1].double())),
         "h_0.*[Dd]ouble",
     ),
-    "wrong dtype of cx": ((zeros(T, B, D), (hx()[0], hx()[1].double())), "cell.*[Dd]ouble"),
+    "wrong dtype of cx": ((zeros(T, B, D), (hx()[0], hx()[1].double())), "c_0.*[Dd]ouble"),
     "hx on another device": (
         (zeros(T, B, D), (hx()[0].to("meta"), hx()[1])),
         "not at the same device, found input tensor at cpu and hidden tensor at meta",
@@ -265,7 +265,7 @@ def test_indices_that_do_not_fit():
     x = PackedSequence(
         zeros(6, D), torch.tensor([4, 2]), torch.tensor([0, 1]), torch.tensor([0, 1])
     )
-    with pytest.raises(RuntimeError, match=r"hidden has shape \[1, 2, 6\], must be \[1, 4, 6\]"):
+    with pytest.raises(RuntimeError, match=r"h_0 has shape \[1, 2, 6\], must be \[1, 4, 6\]"):
         FusedLSTM(D, H)(x, hx())
 
 
@@ -318,9 +318,9 @@ CELL_CALLS = {
     "3-D input": ((zeros(1, 2, 5),), "input.*1D or 2D.*3D"),
     "0-D input": ((zeros(()),), "input.*1D or 2D.*0D"),
     "wrong number of features": ((zeros(2, 4),), "input.*4.*5"),
-    "wrong batch of hx": ((zeros(2, 5), (zeros(3, 3), zeros(3, 3))), "hidden0|hidden has|hx"),
+    "wrong batch of hx": ((zeros(2, 5), (zeros(3, 3), zeros(3, 3))), "hidden0|h_0 has|hx"),
     "wrong batch of cx": ((zeros(2, 5), (zeros(2, 3), zeros(3, 3))), "hidden1"),
-    "wrong size of hx": ((zeros(2, 5), (zeros(2, 4), zeros(2, 4))), "hidden0|hidden has|hx"),
+    "wrong size of hx": ((zeros(2, 5), (zeros(2, 4), zeros(2, 4))), "hidden0|h_0 has|hx"),
     "wrong size of cx": ((zeros(2, 5), (zeros(2, 3), zeros(2, 4))), "hidden1"),
     "wrong dtype of the input": ((zeros(2, 5).double(),), "^input.*float64.*float32$"),
     "wrong dtype of the input beside hx": (
@@ -330,10 +330,10 @@ CELL_CALLS = {
     "integers": ((zeros(2, 5).long(),), "^input.*int64.*float32$"),
     "wrong dtype of hx": (
         (zeros(2, 5), (zeros(2, 3).double(), zeros(2, 3))),
-        "hidden0|hidden has|hx",
+        "hidden0|h_0 has|hx",
     ),
     "3-D hx": ((zeros(2, 5), (zeros(1, 2, 3), zeros(1, 2, 3))), r"hx\[0\].*1D or 2D.*3D"),
-    "hx without the batch": ((zeros(2, 5), (zeros(3), zeros(3))), "hidden0|hidden has|hx"),
+    "hx without the batch": ((zeros(2, 5), (zeros(3), zeros(3))), "hidden0|h_0 has|hx"),
     "hx with one state": ((zeros(2, 5), (zeros(2, 3),)), "lstm_cell expects two hidden states"),
     "hx with three states": (
         (zeros(2, 5), (zeros(2, 3),) * 3),
@@ -367,11 +367,11 @@ def test_operators_check_for_themselves():
     weights = [zeros(4 * H, D), zeros(4 * H, H)]
     for call, message in [
         ((x[0], hidden, cell, weights), "input must be"),
-        ((x, hidden[0], cell, weights), "hidden and cell must be"),
+        ((x, hidden[0], cell, weights), "h_0 and c_0 must be"),
         ((x, hidden.expand(3, B, H), cell, weights), "directions"),
         ((x, hidden, cell, weights[:1]), "weights has 1"),
         ((x, hidden, cell, weights * 3), "weights has 6"),
-        ((x, hidden[..., :5], cell, weights), "hidden has 5 features"),
+        ((x, hidden[..., :5], cell, weights), "h_0 has 5 features"),
         ((x[:0], hidden, cell, weights), "no time steps"),
         ((x.int(), hidden, cell, weights), "dtype"),
     ]:

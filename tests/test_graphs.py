@@ -1,4 +1,4 @@
-"""What a CUDA graph could not hold, ruled out without a GPU: the host reading a device's numbers,
+"""What a CUDA graph could not hold, ruled out without a GPU: the host reading a device's values,
 or giving it its own, and work on other streams. On a GPU test_cuda.py captures graphs."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fused_lstm import FusedLSTM, FusedLSTMCell
 T, B, D, H = 5, 4, 3, 6
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
 
-# Operators by which the host reads a tensor's numbers, or makes a tensor of its own
+# Operators by which the host reads a tensor's values, or makes a tensor of its own
 HOST = {"item", "_local_scalar_dense", "is_nonzero", "nonzero", "equal", "lift_fresh"}
 # What waits for the device, allocates beside PyTorch's allocator, or works on another stream
 FORBIDDEN = re.compile(

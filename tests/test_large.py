@@ -1,4 +1,4 @@
-"""More than 2^31 numbers in one tensor, forward and backward: 14 GB, on a CPU without AMX more, so
+"""More than 2^31 elements in one tensor, forward and backward: 14 GB, on a CPU without AMX more, so
 only if FUSED_LSTM_LARGE=1 asks for it."""
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LAST, SEEN = 1000, 2000
 
 
 def arguments():
-    """x, the initial state and the weights, for which gates have more than 2^31 numbers."""
+    """x, the initial state and the weights, for which gates have more than 2^31 elements."""
     assert T * B * 4 * H > 2**31
     module = FusedLSTM(D, H, dtype=torch.bfloat16)
     x = torch.randn(T, B, D, dtype=torch.bfloat16)

@@ -125,4 +125,4 @@ def test_what_is_saved_is_seen(kind):
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as memory:
         results = module(x)
     assert sum(event.self_cpu_memory_usage for event in memory.key_averages()) == expected
-    del results  # which had to live until here
+    del results  # which had to be kept until here

@@ -15,7 +15,7 @@ def test_out_of_memory(tmp_path, lstm):
     words = ["allocate memory"]
     if lstm == "torch.nn.LSTM":
         words.append("could not create a primitive")  # oneDNN's, out of memory
-    said = in_fresh_process(
+    printed = in_fresh_process(
         f"""
         import fused_lstm, resource, torch
 
@@ -47,7 +47,7 @@ def test_out_of_memory(tmp_path, lstm):
         """,
         tmp_path,
     )
-    lines = said.splitlines()
+    lines = printed.splitlines()
     assert lines[0] == "10 refused"
     assert lines[-1] == "2000 enough"
     assert sum("refused" in line for line in lines) >= 3

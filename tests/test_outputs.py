@@ -1,4 +1,4 @@
-"""Every claim of the README's section "What the outputs mean", a test each, named after it.
+"""Every claim of fused_lstm/README.md under "What the outputs mean", a test each, named after it.
 
 L layers, D directions, N sequences of T steps, hidden size H, P = proj_size or H; entry
 k = layer * D + direction of h_n, c_n and of the states.
@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence, pad_packed_sequenc
 
 from fused_lstm import FusedLSTM
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[1] / "fused_lstm" / "README.md"
 DEVICES = [
     "cpu",
     pytest.param(
@@ -75,26 +75,26 @@ def same(actual: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
-# The README's own code
+# The document's own code
 
 
 def readme_blocks() -> list[tuple[int, str]]:
     """The python blocks of the section, each with the number of its first line."""
     text = README.read_text(encoding="utf-8")
     section = re.search(r"^## What the outputs mean\n.*?(?=^## |\Z)", text, re.M | re.S)
-    assert section, "README.md has no section '## What the outputs mean'"
+    assert section, f"{README} has no section '## What the outputs mean'"
     return [
         (text.count("\n", 0, section.start() + block.start(1)) + 1, block[1])
         for block in re.finditer(r"^```python\n(.*?)^```$", section[0], re.M | re.S)
     ]
 
 
-@pytest.mark.skipif(not README.exists(), reason="no README.md beside the tests")
+@pytest.mark.skipif(not README.exists(), reason="no fused_lstm/README.md here")
 def test_the_blocks_in_the_readme_run():
     blocks = readme_blocks()
     assert blocks
     namespace: dict[str, object] = {}
-    for line, block in blocks:  # numbered as in the README, which a traceback then quotes
+    for line, block in blocks:  # numbered as in the file, which a traceback then quotes
         exec(compile("\n" * (line - 1) + block, str(README), "exec"), namespace)
 
 
@@ -377,8 +377,8 @@ def test_no_direction_sees_across_a_reset(batch_first, layers, directions, devic
         output, (h_n, c_n) = lstm(x.transpose(0, 1), reset=reset.t())
         output = output.transpose(0, 1)
     for row, steps in enumerate(starts):
-        borders = sorted({0, *steps, T})
-        runs = [lstm(x[row, start:end]) for start, end in pairwise(borders)]
+        bounds = sorted({0, *steps, T})
+        runs = [lstm(x[row, start:end]) for start, end in pairwise(bounds)]
         close(output[row], torch.cat([run[0] for run in runs]))
         for final, state in ((h_n, 0), (c_n, 1)):  # of the last episode, of the first in reverse
             close(final[0::directions, row], runs[-1][1][state][0::directions])

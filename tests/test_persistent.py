@@ -1,5 +1,5 @@
-"""The CUDA kernels that take all steps in one launch, each asked for by name: on a GPU, and on the
-emulator (make emulate), where tensors on the CPU take them."""
+"""The CUDA kernels that run all steps in one launch, each chosen by name: on a GPU, and on the
+emulator (make emulate), where tensors on the CPU run them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SHAPES = [
     (2, 41, 1, 20),
     (2, 1, 1, 200),
 ]
-NUMBERS = ["float32", "tf32", "bfloat16", "float16"]
+PRECISIONS = ["float32", "tf32", "bfloat16", "float16"]
 
 
 @pytest.fixture(params=["block", "cluster", "grid"])
@@ -41,22 +41,21 @@ def kernel(request, device) -> str:
         yield request.param
 
 
-@pytest.fixture(params=NUMBERS)
-def numbers(request, monkeypatch) -> torch.dtype:
+@pytest.fixture(params=PRECISIONS)
+def precision(request, monkeypatch) -> torch.dtype:
     """A dtype; float32 with and without tensor cores."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", request.param == "tf32")
     return torch.float32 if request.param == "tf32" else getattr(torch, request.param)
 
 
-def must_take(kernel: str, module: nn.Module, T: int, B: int) -> None:
+def must_run(kernel: str, module: nn.Module, T: int, B: int) -> None:
     """Skips where the GPU cannot run the kernel; never on the emulator but for `block`."""
     device = EMULATOR if EMULATED else module.weight_ih_l0.device
-    said = fused_lstm.explain(module, B, T, device=device)
-    lines = [line for line in said.splitlines() if line.startswith("layer")]
-    if all(line.endswith(f": {kernel}") for line in lines):
+    plans = fused_lstm.explain(module, B, T, device=device)
+    if all(plan.forward.kernel == plan.backward.kernel == kernel for plan in plans):
         return
-    assert not EMULATED or kernel == "block", said
-    pytest.skip(said)
+    assert not EMULATED or kernel == "block", str(plans)
+    pytest.skip(str(plans))
 
 
 def assert_right(module: nn.Module, *call, **options) -> None:
@@ -66,20 +65,20 @@ def assert_right(module: nn.Module, *call, **options) -> None:
     assert_accurate(evaluate(module, *call, **options), truth)
 
 
-def make(kernel, device, numbers, T, B, D, H, **options):
-    module = FusedLSTM(D, H, device=device, dtype=numbers, **options)
-    must_take(kernel, module, T, B)
-    return module, rand(T, B, D, device=device, dtype=numbers), rand_state(module, B)
+def make(kernel, device, precision, T, B, D, H, **options):
+    module = FusedLSTM(D, H, device=device, dtype=precision, **options)
+    must_run(kernel, module, T, B)
+    return module, rand(T, B, D, device=device, dtype=precision), rand_state(module, B)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_shapes(kernel, device, numbers, shape):
-    assert_right(*make(kernel, device, numbers, *shape))
+def test_shapes(kernel, device, precision, shape):
+    assert_right(*make(kernel, device, precision, *shape))
 
 
 @pytest.mark.parametrize("options", [{"bidirectional": True}, {"bias": False}], ids=str)
-def test_layers(kernel, device, numbers, options):
-    assert_right(*make(kernel, device, numbers, 4, 10, 3, 36, **options))
+def test_layers(kernel, device, precision, options):
+    assert_right(*make(kernel, device, precision, 4, 10, 3, 36, **options))
 
 
 def test_an_operand_taken_in_parts(device):
@@ -106,17 +105,17 @@ def test_an_operand_taken_in_parts(device):
         assert_right(*call)
 
 
-def test_packed(kernel, device, numbers):
+def test_packed(kernel, device, precision):
     """Slices whose sequences are long over, and slices that begin late, in either direction."""
-    module, x, state = make(kernel, device, numbers, 6, 43, 3, 24, bidirectional=True)
+    module, x, state = make(kernel, device, precision, 6, 43, 3, 24, bidirectional=True)
     lengths = torch.cat([torch.tensor([6, 6, 5]), torch.full((30,), 3), torch.ones(10)]).long()
     assert_right(module, pack_padded_sequence(x, lengths), state)
 
 
 @pytest.mark.parametrize("kind", ["lengths", "zero", "initial", "both"])
-def test_borders(kernel, device, numbers, kind):
+def test_episodes_and_ends(kernel, device, precision, kind):
     T, B = 5, 11
-    module, x, state = make(kernel, device, numbers, T, B, 3, 24, bidirectional=True)
+    module, x, state = make(kernel, device, precision, T, B, 3, 24, bidirectional=True)
     options = {}
     if kind in ("lengths", "both"):
         options["lengths"] = torch.randint(0, T + 1, (B,), device=device)
@@ -126,8 +125,8 @@ def test_borders(kernel, device, numbers, kind):
     assert_right(module, x, state, **options)
 
 
-def test_states_and_their_gradients(kernel, device, numbers):
-    module, x, state = make(kernel, device, numbers, 3, 5, 3, 24)
+def test_states_and_their_gradients(kernel, device, precision):
+    module, x, state = make(kernel, device, precision, 3, 5, 3, 24)
     assert_right(module, x, state, return_states=True)
 
 
@@ -136,21 +135,21 @@ def test_tf32_is_seen(kernel, device, monkeypatch):
     call = make(kernel, device, torch.float32, 3, 5, 3, 24)
     exact = evaluate(*call)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    must_take(kernel, call[0], 3, 5)
+    must_run(kernel, call[0], 3, 5)
     rounded = evaluate(*call)
     assert (exact["output"] - rounded["output"]).abs().max() > 1e-5
 
 
-def test_same_bits_every_time(kernel, device, numbers):
+def test_same_bits_every_time(kernel, device, precision):
     """Whoever comes first to a barrier: the emulator draws another order at each launch."""
-    call = make(kernel, device, numbers, 4, 12, 3, 40)
+    call = make(kernel, device, precision, 4, 12, 3, 40)
     first = evaluate(*call)
     for _ in range(4):
         assert_same_bits(evaluate(*call), first)
 
 
-def test_inference_keeps_nothing(kernel, device, numbers):
-    module, x, state = make(kernel, device, numbers, 4, 12, 3, 40)
+def test_inference_keeps_nothing(kernel, device, precision):
+    module, x, state = make(kernel, device, precision, 4, 12, 3, 40)
     with torch.no_grad():
         output, (h_n, c_n) = module(x, state)
     trained = evaluate(module, x, state)

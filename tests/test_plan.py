@@ -1,6 +1,8 @@
-"""Which kernel a GPU takes: the plan is a pure function, tested without a GPU."""
+"""Which kernel a GPU runs: the plan is a pure function, tested without a GPU."""
 
 from __future__ import annotations
+
+import re
 
 import pytest
 import torch
@@ -9,11 +11,11 @@ import fused_lstm
 from fused_lstm import _C, FusedLSTM
 from fused_lstm.explain import GPUS, Gpu
 
-NUMBERS = {"16 bits": (2, True), "TF32": (4, True), "float32": (4, False), "float64": (8, False)}
+PRECISIONS = {"16 bits": (2, True), "TF32": (4, True), "float32": (4, False), "float64": (8, False)}
 
 
-def plan(gpu: str | Gpu, batch: int, hidden: int, numbers: str = "16 bits", **options):
-    element_bytes, tensor_cores = NUMBERS[numbers]
+def plan(gpu: str | Gpu, batch: int, hidden: int, precision: str = "16 bits", **options):
+    element_bytes, tensor_cores = PRECISIONS[precision]
     sizes = {"length": 100, "batch": batch, "input": hidden, "hidden": hidden}
     sizes |= {"projection": hidden, "directions": 1, "backward": False}
     return _C.gpu_plan(
@@ -24,10 +26,10 @@ def plan(gpu: str | Gpu, batch: int, hidden: int, numbers: str = "16 bits", **op
     )
 
 
-def kernels(gpu: str, numbers: str, batch: int = 16, **options) -> str:
+def kernels(gpu: str, precision: str, batch: int = 16, **options) -> str:
     """The first letters of the kernels for growing H."""
     sizes = (64, 128, 256, 512, 768, 1024, 1536)
-    return "".join(plan(gpu, batch, H, numbers, **options)["kernel"][0] for H in sizes)
+    return "".join(plan(gpu, batch, H, precision, **options)["kernel"][0] for H in sizes)
 
 
 # b block, c cluster, g grid, s stepwise
@@ -55,57 +57,57 @@ BACKWARD = {
 }
 
 
-@pytest.mark.parametrize(("gpu", "numbers"), FORWARD)
-def test_forward(gpu, numbers):
-    assert kernels(gpu, numbers) == FORWARD[gpu, numbers]
+@pytest.mark.parametrize(("gpu", "precision"), FORWARD)
+def test_forward(gpu, precision):
+    assert kernels(gpu, precision) == FORWARD[gpu, precision]
 
 
-@pytest.mark.parametrize(("gpu", "numbers"), BACKWARD)
-def test_backward(gpu, numbers):
-    assert kernels(gpu, numbers, backward=True) == BACKWARD[gpu, numbers]
+@pytest.mark.parametrize(("gpu", "precision"), BACKWARD)
+def test_backward(gpu, precision):
+    assert kernels(gpu, precision, backward=True) == BACKWARD[gpu, precision]
 
 
 def test_an_h100_is_planned_like_an_h200():
-    for numbers in NUMBERS:
-        assert kernels("H100", numbers) == kernels("H200", numbers)
+    for precision in PRECISIONS:
+        assert kernels("H100", precision) == kernels("H200", precision)
 
 
 @pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
-@pytest.mark.parametrize("numbers", ["16 bits", "TF32", "float32"])
+@pytest.mark.parametrize("precision", ["16 bits", "TF32", "float32"])
 @pytest.mark.parametrize("gpu", GPUS)
-def test_placements_fit(gpu, numbers, backward):
+def test_placements_fit(gpu, precision, backward):
     """Every unit and every sequence has its place, and every block has room."""
     facts = GPUS[gpu]
     for hidden in (1, 7, 64, 100, 200, 333, 512, 768, 1000, 1536, 2000):
         for batch in (1, 8, 9, 50, 128, 1000):
             for directions in (1, 2):
                 options = {"backward": backward, "directions": directions}
-                choices = plan(gpu, batch, hidden, numbers, **options)["choices"]
-                assert [c["kernel"] for c in choices] == ["block", "cluster", "grid", "stepwise"]
-                assert choices[-1]["obstacle"] is None
-                for choice in choices[:-1]:
-                    if choice["obstacle"]:
+                candidates = plan(gpu, batch, hidden, precision, **options)["candidates"]
+                assert [c["kernel"] for c in candidates] == ["block", "cluster", "grid", "stepwise"]
+                assert candidates[-1]["obstacle"] is None
+                for candidate in candidates[:-1]:
+                    if candidate["obstacle"]:
                         continue
-                    assert choice["blocks"] * choice["units"] >= hidden
-                    assert choice["slices"] * choice["sequences"] >= batch
-                    assert (choice["slices"] - 1) * choice["sequences"] < batch
-                    assert choice["units"] * choice["sequences"] <= 1024
-                    assert choice["sequences"] <= 32
-                    assert 0 < choice["shared_memory"] <= facts.shared_memory
-                    if choice["kernel"] == "block":
-                        assert choice["blocks"] == 1
-                    if choice["kernel"] == "cluster":
-                        assert choice["blocks"] in (2, 4, 8, 16)
-                        assert choice["blocks"] <= facts.largest_cluster
-                    if choice["kernel"] == "grid":
-                        teams = directions * choice["slices"]
-                        assert teams * choice["blocks"] <= facts.multiprocessors
+                    assert candidate["blocks"] * candidate["units"] >= hidden
+                    assert candidate["slices"] * candidate["sequences"] >= batch
+                    assert (candidate["slices"] - 1) * candidate["sequences"] < batch
+                    assert candidate["units"] * candidate["sequences"] <= 1024
+                    assert candidate["sequences"] <= 32
+                    assert 0 < candidate["shared_memory"] <= facts.shared_memory
+                    if candidate["kernel"] == "block":
+                        assert candidate["blocks"] == 1
+                    if candidate["kernel"] == "cluster":
+                        assert candidate["blocks"] in (2, 4, 8, 16)
+                        assert candidate["blocks"] <= facts.largest_cluster
+                    if candidate["kernel"] == "grid":
+                        block_groups = directions * candidate["slices"]
+                        assert block_groups * candidate["blocks"] <= facts.multiprocessors
 
 
 def test_the_fastest_by_estimate_is_taken():
     for hidden in (64, 256, 1024, 4096):
         made = plan("H100", 16, hidden)
-        able = [c for c in made["choices"] if not c["obstacle"]]
+        able = [c for c in made["candidates"] if not c["obstacle"]]
         assert made["kernel"] == min(able, key=lambda c: c["microseconds"])["kernel"]
 
 
@@ -118,7 +120,7 @@ def test_the_kernel_override_holds_where_it_can():
 @pytest.mark.parametrize(
     ("options", "obstacle"),
     [
-        ({"numbers": "float64"}, "float64"),
+        ({"precision": "float64"}, "float64"),
         ({"projection": 32}, "proj_size"),
         ({"hidden": 10_000}, "8192"),
         ({"batch": 2**20 + 1}, "2^20"),
@@ -129,14 +131,14 @@ def test_the_kernel_override_holds_where_it_can():
 def test_what_only_the_stepwise_kernel_takes(options, obstacle):
     made = plan(**{"gpu": "H100", "batch": 16, "hidden": 64} | options)
     assert made["kernel"] == "stepwise"
-    assert all(obstacle in choice["obstacle"] for choice in made["choices"][:-1])
+    assert all(obstacle in candidate["obstacle"] for candidate in made["candidates"][:-1])
 
 
 def test_a_large_batch_and_wide_layers_are_stepwise():
     """No slice of the batch may wait for one that does not fit beside it."""
     made = plan("H100", 4096, 1024)
     assert made["kernel"] == "stepwise"
-    assert "at once" in made["choices"][2]["obstacle"]
+    assert "at once" in made["candidates"][2]["obstacle"]
 
 
 # explain and use_kernel
@@ -144,16 +146,37 @@ def test_a_large_batch_and_wide_layers_are_stepwise():
 
 def test_explain_says_which_and_why_not():
     module = FusedLSTM(10, 512, 2, dtype=torch.bfloat16)
-    said = fused_lstm.explain(module, 16, 100, device="A100")
-    assert said.count("layer 0 forward: grid") == said.count("layer 1 backward: grid") == 1
-    assert "block: cannot, the recurrent weights do not fit into one block" in said
-    assert "cluster: cannot, the GPU has no clusters" in said
-    assert "estimated" in said
+    plans = fused_lstm.explain(module, 16, 100, device="A100")
+    assert [plan.layer for plan in plans] == [0, 1]
+    for plan in plans:
+        assert plan.forward.kernel == plan.backward.kernel == "grid"
+        candidates = plan.forward.candidates
+        assert list(candidates) == ["block", "cluster", "grid", "stepwise"]
+        assert candidates["block"].obstacle == "the recurrent weights do not fit into one block"
+        assert "the GPU has no clusters" in candidates["cluster"].obstacle
+        assert candidates["grid"].obstacle is None
+        assert candidates["grid"].microseconds < candidates["stepwise"].microseconds
+        assert candidates["grid"].blocks * candidates["grid"].units >= 512
 
 
-def test_explain_on_the_cpu():
-    assert fused_lstm.explain(FusedLSTM(10, 64), 1, 20) == "layer 0: direct"
-    assert "panels" in fused_lstm.explain(FusedLSTM(10, 64), 32, 20, device="cpu")
+def test_plans_are_printed():
+    module = FusedLSTM(10, 512, 2, dtype=torch.bfloat16)
+    text = str(fused_lstm.explain(module, 16, 100, device="A100"))
+    assert text.count("layer 0 forward: grid\n") == text.count("layer 1 backward: grid\n") == 1
+    assert text.count("  block: cannot, the recurrent weights do not fit into one block\n") == 4
+    assert re.search(r"\n  grid: \d+\.\d us a step, estimated; 2 slices of 8 sequences, ", text)
+
+
+def test_explain_on_the_cpu(monkeypatch):
+    one = fused_lstm.explain(FusedLSTM(10, 64), 1, 20)
+    assert str(one) == "layer 0: direct"
+    assert one[0].forward.recurrent_gemm == "dot"
+    assert one[0].forward.candidates == {}
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    (plan,) = fused_lstm.explain(FusedLSTM(10, 64), 32, 20, device="cpu")
+    assert plan.forward.kernel == plan.backward.kernel == "panels"
+    assert plan.forward.batch_slices == 2
+    assert str(plan) == "layer 0: panels, 2 slices of the batch"
 
 
 @pytest.mark.parametrize("device", ["A1000", "meta"])
@@ -169,12 +192,16 @@ def test_explain_refuses_empty_calls():
 
 def test_use_kernel_holds_inside():
     module = FusedLSTM(10, 256, dtype=torch.bfloat16)
+
+    def kernel():
+        return fused_lstm.explain(module, 16, 100, device="H100")[0].forward.kernel
+
     with fused_lstm.use_kernel("grid"):
-        assert "forward: grid" in fused_lstm.explain(module, 16, 100, device="H100")
+        assert kernel() == "grid"
         with fused_lstm.use_kernel(None):
-            assert "forward: cluster" in fused_lstm.explain(module, 16, 100, device="H100")
-        assert "forward: grid" in fused_lstm.explain(module, 16, 100, device="H100")
-    assert "forward: cluster" in fused_lstm.explain(module, 16, 100, device="H100")
+            assert kernel() == "cluster"
+        assert kernel() == "grid"
+    assert kernel() == "cluster"
 
 
 @pytest.mark.parametrize("name", ["cudnn", "panels", ""])

@@ -75,7 +75,7 @@ def test_padding_does_not_matter(device):
 
 @pytest.mark.parametrize("to", ["zero", "initial"])
 def test_episodes_do_not_matter_to_one_another(device, to):
-    """Neither as numbers that a mask would multiply by zero."""
+    """Neither as values that a mask would multiply by zero."""
     module = FusedLSTM(D, H, bidirectional=True, device=device, dtype=torch.float64, recompute=True)
     x, hx = rand(T, B, D, device=device), rand_state(module, B)
     x[2:4] = torch.inf

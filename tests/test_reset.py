@@ -17,7 +17,7 @@ LAYERS = {
     "deep": {"num_layers": 2, "bidirectional": True},
     "projected": {"proj_size": 2, "bidirectional": True, "bias": False},
 }
-# A border nowhere, everywhere, at the first and the last step, and twice in a row; [T, B]
+# Episode boundaries nowhere, everywhere, at the first and the last step, twice in a row; [T, B]
 RESET = torch.tensor(
     [
         [False, True, True, False],
@@ -33,14 +33,14 @@ LENGTHS = [5, 7, 6, 3]
 
 
 def episodes_apart(module, x, hx, reset_to, lengths):
-    """The reference over each episode; a state crosses no border. x is [T, B, D]."""
+    """The reference over each episode; a state crosses no boundary. x is [T, B, D]."""
     directions = 2 if module.bidirectional else 1
     outputs, finals = [], []
     for b, length in enumerate(lengths):
         edges = [0, *(t for t in range(1, length) if RESET[t, b]), length]
         pieces, ends = [], []
         for k in range(len(edges) - 1):
-            # The first episode goes on from hx, in reverse the last; a border at step 0 counts.
+            # The first episode goes on from hx, in reverse the last; a boundary at step 0 counts.
             afresh = [k > 0 or bool(RESET[0, b]), k < len(edges) - 2] * module.num_layers
             kept = torch.tensor(afresh[:: 3 - directions], device=x.device).logical_not()[:, None]
             state = [s[:, b] * kept if reset_to == "zero" else s[:, b] for s in hx]

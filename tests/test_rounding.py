@@ -54,7 +54,7 @@ def test_nn_lstm_is_right(shape):
 
 
 class Changed(torch.autograd.Function):
-    """The identity, with a change of the numbers forward or of the gradients backward."""
+    """The identity, with a change of the values forward or of the gradients backward."""
 
     @staticmethod
     def forward(ctx, x, forward, backward):

@@ -121,7 +121,7 @@ def test_past_the_end(device):
         for b, length in enumerate(LENGTHS):
             assert not gates[length:, b].any()
             assert not hidden[length:, b].any()
-            # What the walk left there: the last state forward, the initial one in reverse
+            # What the recurrence left there: the last state forward, the initial one in reverse
             held = hx[1][k, b] if k % 2 else c_n[k, b]
             assert torch.equal(cells[length:, b], held.expand(T - length, H))
 

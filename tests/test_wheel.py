@@ -9,6 +9,7 @@ import sys
 import tarfile
 from pathlib import Path
 
+import matplotlib
 import pytest
 import torch
 
@@ -46,12 +47,10 @@ def environment_in(folder):
 def sdist(tmp_path_factory):
     """The unpacked source distribution, and what making it printed."""
     tree = tmp_path_factory.mktemp("tree") / "fused_lstm"
-    made = shutil.ignore_patterns(
-        ".*_cache", ".benchmarks", ".git", ".venv", "build", "dist", "*.egg-info"
-    )
+    made = shutil.ignore_patterns(".*_cache", ".git", ".venv", "build", "dist", "*.egg-info")
     shutil.copytree(ROOT, tree, ignore=made)
     (tree.parent / "sdist").mkdir()
-    said = output_of(
+    printed = output_of(
         sys.executable,
         "-c",
         "import sys; sys.modules['torch'] = None\n"  # not to be imported
@@ -62,12 +61,14 @@ def sdist(tmp_path_factory):
     with tarfile.open(archive) as file:
         file.extractall(tree.parent / "unpacked", filter="data")
     (folder,) = (tree.parent / "unpacked").iterdir()
-    return folder, said
+    return folder, printed
 
 
 def test_source_distribution_is_made_without_torch(sdist):
-    folder, said = sdist
-    assert "warning" not in said.replace("warning: no previously-included files", "").lower(), said
+    folder, printed = sdist
+    assert "warning" not in printed.replace("warning: no previously-included files", "").lower(), (
+        printed
+    )
     assert "\nRequires-Dist: torch>=2.11\n" in (folder / "PKG-INFO").read_text()
     for part in ["csrc", "fused_lstm", "tests", "benchmarks"]:
         assert files_in(folder / part) == files_in(ROOT / part)
@@ -86,8 +87,8 @@ def installed(tmp_path_factory):
     """A python, beside which no compiler is on PATH, with torch and the wheel, from its index."""
     folder = tmp_path_factory.mktemp("installed")
     python, packages = environment_in(folder)
-    # torch and pytest are too large to be copied.
-    borrowed = {str(Path(module.__file__).parents[1]) for module in (torch, pytest)}
+    # These are too large to be copied.
+    borrowed = {str(Path(module.__file__).parents[1]) for module in (torch, pytest, matplotlib)}
     (packages / "torch.pth").write_text("\n".join(borrowed))
     for tool in ["cc", "c++", "gcc", "g++", "clang", "nvcc", "ninja", "git", "make"]:
         assert shutil.which(tool, path=python.parent) is None
@@ -107,20 +108,20 @@ def installed(tmp_path_factory):
 @needs_wheel
 def test_wheel_needs_no_compiler(installed, tmp_path):
     demo = ["-m", "fused_lstm", "demo", "--device", "cpu", "--steps", "2"]
-    said = output_of(installed, *demo, where=tmp_path, path=installed.parent)
-    assert "classifier" in said
+    printed = output_of(installed, *demo, where=tmp_path, path=installed.parent)
+    assert "classifier" in printed
     assert (tmp_path / "fused_lstm_demo.html").stat().st_size
 
 
 @needs_wheel
 def test_tests_of_the_source_distribution_pass_on_the_wheel(installed, sdist, tmp_path):
     tests = sdist[0] / "tests/test_contract.py"
-    said = output_of(
+    printed = output_of(
         *(installed, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests),
         where=tmp_path,  # not beside the sources, which are not built
         path=installed.parent,
     )
-    assert " passed" in said
+    assert " passed" in printed
 
 
 @needs_wheel
@@ -129,10 +130,10 @@ def test_pip_refuses_a_wheel_for_another_torch(tmp_path):
     other = packages / "torch-2.99.0.dist-info"
     other.mkdir()
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: torch\nVersion: 2.99.0\n")
-    said = output_of(
+    printed = output_of(
         python, "-m", "pip", "install", "--no-index", WHEELS[-1], where=tmp_path, status=1
     )
-    assert f"torch=={_build.TORCH}.*" in said
+    assert f"torch=={_build.TORCH}.*" in printed
 
 
 @pytest.mark.parametrize(
@@ -151,12 +152,12 @@ def test_pip_refuses_a_wheel_for_another_torch(tmp_path):
 def test_wheel_that_fits(monkeypatch, built, imported, wheel):
     monkeypatch.setattr(_build, "TORCH", built[0])
     monkeypatch.setattr(_build, "CUDA", built[1])
-    said = _extension._obstacle(*imported)
-    assert said is None if wheel is None else f"version ends in {wheel}, " in said
+    printed = _extension._obstacle(*imported)
+    assert printed is None if wheel is None else f"version ends in {wheel}, " in printed
 
 
 def test_import_by_another_torch_is_one_line(tmp_path):
-    said = output_of(
+    printed = output_of(
         sys.executable,
         "-c",
         "import torch; torch.__version__ = '2.99.1'\n"
@@ -164,6 +165,6 @@ def test_import_by_another_torch_is_one_line(tmp_path):
         "except ImportError as error: print(error)",
         where=tmp_path,
     )
-    assert len(said.splitlines()) == 1
-    assert "but torch is 2.99.1: install the wheel whose version ends in +torch2.99." in said
-    assert "`pip install --force-reinstall --no-deps .`" in said
+    assert len(printed.splitlines()) == 1
+    assert "but torch is 2.99.1: install the wheel whose version ends in +torch2.99." in printed
+    assert "`pip install --force-reinstall --no-deps .`" in printed

@@ -87,23 +87,23 @@ py::dict gpu_plan(const GpuFacts& gpu, int64_t length, int64_t batch, int64_t in
   problem.element_bytes = element_bytes;
   problem.tensor_cores = tensor_cores;
   if (kernel_override) problem.kernel_override = kernel_named(*kernel_override);
-  py::list choices;
-  for (const Choice& choice : gpu_choices(problem)) {
+  py::list candidates;
+  for (const Candidate& candidate : gpu_candidates(problem)) {
     py::dict one;
-    one["kernel"] = kernel_name(choice.kernel);
-    one["obstacle"] = choice.obstacle ? py::object(py::str(choice.obstacle)) : py::none();
-    one["microseconds"] = choice.microseconds;
-    one["blocks"] = choice.placement.blocks;
-    one["units"] = choice.placement.units;
-    one["slices"] = choice.placement.slices;
-    one["sequences"] = choice.placement.sequences;
-    one["staged"] = choice.placement.staged;
-    one["shared_memory"] = choice.shared_memory;
-    choices.append(one);
+    one["kernel"] = kernel_name(candidate.kernel);
+    one["obstacle"] = candidate.obstacle ? py::object(py::str(candidate.obstacle)) : py::none();
+    one["microseconds"] = candidate.microseconds;
+    one["blocks"] = candidate.placement.blocks;
+    one["units"] = candidate.placement.units;
+    one["slices"] = candidate.placement.slices;
+    one["sequences"] = candidate.placement.sequences;
+    one["staged"] = candidate.placement.staged;
+    one["shared_memory"] = candidate.shared_memory;
+    candidates.append(one);
   }
   py::dict result;
   result["kernel"] = kernel_name(make_plan(problem).kernel);
-  result["choices"] = choices;
+  result["candidates"] = candidates;
   return result;
 }
 

@@ -20,7 +20,7 @@ const char* kernel_name(Kernel kernel);
 std::optional<Kernel> kernel_named(std::string_view name);
 bool is_gpu_kernel(Kernel kernel);
 
-// How a CPU kernel takes the GEMM with one weight [4H, depth].
+// How a CPU kernel multiplies by one weight [4H, depth].
 enum class Gemm {
   dot,            // dot products with its rows: for a few rows of activations
   packed_ahead,   // all of it is packed into panels before the first step

@@ -1,4 +1,4 @@
-// The kernel that the user wants GPU layers to take where it can: FUSED_LSTM_KERNEL, or what
+// The kernel that GPU layers run where they can: FUSED_LSTM_KERNEL, or what
 // fused_lstm.use_kernel has set since, for the whole process: backward runs in other threads.
 #pragma once
 

@@ -1,4 +1,4 @@
-// How a persistent kernel spreads a layer over the blocks of a GPU, and what lies where in the
+// How a persistent kernel spreads a layer over the blocks of a GPU, and what is where in the
 // shared memory of each: plain arithmetic for the plan, the launch and the kernel. Free of torch.
 //
 // A step of the recurrence is one GEMM for each direction and slice of the batch,
@@ -24,7 +24,7 @@ constexpr int kDepthBytes = 32;    // of both
 constexpr int kMaxSequences = 32;  // of a slice
 constexpr int kMaxPairs = 4;       // of a unit and a sequence, whose states a thread holds
 
-// A thread's part of a tile of weights is a fragment. So many lie in its registers, the others in
+// A thread's part of a tile of weights is a fragment. So many stay in its registers, the others in
 // shared memory: as many as leave no register spilled (FUSED_LSTM_KERNEL_STATS=1 shows it).
 constexpr int kFragmentBytes = 16;
 
@@ -35,10 +35,10 @@ struct Placement {
   int units;      // hidden units of each block
   int slices;     // of the batch: each has a block group of its own
   int sequences;  // of a slice
-  int staged;     // sequences whose operand lies in shared memory at once
+  int staged;     // sequences whose operand is in shared memory at once
 };
 
-// Rows and depth of the GEMM that one hidden unit takes.
+// Rows and depth of the GEMM of one hidden unit.
 struct UnitShape {
   int rows, depth;
 };
@@ -80,7 +80,7 @@ constexpr SharedLayout make_layout(Kernel kernel, const Placement& placement, Un
   l.split_depth = (l.depth_tiles * l.groups + kBlockWarps - 1) / kBlockWarps;
   l.splits = (l.depth_tiles + l.split_depth - 1) / l.split_depth;
   l.fragments = (l.row_tiles + l.groups - 1) / l.groups * l.split_depth;
-  // Rows of four that lie 32 bytes apart modulo 128 are read from different banks.
+  // Four rows that are 32 bytes apart modulo 128 are read from different banks.
   l.operand_stride = kDepthBytes * (l.depth_tiles | 1);
   l.partial_stride = 4 * (l.row_tiles * kTileRows + 4);
 
@@ -96,7 +96,7 @@ constexpr SharedLayout make_layout(Kernel kernel, const Placement& placement, Un
   return l;
 }
 
-// Elements of one buffer of the operand in global memory: there its sequences lie without gaps.
+// Elements of one buffer of the operand in global memory: without gaps between its sequences.
 constexpr int64_t exchange_size(const SharedLayout& layout, const Placement& placement,
                                 int element_bytes) {
   return static_cast<int64_t>(placement.sequences) * kDepthBytes * layout.depth_tiles /

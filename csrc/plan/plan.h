@@ -32,25 +32,25 @@ struct Problem {
 
   // Of a CPU:
   int threads;
-  bool concurrent_threads;  // they all run at once, so that one may wait for another
-  int64_t lanes;  // of a vector, where a weight that is not packed can be multiplied; else 0
+  bool concurrent_threads;  // of one parallel loop, so that they may meet at a barrier
+  int64_t lanes;            // SIMD lanes, if Gemm::transposed has the dtype; else 0
 
   // Of a GPU:
   bool backward;
   int element_bytes;                      // of a weight: 2, 4, 8
-  bool tensor_cores;                      // take the products; of float32 in TF32
-  std::optional<Kernel> kernel_override;  // this kernel, if it can run
+  bool tensor_cores;                      // float32: in TF32
+  std::optional<Kernel> kernel_override;  // chosen if it can run
 };
 
 struct Plan {
   Kernel kernel;
 
-  // Of a CPU. Parts of the batch go through time independently; parts of the hidden units wait for
-  // one another at each step.
+  // Of a CPU. Slices of the batch run through time independently; slices of the hidden units meet
+  // at a barrier each step.
   int64_t batch_slices;
   int64_t unit_slices;
-  bool parallel;        // spread slices and directions over the threads
-  int64_t chunk;        // steps whose input GEMM is taken at once
+  bool parallel;        // run slices and directions on several threads
+  int64_t chunk;        // steps of one input GEMM
   Gemm input_gemm;      // with weight_ih
   Gemm recurrent_gemm;  // with weight_hh
 
@@ -58,8 +58,8 @@ struct Plan {
   Placement placement;
 };
 
-// What stands for and against one kernel of a GPU.
-struct Choice {
+// One kernel of a GPU: its obstacle, or its best placement and estimate.
+struct Candidate {
   Kernel kernel;
   const char* obstacle;   // why it cannot run, or null
   Placement placement;    // its best
@@ -74,6 +74,6 @@ Plan make_gpu_plan(const Problem& problem);
 
 // Every kernel of a GPU, in the order block, cluster, grid, stepwise. make_plan chooses the fastest
 // of those without an obstacle.
-std::array<Choice, 4> gpu_choices(const Problem& problem);
+std::array<Candidate, 4> gpu_candidates(const Problem& problem);
 
 }  // namespace fused_lstm

@@ -1,3 +1,5 @@
+// The plan of a CPU: parts of the batch or of the hidden units for the threads, and a GEMM strategy
+// for each weight.
 #include <algorithm>
 
 #include "plan/plan.h"
@@ -5,29 +7,30 @@
 namespace fused_lstm {
 namespace {
 
-// So few rows, for so few steps, read a weight where it lies before it would be packed. One row
-// does always: it takes each number once, wherever that lies (benchmarks/NOTES.md).
-constexpr int64_t kMaxDirectRows = 3;
-constexpr int64_t kMaxDirectSteps = 8;
+// Dot products read a weight once for each row of activations, packing reads and writes it once: up
+// to this many rows, over this many steps, dot products move fewer bytes. With one row they always
+// do, as each weight element is used once a step (benchmarks/NOTES.md).
+constexpr int64_t kMaxDotRows = 3;
+constexpr int64_t kMaxDotSteps = 8;
 
-// Rows of input that share one reading of weight_ih.
+// Rows of the input GEMM between two reads of weight_ih.
 constexpr int64_t kChunkRows = 96;
 
-// The borders below were measured on two cores (benchmarks/NOTES.md).
-// Below this many floating-point operations waking a second thread costs more than it gives.
+// The thresholds below were measured on two cores (benchmarks/NOTES.md).
+// Floating-point operations of a call below which waking a second thread does not pay.
 constexpr int64_t kMinParallelWork = 500'000;
-// The same of one step of one part, for threads that wait for one another at each step. Half of it
-// would still pay on idle cores; but one that is busy makes the other wait.
+// The same of one step of one part, where threads meet at a barrier each step. Half of it pays on
+// idle cores, but a busy core delays all threads.
 constexpr int64_t kMinSharedStep = 100'000;
-// Recurrent weights (numbers) that fit the cache of one core: each thread then takes its own
-// sequences, with all weights, if it has enough of them to fill a tile.
+// Elements of weight_hh that fit the cache of one core. Then each thread takes its own sequences
+// and all hidden units, if it gets enough sequences to fill a register tile.
 constexpr int64_t kMaxCachedWeights = 262'144;
 constexpr int64_t kMinBatchSlice = 6;
-// Hidden units of a part, at least.
+// Hidden units of one part.
 constexpr int64_t kMinUnitSlice = 64;
 
-// A weight of so many numbers that is used once is not packed, if the rows that it meets fill so
-// much of their lanes and are not so many that packing is little beside the product.
+// Gemm::transposed: the weight is so large that packing it costs, and the rows fill three quarters
+// of their SIMD lanes, but are not so many that packing is negligible beside the GEMM.
 constexpr int64_t kMinTransposedWeight = 65'536;
 constexpr int64_t kMaxTransposedRows = 64;
 
@@ -48,7 +51,7 @@ Plan make_cpu_plan(const Problem& problem) {
   const int64_t recurrent = 4 * problem.hidden * problem.projection;
   const int64_t work = problem.rows * problem.directions * 2 * recurrent;
   const int64_t threads = work >= kMinParallelWork ? problem.threads : 1;
-  const int64_t each = ceil_div(threads, problem.directions);  // threads of a direction
+  const int64_t each = ceil_div(threads, problem.directions);  // threads for each direction
   const bool shares_units = problem.concurrent_threads && problem.projection == problem.hidden &&
                             2 * recurrent * problem.batch / each >= kMinSharedStep;
   const int64_t units = std::min(each, ceil_div(problem.hidden, kMinUnitSlice));
@@ -65,11 +68,11 @@ Plan make_cpu_plan(const Problem& problem) {
   const int64_t chunks = std::max<int64_t>(1, problem.length * batch / kChunkRows);
   plan.chunk = ceil_div(problem.length, chunks);
   const int64_t input_rows = problem.length * batch;
-  plan.input_gemm = input_rows <= kMaxDirectRows                        ? Gemm::dot
+  plan.input_gemm = input_rows <= kMaxDotRows                           ? Gemm::dot
                     : plan.chunk < problem.length                       ? Gemm::packed_ahead
                     : can_transpose(problem, input_rows, problem.input) ? Gemm::transposed
                                                                         : Gemm::packed_on_use;
-  const bool dot = batch == 1 || (batch <= kMaxDirectRows && problem.length <= kMaxDirectSteps);
+  const bool dot = batch == 1 || (batch <= kMaxDotRows && problem.length <= kMaxDotSteps);
   plan.recurrent_gemm = dot                                                 ? Gemm::dot
                         : problem.length > 1                                ? Gemm::packed_ahead
                         : can_transpose(problem, batch, problem.projection) ? Gemm::transposed

@@ -1,4 +1,4 @@
-// The plan for a GPU: for each kernel the placement that should take the least time for a step, and
+// The plan for a GPU: for each kernel the placement of the shortest estimated step, and
 // the best kernel of those.
 #include <algorithm>
 #include <cmath>
@@ -93,27 +93,27 @@ double stepwise_time(const Problem& problem) {
                                sums / kStepwiseElements);
 }
 
-// Keeps `placement` if it fits and beats what the choice has.
-void offer(const Problem& problem, Choice& choice, const Placement& placement) {
-  if (!fits(problem, choice.kernel, placement)) return;
-  const double time = step_time(problem, choice.kernel, placement);
-  if (choice.obstacle == nullptr && time >= choice.microseconds) return;
-  choice = {choice.kernel, nullptr, placement, layout_of(problem, choice.kernel, placement).total,
-            time};
+// Keeps `placement` if it fits and beats what the candidate has.
+void offer(const Problem& problem, Candidate& candidate, const Placement& placement) {
+  if (!fits(problem, candidate.kernel, placement)) return;
+  const double time = step_time(problem, candidate.kernel, placement);
+  if (candidate.obstacle == nullptr && time >= candidate.microseconds) return;
+  candidate = {candidate.kernel, nullptr, placement,
+               layout_of(problem, candidate.kernel, placement).total, time};
 }
 
-// Tries a kernel with slices of 8, 16, 24 and 32 sequences; offer_units(choice, sequences) tries
-// its numbers of units.
+// Tries a kernel with slices of 8, 16, 24 and 32 sequences; offer_units(candidate, sequences) tries
+// its unit counts.
 template <class OfferUnits>
-Choice best(Kernel kernel, const char* obstacle, const Problem& problem,
-            const OfferUnits& offer_units) {
-  Choice choice = {kernel, obstacle, {}, 0, 0};
+Candidate best(Kernel kernel, const char* obstacle, const Problem& problem,
+               const OfferUnits& offer_units) {
+  Candidate candidate = {kernel, obstacle, {}, 0, 0};
   for (int64_t most = kTileSequences; most <= kMaxSequences; most += kTileSequences) {
     const int64_t slices = ceil_div(problem.batch, most);
-    offer_units(choice, ceil_div(problem.batch, slices));
+    offer_units(candidate, ceil_div(problem.batch, slices));
     if (slices == 1) break;
   }
-  return choice;
+  return candidate;
 }
 
 const char* persistent_obstacle(const Problem& problem) {
@@ -128,73 +128,74 @@ const char* persistent_obstacle(const Problem& problem) {
 
 }  // namespace
 
-std::array<Choice, 4> gpu_choices(const Problem& problem) {
-  std::array<Choice, 4> choices = {{{Kernel::block, nullptr, {}, 0, 0},
-                                    {Kernel::cluster, nullptr, {}, 0, 0},
-                                    {Kernel::grid, nullptr, {}, 0, 0},
-                                    {Kernel::stepwise, nullptr, {}, 0, stepwise_time(problem)}}};
+std::array<Candidate, 4> gpu_candidates(const Problem& problem) {
+  std::array<Candidate, 4> candidates = {
+      {{Kernel::block, nullptr, {}, 0, 0},
+       {Kernel::cluster, nullptr, {}, 0, 0},
+       {Kernel::grid, nullptr, {}, 0, 0},
+       {Kernel::stepwise, nullptr, {}, 0, stepwise_time(problem)}}};
   if (const char* const obstacle = persistent_obstacle(problem)) {
-    for (int i = 0; i < 3; ++i) choices[i].obstacle = obstacle;
-    return choices;
+    for (int i = 0; i < 3; ++i) candidates[i].obstacle = obstacle;
+    return candidates;
   }
   const Gpu& gpu = *problem.gpu;
   // The units of a whole tile of rows.
   const int64_t whole = kTileRows / shape_of(problem).rows;
 
-  choices[0] = best(Kernel::block, "the recurrent weights do not fit into one block", problem,
-                    [&](Choice& choice, int64_t sequences) {
-                      offer(problem, choice, place(problem, problem.hidden, sequences));
-                    });
+  candidates[0] = best(Kernel::block, "the recurrent weights do not fit into one block", problem,
+                       [&](Candidate& candidate, int64_t sequences) {
+                         offer(problem, candidate, place(problem, problem.hidden, sequences));
+                       });
 
   if (gpu.largest_cluster < 2) {
-    choices[1].obstacle = "the GPU has no clusters of blocks (from compute capability 9.0 on)";
+    candidates[1].obstacle = "the GPU has no clusters of blocks (from compute capability 9.0 on)";
   } else {
-    choices[1] =
+    candidates[1] =
         best(Kernel::cluster,
              "the recurrent weights do not fit into a cluster of blocks, or need only one block",
-             problem, [&](Choice& choice, int64_t sequences) {
+             problem, [&](Candidate& candidate, int64_t sequences) {
                for (int blocks = 2; blocks <= gpu.largest_cluster; blocks *= 2) {
                  const int64_t units = round_up(ceil_div(problem.hidden, blocks), whole);
                  Placement placement = place(problem, units, sequences);
                  if (placement.blocks < 2) continue;
                  placement.blocks = blocks;  // some of them may have no units
-                 offer(problem, choice, placement);
+                 offer(problem, candidate, placement);
                }
              });
   }
 
-  choices[2] =
+  candidates[2] =
       best(Kernel::grid,
            "the recurrent weights of all slices of the batch do not fit into the GPU at once",
-           problem, [&](Choice& choice, int64_t sequences) {
+           problem, [&](Candidate& candidate, int64_t sequences) {
              const int64_t block_groups = problem.directions * ceil_div(problem.batch, sequences);
-             const int64_t blocks = gpu.multiprocessors / block_groups;  // of a block_group
+             const int64_t blocks = gpu.multiprocessors / block_groups;  // of a block group
              if (blocks == 0) return;
              const int64_t fewest = round_up(ceil_div(problem.hidden, blocks), whole);
              for (int64_t units = fewest; units < problem.hidden + whole; units *= 2) {
                Placement placement = place(problem, std::min(units, problem.hidden), sequences);
-               offer(problem, choice, placement);
+               offer(problem, candidate, placement);
                for (int staged = kTileSequences; staged < sequences; staged *= 2) {
                  placement.staged = staged;
-                 offer(problem, choice, placement);
+                 offer(problem, candidate, placement);
                }
              }
            });
-  return choices;
+  return candidates;
 }
 
 Plan make_gpu_plan(const Problem& problem) {
   Plan plan = {};
   plan.kernel = Kernel::stepwise;  // runs every problem
   double least = std::numeric_limits<double>::infinity();
-  for (const Choice& choice : gpu_choices(problem)) {
-    if (choice.obstacle) continue;
-    const bool overridden = problem.kernel_override == choice.kernel;
-    if (!overridden && choice.microseconds >= least) continue;
-    plan.kernel = choice.kernel;
-    plan.placement = choice.placement;
+  for (const Candidate& candidate : gpu_candidates(problem)) {
+    if (candidate.obstacle) continue;
+    const bool overridden = problem.kernel_override == candidate.kernel;
+    if (!overridden && candidate.microseconds >= least) continue;
+    plan.kernel = candidate.kernel;
+    plan.placement = candidate.placement;
     if (overridden) break;
-    least = choice.microseconds;
+    least = candidate.microseconds;
   }
   return plan;
 }

@@ -1,21 +1,24 @@
-"""``python -m fused_lstm demo``: three models trained on FusedLSTM and nn.LSTM, side by side."""
+"""``python -m fused_lstm demo``: trains three models on FusedLSTM and nn.LSTM, side by side."""
 
 from __future__ import annotations
 
 import argparse
 import errno
+import logging
 import os
 import platform
 import shutil
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
 import torch
 from torch import distributed, nn
 
-from fused_lstm.demo import report, table
+from fused_lstm.demo import table
 from fused_lstm.demo.tasks import TASKS
 from fused_lstm.demo.train import Comparison, compare, processes
 from fused_lstm.lstm import FusedLSTM
@@ -64,26 +67,26 @@ def _seed(number: str) -> int:
 
 
 def _report(name: str) -> Path:
-    """The report's path; an OSError, before any work goes into it, if it cannot be written."""
+    """The path of the report; raises OSError before training if it cannot be written."""
     path = Path(name)
     if path.is_dir():
         path /= REPORT
     real = path.resolve()
     folder = next(parent for parent in real.parents if parent.exists())
-    # A regular file is replaced by one that is written beside it, a device or a pipe is not.
+    # _write replaces a regular file by one beside it, and writes into a device or a pipe.
     written = [real] if real.exists() else []
     written += [] if written and not real.is_file() else [folder]
     if not folder.is_dir():
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-    if not all(os.access(there, os.W_OK) for there in written):
+    if not all(os.access(each, os.W_OK) for each in written):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     return path
 
 
 def _write(path: Path, text: str) -> None:
-    """The whole file or, where that fails or is stopped, what was there before."""
+    """Writes the whole file; if that fails or is interrupted, the previous file stays."""
     path = path.resolve()
-    if path.exists() and not path.is_file():  # a device or a pipe, which nothing must replace
+    if path.exists() and not path.is_file():  # a device or a pipe, which must not be replaced
         path.write_text(text, encoding="utf-8")
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,8 +104,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="python -m fused_lstm demo",
         description="Trains three models on real data, each on FusedLSTM and on nn.LSTM from the "
-        "same seed, prints how they compare and writes a report. Exit status: 0 if both agree up "
-        "to rounding on all tasks, 1 if they do not, 2 for a wrong option.",
+        "same seed, prints how they compare and writes a report (with matplotlib: pip install "
+        "'fused_lstm[demo]'). Exit status: 0 if both agree up to rounding on all tasks, 1 if they "
+        "do not, 2 for a wrong option.",
     )
     parser.add_argument(
         "--task",
@@ -142,7 +146,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str]) -> int:
-    """Runs the demo with the options ``argv``; returns its exit status."""
+    """Runs the demo.
+
+    Args:
+        argv: The options.
+
+    Returns:
+        The exit status: 0 for parity, 1 for none, 2 for a wrong option or a report that cannot be
+        written, 130 after Ctrl-C.
+    """
     try:
         parser = _parser()
         options = parser.parse_args(argv)
@@ -150,14 +162,14 @@ def main(argv: list[str]) -> int:
             options.out = _report(options.out)
         except OSError as error:
             parser.error(f"argument --out: {options.out!r} cannot be written: {error.strerror}")
-    except SystemExit as end:  # argparse leaves this way for --help and for a wrong option
+    except SystemExit as end:  # from argparse, for --help and for a wrong option
         return int(end.code or 0)
     try:
-        if distributed.is_torchelastic_launched():  # by torchrun
+        if distributed.is_torchelastic_launched():  # torchrun
             distributed.init_process_group("gloo")
         status = _run(options)
         if distributed.is_initialized():
-            distributed.barrier()  # torch aborts some processes that end before the others
+            distributed.barrier()  # torch aborts some of the processes that end first.
         return status
     except KeyboardInterrupt:
         print("\nstopped", file=sys.stderr)
@@ -169,31 +181,67 @@ def main(argv: list[str]) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     facts = _facts(options)
-    _say(" | ".join(facts))
+    _print(" | ".join(facts))
+    page = _page()
     start = time.perf_counter()
     comparisons: list[Comparison] = []
     names = list(dict.fromkeys(options.task or TASKS))
     for number, name in enumerate(names, 1):
         task = TASKS[name](options.device, DTYPES[options.dtype])
-        _say(f"\n[{number}/{len(names)}] {name}: {task.data}")
+        _print(f"\n[{number}/{len(names)}] {name}: {task.data}")
         steps = options.steps or task.steps
-        comparisons.append(
-            compare(task, FusedLSTM, nn.LSTM, options.seed, steps, lambda line: _say("  " + line))
+        with _progress(steps) as after_step:
+            result = compare(task, FusedLSTM, nn.LSTM, options.seed, steps, after_step)
+        comparisons.append(result)
+        fused, reference = result.fused, result.reference
+        _print(
+            f"  step {steps}   loss: FusedLSTM {fused.losses[-1]:.5f} "
+            f"nn.LSTM {reference.losses[-1]:.5f} difference {result.losses[-1].difference:.1e}   "
+            f"time: {sum(fused.seconds):.1f} s, {sum(reference.seconds):.1f} s"
         )
-    _say("\n" + table.text(comparisons))
+    _print("\n" + table.text(comparisons))
     parity = all(comparison.parity for comparison in comparisons)
-    _say(
-        f"\n{'Parity on all tasks' if parity else 'PARITY IS BROKEN'}, "
-        f"after {time.perf_counter() - start:.0f} s. Report: {options.out}"
-    )
-    if _first():
+    verdict = "Parity on all tasks" if parity else "PARITY IS BROKEN"
+    written = f" Report: {options.out}" if page else ""
+    _print(f"\n{verdict}, after {time.perf_counter() - start:.0f} s.{written}")
+    if page and _first():
         try:
-            _write(options.out, report.page(comparisons, facts))
+            _write(options.out, page(comparisons, facts))
         except OSError as error:
             where = f"report {str(options.out)!r} cannot be written"
             print(f"python -m fused_lstm demo: {where}: {error.strerror}", file=sys.stderr)
             return 2
     return 0 if parity else 1
+
+
+def _page() -> Callable[[list[Comparison], list[str]], str] | None:
+    """``report.page``, or None without matplotlib."""
+    # Its import warns that it builds a font cache, or that it cannot write one.
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
+    try:
+        from fused_lstm.demo import report
+    except ImportError as error:
+        _print(f"No report: {error} (pip install 'fused_lstm[demo]')")
+        return None
+    return report.page
+
+
+@contextmanager
+def _progress(steps: int) -> Iterator[Callable[[float, float], None]]:
+    """A progress bar if stderr is a terminal and tqdm is installed."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield lambda fused, reference: None
+        return
+    # disable=None: unless it is a terminal
+    with tqdm(total=steps, unit="step", leave=False, disable=None if _first() else True) as bar:
+
+        def after_step(fused: float, reference: float) -> None:
+            bar.set_postfix_str(f"loss {fused:.4f}, nn.LSTM {reference:.4f}", refresh=False)
+            bar.update()
+
+        yield after_step
 
 
 def _facts(options: argparse.Namespace) -> list[str]:
@@ -208,10 +256,10 @@ def _facts(options: argparse.Namespace) -> list[str]:
 
 
 def _first() -> bool:
-    """Of several processes one speaks for all, which have the same results."""
+    """Whether this process prints and writes: one of several, whose results are the same."""
     return processes() == 1 or distributed.get_rank() == 0
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     if _first():
         print(line, flush=True)

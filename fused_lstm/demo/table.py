@@ -10,10 +10,10 @@ COLUMNS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("", ("task", "measure")),
     ("held-out score", ("FusedLSTM", "nn.LSTM", "naive")),
     ("loss difference", ("largest", "of allowed")),
-    ("ms per training step", ("FusedLSTM", "nn.LSTM", "ratio")),
+    ("training step, ms", ("FusedLSTM", "nn.LSTM", "speedup")),
     ("", ("parity",)),
 )
-TEXT_COLUMNS = 2  # the first ones are words, set to the left; then come numbers
+TEXT_COLUMNS = 2  # Words are aligned to the left, figures to the right.
 
 
 def cells(comparison: Comparison) -> list[str]:
@@ -35,7 +35,7 @@ def cells(comparison: Comparison) -> list[str]:
 
 
 def text(comparisons: list[Comparison]) -> str:
-    """The table in plain characters, its last lines saying where parity is broken, if it is."""
+    """The table in plain characters, then a line for each way in which parity is broken."""
     names = [name for _, group in COLUMNS for name in group]
     rows = [names, *map(cells, comparisons)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

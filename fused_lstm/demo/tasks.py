@@ -30,10 +30,14 @@ class Task(ABC):
     """Data on a device, and what to do with it; N sequences to train on, M held out."""
 
     name: ClassVar[str]
+    question: ClassVar[str]
     data: ClassVar[str]
     model: ClassVar[str]
+    loss_name: ClassVar[str]
     measure: ClassVar[str]  # of score()
     naive_rule: ClassVar[str]  # what naive scores
+    inputs: ClassVar[str]  # of example(), with their unit
+    step: ClassVar[str]  # what a time step of example() is
     steps: ClassVar[int]  # training steps, unless told otherwise
     batch_size: ClassVar[int]
     learning_rate: ClassVar[float]
@@ -76,10 +80,14 @@ class Classifier(Task):
     """Who is speaking? One label for a sequence of any length."""
 
     name = "classifier"
+    question = "Who is speaking?"
     data = "Japanese Vowels: 9 speakers, 12 coefficients a frame, 7 to 29 frames"
     model = "LSTMClassifier, 64 hidden, on the last hidden state of each utterance"
+    loss_name = "cross entropy"
     measure = "accuracy, %"
     naive_rule = "always the commonest speaker"
+    inputs = "12 coefficients, standardised"
+    step = "a frame"
     steps = 300
     batch_size = 30
     learning_rate = 3e-3
@@ -124,10 +132,14 @@ class Predictor(Task):
     """What comes next? The next sample of a heart's signal from the half second before it."""
 
     name = "predictor"
+    question = "What is the next sample of a heartbeat?"
     data = "Electrocardiogram: 20.8 seconds at 120 samples a second, the last fifth held out"
     model = "LSTMSequencePredictor, 64 hidden, bidirectional, on both final states"
+    loss_name = "mean square error"
     measure = "RMSE, mV"
     naive_rule = "the sample before"
+    inputs = "voltage, standardised"
+    step = "1/120 s"
     steps = 240
     batch_size = 64
     learning_rate = 5e-3
@@ -173,10 +185,14 @@ class Forecaster(Task):
     """How much sun tomorrow? The next 24 hours of a solar inverter from the three days before."""
 
     name = "forecaster"
+    question = "How much sun will there be tomorrow?"
     data = "Solar power: one inverter in Colorado, 992 days by the hour, the last fifth held out"
     model = "Seq2Seq, 64 hidden: 72 hours in, 24 hours out, fed its own outputs when held out"
+    loss_name = "mean square error"
     measure = "RMSE, W"
     naive_rule = "the same hour of the day before"
+    inputs = "power, kW; pale: hour of day, day of year"
+    step = "an hour"
     steps = 400
     batch_size = 64
     learning_rate = 3e-3
@@ -195,7 +211,9 @@ class Forecaster(Task):
         start = torch.arange(len(windows)) * 3
         cut = len(hours) * 4 // 5
         known = windows[complete & (start + span <= cut)].to(device, dtype)
-        held_out = windows[complete & (start + self.past >= cut)]
+        unseen = complete & (start + self.past >= cut)
+        held_out = windows[unseen]
+        self.starts = [hours[index + self.past] for index in start[unseen].tolist()]  # of forecasts
         self.train = (known[:, : self.past], known[:, self.past - 1 :, :1])
         self.held_out = (held_out[:, : self.past].to(device, dtype),)
         self.truth = 1000 * held_out[:, self.past :, 0]  # [M, 24], in W

@@ -1,15 +1,14 @@
-"""Training the same model on two LSTM classes side by side, and the verdict on their parity.
+"""Trains the same model on two LSTM classes side by side and checks their parity.
 
 Two correct LSTMs differ by rounding alone, but training lets any difference grow, so no fixed
-tolerance is right for all its steps. The yardstick is measured instead: a *twin* of the model on
-``nn.LSTM`` trains along, whose weights start one rounding error away. How far the twin strays from
-its sibling is what rounding alone does to this model on this data in this dtype; ``FusedLSTM`` may
-stray MARGIN times as far: in the first gradients (whose scale Adam would hide from the losses), in
-the loss of every step, and in the predictions on the trained weights. A wrong formula strays
-further at once.
+tolerance is right for all its steps. The tolerance is measured instead: a *twin* of the model on
+``nn.LSTM`` trains along, whose weights start one rounding error away. How far the twin differs from
+``nn.LSTM`` is the effect of rounding on this model, data and dtype. ``FusedLSTM`` may differ MARGIN
+times as far: in the first gradients (Adam would hide their scale from the losses), in the loss of
+every step, and in the predictions on the trained weights. A wrong formula exceeds that at once.
 
-Under torchrun every process takes its share of each batch, and DistributedDataParallel averages
-the gradients: all of them train the same models.
+Under torchrun each process trains on its share of each batch, and DistributedDataParallel averages
+the gradients, so all processes train the same models.
 """
 
 from __future__ import annotations
@@ -28,14 +27,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fused_lstm.demo.tasks import LSTM, Task
 
-MARGIN = 16.0  # an LSTM rounds at every step of every sequence, the twin once, at its start
+MARGIN = 16.0  # An LSTM rounds at every step of every sequence, the twin once, at its start.
 WARM_UP = 10  # steps that are not timed, at most
-PROGRESS_LINES = 6
 
 
 @dataclass(frozen=True)
 class Run:
-    """One model's training: per step its loss and its seconds; then its held-out results."""
+    """One model's training: loss and seconds of each step, then the held-out results."""
 
     losses: list[float]
     seconds: list[float]
@@ -44,13 +42,13 @@ class Run:
 
     @property
     def milliseconds(self) -> float:
-        """Median of a training step, the first ones left out."""
+        """Median time of a training step, without the warm-up."""
         return 1000 * statistics.median(self.seconds[min(WARM_UP, len(self.seconds) // 2) :])
 
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far FusedLSTM and nn.LSTM differ in something, and may by the rule of parity."""
+    """How far FusedLSTM and nn.LSTM differ in something, and how far parity allows them to."""
 
     what: str
     difference: float
@@ -58,7 +56,7 @@ class Deviation:
 
     @property
     def share(self) -> float:
-        """difference / allowed, over 1 is no parity; infinite if either is not a finite number."""
+        """difference / allowed: over 1 is no parity; infinite if either is not finite."""
         if not math.isfinite(self.difference) or not math.isfinite(self.allowed):
             return math.inf
         return self.difference / max(self.allowed, sys.float_info.min)
@@ -72,8 +70,8 @@ class Comparison:
     fused: Run
     reference: Run
     model: nn.Module  # on FusedLSTM, trained
-    gradients: Deviation  # of the weight where it is worst, in the first batch
-    losses: list[Deviation]  # at each step
+    gradients: Deviation  # of the worst weight, in the first batch
+    losses: list[Deviation]  # of each step
     predictions: Deviation  # on the held-out data and the weights that nn.LSTM learnt
 
     @property
@@ -82,7 +80,7 @@ class Comparison:
 
     @property
     def broken(self) -> list[Deviation]:
-        """What differs more than parity allows."""
+        """Whatever differs more than parity allows."""
         all_three = (self.gradients, self.worst_loss, self.predictions)
         return [deviation for deviation in all_three if not deviation.share <= 1]
 
@@ -185,9 +183,9 @@ def _wait_for(device: torch.device) -> None:
 
 
 def _batches(task: Task, steps: int, seed: int) -> Iterator[tuple[Tensor, ...]]:
-    """``steps`` full batches, every sequence once an epoch, in an order of the seed's own.
+    """``steps`` full batches, every sequence once an epoch, in an order that ``seed`` decides.
 
-    With several processes, this one's share of them.
+    With several processes, the share of this one.
     """
     count, device = len(task.train[0]), task.train[0].device
     generator = torch.Generator().manual_seed(seed)
@@ -201,12 +199,28 @@ def _batches(task: Task, steps: int, seed: int) -> Iterator[tuple[Tensor, ...]]:
 
 
 def compare(
-    task: Task, fused: LSTM, reference: LSTM, seed: int, steps: int, say: Callable[[str], None]
+    task: Task,
+    fused: LSTM,
+    reference: LSTM,
+    seed: int,
+    steps: int,
+    after_step: Callable[[float, float], None] = lambda fused, reference: None,
 ) -> Comparison:
     """Trains ``task`` on both LSTM classes from the same weights on the same batches.
 
-    Each step is taken by one model after the other, in turns as to who is first: their times are
-    those of the same moment. ``say`` gets the lines of progress.
+    At each step the models train one after the other, each step another one first, so that their
+    times are measured under the same conditions.
+
+    Args:
+        task: Data, model and loss.
+        fused: The LSTM class to check.
+        reference: The LSTM class to check it against.
+        seed: Of weights and batches.
+        steps: How many training steps, 1 or more.
+        after_step: Called after each step with the losses on ``fused`` and ``reference``.
+
+    Returns:
+        Both trainings and how far they differ.
     """
     inputs = task.held_out[0]
 
@@ -220,25 +234,16 @@ def compare(
     gradients = _compare_gradients(*(_gradients(model, task, first) for model in models))
     learners = [_Learner(model, task, steps) for model in models]
     for step, batch in enumerate(_batches(task, steps, seed)):
-        for turn in range(len(learners)):
-            learners[(step + turn) % len(learners)].step(batch)
-        if (step + 1) * PROGRESS_LINES // steps > step * PROGRESS_LINES // steps:
-            say(_progress(step + 1, steps, learners[0], learners[1]))
+        for position in range(len(learners)):
+            learners[(step + position) % len(learners)].step(batch)
+        after_step(learners[0].losses[-1], learners[1].losses[-1])
 
-    ours, theirs, twin = (learner.finish() for learner in learners)
+    fused_run, reference_run, twin_run = (learner.finish() for learner in learners)
     rounding = rounding_error(next(reference_model.parameters()))
-    losses = _compare_losses(ours.losses, theirs.losses, twin.losses, rounding)
-    predictions = _compare_predictions(task, build(fused), reference_model, theirs.prediction, seed)
-    return Comparison(task, ours, theirs, models[0], gradients, losses, predictions)
-
-
-def _progress(step: int, steps: int, fused: _Learner, reference: _Learner) -> str:
-    difference = abs(fused.losses[-1] - reference.losses[-1])
-    return (
-        f"step {step:4}/{steps}   loss: FusedLSTM {fused.losses[-1]:.5f} "
-        f"nn.LSTM {reference.losses[-1]:.5f} difference {difference:.1e}   "
-        f"time: {sum(fused.seconds):.1f} s, {sum(reference.seconds):.1f} s"
-    )
+    losses = _compare_losses(fused_run.losses, reference_run.losses, twin_run.losses, rounding)
+    prediction = reference_run.prediction
+    predictions = _compare_predictions(task, build(fused), reference_model, prediction, seed)
+    return Comparison(task, fused_run, reference_run, models[0], gradients, losses, predictions)
 
 
 def _gradients(model: nn.Module, task: Task, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
@@ -253,9 +258,9 @@ def _gradients(model: nn.Module, task: Task, batch: tuple[Tensor, ...]) -> dict[
 def _compare_gradients(
     fused: dict[str, Tensor], reference: dict[str, Tensor], twin: dict[str, Tensor]
 ) -> Deviation:
-    """Of each weight, the gradients' largest difference; the worst of them.
+    """The largest difference of the gradients of a weight, for the worst weight.
 
-    A gradient is a sum whose terms may cancel: what is small is judged by the largest of them all.
+    A gradient is a sum whose terms may cancel, so small ones are judged by the largest gradient.
     """
     largest = max(gradient.abs().max().item() for gradient in reference.values())
     deviations = [
@@ -268,16 +273,16 @@ def _compare_gradients(
 def _compare_losses(
     fused: list[float], reference: list[float], twin: list[float], rounding: float
 ) -> list[Deviation]:
-    """Each step's loss difference, and MARGIN times the furthest that the twin has strayed so far.
+    """Each step's loss difference; allowed is MARGIN times the largest of the twin so far.
 
-    At least the rounding of the loss itself is allowed: the twin may hit it by chance.
+    At least the rounding of the loss itself is allowed: the twin's loss may be equal by chance.
     """
     deviations: list[Deviation] = []
-    furthest = 0.0
-    for step, (ours, theirs, other) in enumerate(zip(fused, reference, twin, strict=True), 1):
-        furthest = max(furthest, abs(other - theirs), rounding * abs(theirs))
+    largest = 0.0
+    for step, (tested, expected, moved) in enumerate(zip(fused, reference, twin, strict=True), 1):
+        largest = max(largest, abs(moved - expected), rounding * abs(expected))
         what = f"the losses of step {step}"
-        deviations.append(Deviation(what, abs(ours - theirs), MARGIN * furthest))
+        deviations.append(Deviation(what, abs(tested - expected), MARGIN * largest))
     return deviations
 
 
@@ -285,7 +290,7 @@ def _compare_losses(
 def _compare_predictions(
     task: Task, fused: nn.Module, reference: nn.Module, prediction: Tensor, seed: int
 ) -> Deviation:
-    """The held-out predictions' largest difference, with the weights that ``reference`` learnt."""
+    """The largest difference of the held-out predictions on the weights ``reference`` learnt."""
     fused.load_state_dict(reference.state_dict())
     twin = twin_of(reference, seed)
     what = "the predictions on the same weights"
@@ -298,7 +303,7 @@ def _deviation(
 ) -> Deviation:
     """The largest difference, and MARGIN times the twin's or the rounding of ``largest``."""
     rounding = torch.finfo(reference.dtype).eps * largest
-    difference, strayed = (
+    difference, apart = (
         (values.double() - reference.double()).abs().max().item() for values in (fused, twin)
     )
-    return Deviation(what, difference, MARGIN * max(strayed, rounding))
+    return Deviation(what, difference, MARGIN * max(apart, rounding))

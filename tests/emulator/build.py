@@ -1,6 +1,6 @@
 """Builds fused_lstm with its CUDA sources compiled for the host: python build.py FOLDER.
 
-FOLDER then holds a package fused_lstm that takes the CUDA path, csrc/cuda unmodified, for tensors
+FOLDER then holds a package fused_lstm that runs the CUDA path, csrc/cuda unmodified, for tensors
 on the CPU. With FOLDER first on PYTHONPATH the test suite runs on it. machine.cpp says how kernels
 run.
 """

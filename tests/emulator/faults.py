@@ -81,7 +81,7 @@ FAULTS = [
         "[lane / 4 + (8 - faulty()) * (i >> 1)] = sums[i]",
     ),
     (
-        "an output that nobody writes",
+        "an output that is never written",
         "persistent_kernel.cu",
         "p.grad_cell[b * p.hidden_size + j] = state.grad_cell;",
         "if (!faulty()) p.grad_cell[b * p.hidden_size + j] = state.grad_cell;",
@@ -108,8 +108,8 @@ def build(emulated: Path, folder: Path) -> None:
     kernels.write_text(
         "#include <cstdlib>\n"
         "inline bool faulty(int number) {\n"
-        '  static const char* const wanted = std::getenv("EMULATOR_FAULT");\n'
-        "  return wanted && std::atoi(wanted) == number;\n"
+        '  static const char* const fault = std::getenv("EMULATOR_FAULT");\n'
+        "  return fault && std::atoi(fault) == number;\n"
         "}\n"
         f'#include "{sources}/cuda/persistent/persistent_kernel.cu"\n'
     )

@@ -1,6 +1,6 @@
 // Runs kernels on the host. Every CUDA thread is a fiber; all blocks that a GPU would hold at once
 // are alive together, and who goes on at a wait is drawn by chance (EMULATOR_SEED), so that a
-// missing barrier shows as a wrong number. Shared memory starts as NaN. When nobody can go on, a
+// missing barrier shows as a wrong number. Shared memory starts as NaN. When no thread can go on, a
 // report says who waits where.
 #include <cuda_runtime.h>
 #include <emulated_instructions.h>
@@ -228,7 +228,7 @@ class Machine {
     Cluster& cluster = *block.cluster;
     for (auto& done : block.fibers) free_.push_back(std::move(done));
     block.fibers.clear();
-    // Its memory goes at once, though others of its cluster may still run: whoever writes to it
+    // Its memory goes at once, though others of its cluster may still run: a block that writes to it
     // then writes to freed memory, which AddressSanitizer sees.
     block.memory.reset();
     for (Block*& member : cluster.blocks) {
@@ -246,7 +246,7 @@ class Machine {
                 std::to_string(fiber->thread.x / warp_size) + ": threads that wait for " + what];
       }
     }
-    std::fprintf(stderr, "emulator: nobody can go on\n");
+    std::fprintf(stderr, "emulator: no thread can go on\n");
     for (const auto& [where, threads] : waits) {
       std::fprintf(stderr, "  %s: %u\n", where.c_str(), threads);
     }
@@ -320,33 +320,33 @@ cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int v
 
 namespace {
 
-struct Wanted {
+struct LaunchAttributes {
   unsigned cluster = 1;
   bool cooperative = false;
 };
-Wanted wanted_of(const cudaLaunchConfig_t& config) {
-  Wanted wanted;
+LaunchAttributes attributes_of(const cudaLaunchConfig_t& config) {
+  LaunchAttributes attributes;
   for (unsigned i = 0; i < config.numAttrs; ++i) {
     const cudaLaunchAttribute& its = config.attrs[i];
-    if (its.id == cudaLaunchAttributeClusterDimension) wanted.cluster = its.val.clusterDim.x;
-    if (its.id == cudaLaunchAttributeCooperative) wanted.cooperative = its.val.cooperative;
+    if (its.id == cudaLaunchAttributeClusterDimension) attributes.cluster = its.val.clusterDim.x;
+    if (its.id == cudaLaunchAttributeCooperative) attributes.cooperative = its.val.cooperative;
   }
-  return wanted;
+  return attributes;
 }
 
 // Whether the launch is one that the GPU would take.
 cudaError_t check(const cudaLaunchConfig_t& config, const void* kernel) {
   const KernelAttributes its = attributes[kernel];
-  const Wanted wanted = wanted_of(config);
+  const LaunchAttributes attributes = attributes_of(config);
   const unsigned resident = static_cast<unsigned>(properties.multiProcessorCount);
-  if (config.gridDim.x == 0 || config.blockDim.x == 0 || config.gridDim.x % wanted.cluster != 0 ||
-      wanted.cluster > static_cast<unsigned>(its.cluster) || wanted.cluster > resident) {
+  if (config.gridDim.x == 0 || config.blockDim.x == 0 || config.gridDim.x % attributes.cluster != 0 ||
+      attributes.cluster > static_cast<unsigned>(its.cluster) || attributes.cluster > resident) {
     return cudaErrorInvalidConfiguration;
   }
   if (config.dynamicSmemBytes > static_cast<size_t>(its.shared_memory)) {
     return cudaErrorInvalidValue;
   }
-  if (wanted.cooperative && config.gridDim.x > resident) return cudaErrorCooperativeLaunchTooLarge;
+  if (attributes.cooperative && config.gridDim.x > resident) return cudaErrorCooperativeLaunchTooLarge;
   return cudaSuccess;
 }
 
@@ -356,7 +356,7 @@ cudaError_t active_clusters(int* clusters, const cudaLaunchConfig_t& config, con
   const std::lock_guard<std::mutex> lock(mutex);
   const cudaError_t error = check(config, kernel);
   *clusters = error == cudaSuccess
-                  ? properties.multiProcessorCount / static_cast<int>(wanted_of(config).cluster)
+                  ? properties.multiProcessorCount / static_cast<int>(attributes_of(config).cluster)
                   : 0;
   return error;
 }
@@ -366,7 +366,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
   const std::lock_guard<std::mutex> lock(mutex);
   const cudaError_t error = check(config, kernel);
   if (error != cudaSuccess) return error;
-  return machine().run(config, wanted_of(config).cluster, thread);
+  return machine().run(config, attributes_of(config).cluster, thread);
 }
 
 void wait_for_block() {

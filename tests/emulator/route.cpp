@@ -1,4 +1,4 @@
-// In place of csrc/cpu/launch.cpp: tensors on the CPU take the CUDA path.
+// In place of csrc/cpu/launch.cpp: tensors on the CPU run the CUDA path.
 #include "operators/device.h"
 
 namespace fused_lstm {

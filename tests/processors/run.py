@@ -153,8 +153,8 @@ def main(folder: Path, arguments: list[str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     outcomes = {}
 
-    def take(name: str, python: list[str], expected: str) -> None:
-        print(f"== {name}, which has to take {expected}", flush=True)
+    def check(name: str, python: list[str], expected: str) -> None:
+        print(f"== {name}, which must choose {expected}", flush=True)
         outcomes[name] = "passed" if test(folder, python, expected, arguments) else "FAILED"
 
     without = missing("qemu-x86_64")
@@ -164,7 +164,7 @@ def main(folder: Path, arguments: list[str]) -> int:
         if without:
             outcomes[name] = f"skipped: needs {without}"
         else:
-            take(name, ["qemu-x86_64", "-cpu", f"{name},check=off", sys.executable], expected)
+            check(name, ["qemu-x86_64", "-cpu", f"{name},check=off", sys.executable], expected)
 
     without = missing("qemu-aarch64", COMPILER, "apt-get", "dpkg-deb")
     if not without:
@@ -182,7 +182,7 @@ def main(folder: Path, arguments: list[str]) -> int:
             outcomes[name] = f"skipped: needs {without}"
         else:
             python = ["qemu-aarch64", "-cpu", name, "-L", str(root), str(root / "usr/bin/python3")]
-            take(f"{name} (aarch64)", python, expected)
+            check(f"{name} (aarch64)", python, expected)
 
     print("\n".join(f"{name}: {outcome}" for name, outcome in outcomes.items()))
     return "FAILED" in outcomes.values()

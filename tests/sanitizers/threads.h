@@ -14,8 +14,8 @@ namespace internal {
 
 template <class Body>
 void invoke_parallel(int64_t begin, int64_t end, int64_t grain_size, const Body& body) {
-  const int64_t wanted = (end - begin + grain_size - 1) / std::max<int64_t>(grain_size, 1);
-  const int64_t count = std::min<int64_t>(get_num_threads(), wanted);
+  const int64_t tasks = (end - begin + grain_size - 1) / std::max<int64_t>(grain_size, 1);
+  const int64_t count = std::min<int64_t>(get_num_threads(), tasks);
   const int64_t each = (end - begin + count - 1) / count;
   std::vector<std::thread> threads;
   for (int64_t first = begin; first < end; first += each) {

@@ -1,10 +1,10 @@
-// How the blocks of a block_group hand the operand of the next step to one another: through shared
+// How the blocks of a block group hand the operand of the next step to one another: through shared
 // memory within a block, through one another's shared memory within a cluster, through global
 // memory across the grid. Free of torch.
 //
 // The operand has versions; a block sends its part of version n + 1 while others may still read
-// version n, so there are two buffers. Nobody sends version n + 1 before having received all of
-// version n, and whoever has sent version n is done with version n - 1: its buffer is free.
+// version n, so there are two buffers. No block sends version n + 1 before it has received all of
+// version n, and a block that has sent version n is done with version n - 1: its buffer is free.
 #pragma once
 
 #include "cuda/ptx.h"
@@ -16,7 +16,7 @@ namespace {
 
 struct Exchange {
   Kernel kernel;
-  int blocks;            // of the block_group
+  int blocks;            // of the block group
   char* shared;          // one buffer (grid) or two
   int64_t shared_bytes;  // of a buffer
   int shared_stride;     // of a sequence, in bytes
@@ -29,7 +29,7 @@ struct Exchange {
 
   unsigned sent = 0;  // versions
 
-  // Zeroes the buffers: what nobody sends stays zero.
+  // Zeroes the buffers: elements that no block sends stay zero.
   __device__ void start() {
     for (int64_t i = threadIdx.x; i < operand_buffers(kernel) * shared_bytes / 4;
          i += kBlockThreads) {
@@ -43,22 +43,22 @@ struct Exchange {
     }
   }
 
-  // Elements `first`, .. of sequence b of the version to come, to the whole block_group.
+  // Elements `first`, .. of sequence b of the version to come, to the whole block group.
   template <class Elements>
-  __device__ void send(int b, int first, const Elements& numbers) const {
-    const int64_t at = first * static_cast<int64_t>(sizeof(numbers.number[0]));
+  __device__ void send(int b, int first, const Elements& elements) const {
+    const int64_t at = first * static_cast<int64_t>(sizeof(elements.element[0]));
     if (kernel == Kernel::grid) {
       char* const buffer = global + (sent & 1) * global_bytes;
-      *reinterpret_cast<Elements*>(buffer + b * global_stride + at) = numbers;
+      *reinterpret_cast<Elements*>(buffer + b * global_stride + at) = elements;
       return;
     }
     char* const own = shared + (sent & 1) * shared_bytes + b * shared_stride + at;
     if (kernel == Kernel::block) {
-      *reinterpret_cast<Elements*>(own) = numbers;
+      *reinterpret_cast<Elements*>(own) = elements;
       return;
     }
     for (int rank = 0; rank < blocks; ++rank) {
-      *reinterpret_cast<Elements*>(map_shared(own, rank)) = numbers;
+      *reinterpret_cast<Elements*>(map_shared(own, rank)) = elements;
     }
   }
 

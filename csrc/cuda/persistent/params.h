@@ -11,7 +11,7 @@
 namespace fused_lstm {
 namespace cuda {
 
-// What both walks need besides the layer's own parameters. Every array has one part for each
+// What both passes need besides the layer's own parameters. Every array has one part for each
 // direction.
 template <class Types>
 struct Persistent {
@@ -25,7 +25,7 @@ struct Persistent {
   const Storage* weight_hh[2];  // [4H, H]
   // Of the grid kernel, zero at the launch:
   Operand*
-      exchange;  // [directions, slices, 2, exchange_size] what the blocks of a block_group send
+      exchange;  // [directions, slices, 2, exchange_size] what the blocks of a block group send
   int64_t exchange_size;
   unsigned* arrived;  // [directions, slices, kCounterStride] blocks that have sent, over all steps
 };
@@ -58,7 +58,7 @@ cudaError_t launch_backward(const PersistentBackwardParams<Types>& params, bool 
 // bytes of shared memory each; 0 without clusters.
 int largest_cluster(int64_t shared_memory);
 
-// Host numbers into device memory, through the parameters of kernels: nothing waits, and a graph
+// Host values into device memory, through the parameters of kernels: nothing waits, and a graph
 // that captures it keeps its own copy.
 cudaError_t upload(const int64_t* from, int64_t count, int64_t* to, cudaStream_t stream);
 

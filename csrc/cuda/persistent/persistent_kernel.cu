@@ -6,10 +6,10 @@ namespace fused_lstm {
 namespace cuda {
 namespace {
 
-// Neighbouring numbers, in one access.
+// Neighbouring elements, in one access.
 template <class Element, int count>
 struct alignas(count * sizeof(Element)) Elements {
-  Element number[count];
+  Element element[count];
 };
 
 // Of the hidden units and sequences that a thread carries through time, one.
@@ -18,8 +18,9 @@ struct Pair {
   int sequence;  // in the slice; past its end if the thread has no such pair
 };
 
-// The walks, as the loop over the steps sees them. `iter` counts steps in the pass's order; j and b
-// are a unit and a sequence of the layer.
+// Forward and backward policies of `persistent_kernel`. `iter` is the iteration in processing order
+// (reversed in time for the reverse direction and in backward); `j` is the hidden unit and `b` the
+// batch index, both global to the layer.
 
 template <class Tile_>
 struct ForwardPass {
@@ -76,7 +77,7 @@ struct ForwardPass {
   __device__ void add_gemm(const Sums&, State&) const {}
   __device__ void take(const Step& step, int64_t b, int64_t j, const Sums& sums,
                        const Fetched& fetched, State& state) const {
-    const Gates<V> product = {sums.number[0], sums.number[1], sums.number[2], sums.number[3]};
+    const Gates<V> product = {sums.element[0], sums.element[1], sums.element[2], sums.element[3]};
     const Gates<V> sum = add(add(product, fetched), state.bias);
     const Updated<V> updated = update_cell<V>(p, step, b, j, sum, &state.cell, 1);
     update_hidden<V>(p, step, b, j, updated, &state.hidden, &state.hidden, 1);
@@ -129,7 +130,7 @@ struct BackwardPass {
     return {load_saved<V>(p, step, b, j, 1), load_grad_output<V>(p, step, b, j, 1)};
   }
   __device__ void add_gemm(const Sums& sums, State& state) const {
-    state.grad_hidden += sums.number[0];
+    state.grad_hidden += sums.element[0];
   }
   __device__ void take(const Step& step, int64_t b, int64_t j, const Sums&, const Fetched& fetched,
                        State& state) const {
@@ -141,7 +142,7 @@ struct BackwardPass {
     for (int gate = 0; gate < 4; ++gate) {
       typename Types::Operand rounded;
       store<V>(&rounded, values[gate], 1);
-      state.grad_preactivations.number[gate] = Tile::number(rounded);
+      state.grad_preactivations.element[gate] = Tile::number(rounded);
     }
   }
   __device__ Sent sent(const State& state) const { return state.grad_preactivations; }
@@ -246,12 +247,12 @@ class WarpGemm {
   };
 
   // Fragments f, .. of a warp; zero beyond its last, and where the layer has no unit. Several at a
-  // time, so that their reads are under way together. Kept out of line, for each is needed by name
-  // once a launch; free of `this`, whose fragments would otherwise need an address, that is,
-  // memory.
+  // time, so that their loads are in flight together. `noinline`: runs only at launch, so code size
+  // matters more than call overhead. `static`: passing `this` would force the fragments out of
+  // registers into local memory.
   __attribute__((noinline)) static __device__ FewFragments gather(const Gathering& g, int f) {
     using Element = typename Tile::Element;
-    constexpr int each = 4 / sizeof(Element);  // numbers of a word
+    constexpr int each = 4 / sizeof(Element);  // elements of a word
     FewFragments few = {};
 #pragma unroll
     for (int i = 0; i < gathered_at_once; ++i) {
@@ -263,16 +264,16 @@ class WarpGemm {
         const WordPlace place = Tile::place(g.lane, w);
         const int row = row_tile * kTileRows + place.row;
         const int64_t j = g.first_unit + row / Pass::shape.rows;
-        Element numbers[each] = {};
+        Element elements[each] = {};
 #pragma unroll
         for (int e = 0; e < each; ++e) {
           const int depth = (depth_tile * 8 + place.word) * each + e;
           const int64_t k = depth / Pass::shape.depth;
           if (j >= g.hidden_size || k >= g.hidden_size) continue;
-          numbers[e] = Tile::number(g.weight_hh[Pass::weight(
+          elements[e] = Tile::number(g.weight_hh[Pass::weight(
               g.hidden_size, j, row % Pass::shape.rows, k, depth % Pass::shape.depth)]);
         }
-        few.fragment[i].word[w] = bits_as<uint32_t>(numbers);
+        few.fragment[i].word[w] = bits_as<uint32_t>(elements);
       }
     }
     return few;
@@ -286,7 +287,7 @@ class WarpGemm {
   int lane_, group_, split_, first_depth_, depth_, fragments_;
 };
 
-// All steps of one block_group's part of a layer: some sequences of one direction.
+// All steps of one block group's part of a layer: some sequences of one direction.
 template <class Pass>
 __global__ void __launch_bounds__(kBlockThreads, 1)
     persistent_kernel(const __grid_constant__ typename Pass::Params params) {
@@ -376,7 +377,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
                            pairs[i].unit * static_cast<int>(sizeof(Sums));
         for (int split = 0; split < layout.splits; ++split) {
           const Sums part = *reinterpret_cast<const Sums*>(from);
-          for (int row = 0; row < Pass::shape.rows; ++row) sums.number[row] += part.number[row];
+          for (int row = 0; row < Pass::shape.rows; ++row) sums.element[row] += part.element[row];
           from += all_sequences * layout.partial_stride;
         }
         pass.add_gemm(sums, states[i]);

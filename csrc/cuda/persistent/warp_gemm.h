@@ -2,7 +2,7 @@
 // tile of weights has 16 rows and 32 bytes of depth; thread `lane` of the warp holds 16 bytes of
 // it, a fragment. Free of torch.
 //
-// Which numbers of the depth meet in which instruction is free as long as weights and operand
+// Which elements of the depth meet in which instruction is free as long as weights and operand
 // agree. So a thread takes neighbours of the operand, 8 or 16 bytes in one access.
 #pragma once
 
@@ -75,7 +75,7 @@ struct TensorTile {
   }
 };
 
-// Plain float32: a thread has one row, and every other four numbers of its depth. Sums: of 8
+// Plain float32: a thread has one row, and every other four elements of its depth. Sums: of 8
 // sequences, over that part of the depth.
 struct ScalarTile {
   using Types = fused_lstm::Types<float, float, float>;

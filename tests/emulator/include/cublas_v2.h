@@ -1,4 +1,4 @@
-// cuBLAS's product on the host, by its definition: column by column, sums in double.
+// cuBLAS's GEMM on the host, by its definition: column by column, sums in double.
 #pragma once
 
 #include <cstdint>

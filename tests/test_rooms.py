@@ -1,0 +1,78 @@
+"""The rooms of the house, by their includes and imports: CONTRIBUTING.md says what each is for."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CSRC, PACKAGE = ROOT / "csrc", ROOT / "fused_lstm"
+LAUNCH = re.compile(r"(launch\.cpp|cublas\.(h|cpp)|passes\.h)$")  # of cpu/ and cuda/, with ATen
+# What each room may include, its own files aside; operators/ is the highest
+BELOW = {"core": (), "plan": ("core",), "cpu": ("core", "plan"), "cuda": ("core", "plan")}
+INTERFACE = "operators/device.h"  # which the launch files implement
+TORCH = re.compile(r"(torch|ATen|c10)/")
+# What each Python file may import of the package
+IMPORTS = {
+    "reference": set(),
+    "_torch": set(),
+    "ops": {"_extension", "_torch", "reference"},
+    "init": set(),
+    "cell": {"init", "leaf", "legacy_onnx", "ops"},
+    "lstm": {"init", "leaf", "legacy_onnx", "ops"},
+    "models": {"lstm", "ops", "init"},
+}
+
+
+def climbing(file: str, text: str) -> list[str]:
+    """The includes that a file of csrc/ must not have."""
+    room, is_launch = file.split("/")[0], bool(LAUNCH.search(file))
+    allowed = (room, *BELOW[room])
+    found = []
+    for kind, name in re.findall(r'^#include ([<"])([^>"]+)', text, re.M):
+        if kind == '"':
+            is_interface = is_launch and name == INTERFACE
+            wrong = name.split("/")[0] not in allowed and not is_interface
+        else:
+            wrong = not is_launch and bool(TORCH.match(name))
+        found += [name] * wrong
+    return found
+
+
+@pytest.mark.skipif(not CSRC.exists(), reason="no sources here")
+@pytest.mark.parametrize("room", BELOW)
+def test_no_include_climbs_and_no_kernel_file_knows_torch(room):
+    files = [path for path in (CSRC / room).rglob("*.*") if path.suffix != ".md"]
+    assert files
+    for path in files:
+        file = path.relative_to(CSRC).as_posix()
+        assert not climbing(file, path.read_text(encoding="utf-8")), file
+
+
+@pytest.mark.parametrize(
+    ("file", "include"),
+    [
+        ("core/cell.h", '"plan/plan.h"'),
+        ("plan/plan.h", '"cuda/ptx.h"'),
+        ("cpu/lstm.inl", "<ATen/core/Tensor.h>"),
+        ("cpu/lstm.inl", '"operators/device.h"'),
+        ("cuda/launch.cpp", '"cpu/kernels.h"'),
+    ],
+)
+def test_a_climbing_include_is_seen(file, include):
+    assert climbing(file, f"#pragma once\n#include {include}\n")
+
+
+@pytest.mark.parametrize("name", IMPORTS)
+def test_no_import_climbs(name):
+    path = PACKAGE / f"{name}.py"
+    imported = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module == "fused_lstm":
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("fused_lstm."):
+            imported.add(node.module.split(".")[1])
+    assert imported <= IMPORTS[name]
