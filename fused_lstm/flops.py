@@ -36,7 +36,7 @@ def _backward(
     input: Tensor,
     h_0: Tensor,
     weights: Sequence[Tensor],
-    rebuilt: bool,
+    recomputed: bool,
     input_needed: bool,
     weights_needed: bool,
 ) -> int:
@@ -47,7 +47,7 @@ def _backward(
         total += 2 * back * w_hh.numel() + _projection(rows, each)
         total += 2 * rows * w_ih.numel() if input_needed else 0
         total += _gates(rows, each) + _projection(rows, each) if weights_needed else 0
-        total += _gates(rows, each) if rebuilt else 0
+        total += _gates(rows, each) if recomputed else 0
     return total
 
 
