@@ -1,5 +1,6 @@
 // The layer on a CPU: library GEMMs for the gradients of weights and input, and the kernels of
-// kernels.h for all time steps, spread over the threads by direction, sequences and hidden units.
+// kernels.h for the walk over time, spread over the threads by direction, sequences and hidden
+// units.
 #include <ATen/Parallel.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/mm.h>
