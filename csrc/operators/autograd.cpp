@@ -132,16 +132,17 @@ variable_list as_layer(const variable_list& gradients) {
           step(step(gradients[3]))};
 }
 
-// The node of a layer, and of a cell, whose h_0 is [B, H]: forward runs the operator, backward
-// treats the cell as a layer of one step.
+// The node of a layer or of a cell: forward runs the operator, backward treats the cell, whose h_0
+// is [B, H], as a layer of one step.
 class LayerFunction : public torch::autograd::Function<LayerFunction> {
  public:
   static variable_list forward(AutogradContext* ctx, const at::Tensor& input, const at::Tensor& h_0,
                                const at::Tensor& c_0, at::TensorList weights,
-                               const LayerOptions& options, bool keep_states, bool recompute) {
+                               const LayerOptions& options, bool keep_states, bool recompute,
+                               bool is_cell) {
     ctx->set_materialize_grads(false);
     SavedLayer saved = {input, h_0, c_0, weights.vec(), options, {}};
-    if (h_0.dim() == 2) {
+    if (is_cell) {
       const auto [h_n, c_n, cells, gates] = call_cell(input, h_0, c_0, weights, keep_states);
       saved.states = {{}, cells, gates};
       saved.pack(ctx);
@@ -166,7 +167,7 @@ class LayerFunction : public torch::autograd::Function<LayerFunction> {
     const size_t inputs = 3 + saved.weights.size();
     variable_list found = needs_reference(gradients) ? by_reference(saved, gradients, is_cell)
                                                      : by_operator(ctx, saved, gradients, is_cell);
-    found.resize(inputs + 3);  // options, keep_states and recompute have no gradient
+    found.resize(inputs + 4);  // the other arguments of forward have no gradient
     return found;
   }
 
@@ -224,8 +225,8 @@ class LayerFunction : public torch::autograd::Function<LayerFunction> {
 
 LayerResult layer(const LayerArguments& a, bool keep_states, bool recompute) {
   if (!differentiates(a.input, a.h_0, a.c_0, a.weights)) return call_layer(a, keep_states);
-  const variable_list r =
-      LayerFunction::apply(a.input, a.h_0, a.c_0, a.weights, a.options, keep_states, recompute);
+  const variable_list r = LayerFunction::apply(a.input, a.h_0, a.c_0, a.weights, a.options,
+                                               keep_states, recompute, /*is_cell=*/false);
   return {r[0], r[1], r[2], r[3], r[4]};
 }
 
@@ -235,7 +236,8 @@ CellResult cell(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor
     return call_cell(input, h_0, c_0, weights, keep_states);
   }
   const variable_list r = LayerFunction::apply(input, h_0, c_0, weights, LayerOptions{},
-                                               /*keep_states=*/true, /*recompute=*/false);
+                                               /*keep_states=*/true, /*recompute=*/false,
+                                               /*is_cell=*/true);
   return {r[0], r[1], r[2], r[3]};
 }
 
