@@ -36,7 +36,7 @@ def _backward(
     input: Tensor,
     h_0: Tensor,
     weights: Sequence[Tensor],
-    rebuilt: bool,
+    recomputed: bool,
     input_needed: bool,
     weights_needed: bool,
 ) -> int:
@@ -47,7 +47,7 @@ def _backward(
         total += 2 * back * w_hh.numel() + _projection(rows, each)
         total += 2 * rows * w_ih.numel() if input_needed else 0
         total += _gates(rows, each) + _projection(rows, each) if weights_needed else 0
-        total += _gates(rows, each) if rebuilt else 0
+        total += _gates(rows, each) if recomputed else 0
     return total
 
 
@@ -69,11 +69,3 @@ def _layer_backward_flops(
 ) -> int:
     input, h_0, _, weights, _, _, gates = arguments[5:]
     return _backward(input, h_0, weights, gates is None, input_needed, weights_needed)
-
-
-@register_flop_formula(torch.ops.fused_lstm.cell_backward, get_raw=True)
-def _cell_backward_flops(
-    *arguments: Any, input_needed: bool = True, weights_needed: bool = True, **options: Any
-) -> int:
-    input, h_0, _, weights = arguments[4:8]
-    return _backward(input, h_0, weights, False, input_needed, weights_needed)

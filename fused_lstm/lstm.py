@@ -57,8 +57,7 @@ class FusedLSTM(GateInitialization, nn.RNNBase):
         device, dtype: of the parameters. float32, float64, bfloat16 or float16; sums and the cell
             state are in float32 or wider.
         recompute: keep only the hidden state of each step for the backward, H elements in place of
-            6 H. It rebuilds the gates by one product over all steps, and from them the cell states.
-            An attribute, read at each call.
+            6 H. It computes the gates and cell states again. An attribute, read at each call.
     """
 
     recompute: bool = False

@@ -95,8 +95,7 @@ def layer(
             crosses the boundary from the other side, starts a new episode at the step before it.
         reset_to_initial: an episode starts from `h_0` and `c_0`, rather than from zero.
         keep_states: fill `cells` and `gates` even where no gradient needs them.
-        recompute: keep neither `cells` nor `gates` for the backward, which rebuilds them from the
-            output: the gates by one product over all steps, the cell states from the gates.
+        recompute: keep neither `cells` nor `gates` for the backward, which computes them again.
 
     Returns:
         output [T, B, directions * P] or [N, directions * P]; the final hidden state
@@ -203,22 +202,6 @@ def _layer_fake(
     )
 
 
-def _input_gradients_fake(
-    input: Tensor,
-    h_0: Tensor,
-    c_0: Tensor,
-    weights: list[Tensor],
-    input_needed: bool,
-    weights_needed: bool,
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    return (
-        input.new_empty(input.shape if input_needed else (0,)),
-        h_0.new_empty(h_0.shape),
-        c_0.new_empty(c_0.shape),
-        [w.new_empty(w.shape) for w in weights] if weights_needed else [],
-    )
-
-
 @torch.library.register_fake("fused_lstm::layer_backward")
 def _layer_backward_fake(
     grad_output: Tensor | None,
@@ -241,7 +224,12 @@ def _layer_backward_fake(
     input_needed: bool = True,
     weights_needed: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    return _input_gradients_fake(input, h_0, c_0, weights, input_needed, weights_needed)
+    return (
+        input.new_empty(input.shape if input_needed else (0,)),
+        h_0.new_empty(h_0.shape),
+        c_0.new_empty(c_0.shape),
+        [w.new_empty(w.shape) for w in weights] if weights_needed else [],
+    )
 
 
 @torch.library.register_fake("fused_lstm::cell")
@@ -262,22 +250,3 @@ def _cell_fake(
         input.new_empty(kept[0], dtype=_accum(input.dtype)),
         input.new_empty(kept[1]),
     )
-
-
-@torch.library.register_fake("fused_lstm::cell_backward")
-def _cell_backward_fake(
-    grad_h_n: Tensor | None,
-    grad_c_n: Tensor | None,
-    grad_cells: Tensor | None,
-    grad_gates: Tensor | None,
-    input: Tensor,
-    h_0: Tensor,
-    c_0: Tensor,
-    weights: list[Tensor],
-    cells: Tensor,
-    gates: Tensor,
-    *,
-    input_needed: bool = True,
-    weights_needed: bool = True,
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    return _input_gradients_fake(input, h_0, c_0, weights, input_needed, weights_needed)

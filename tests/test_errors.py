@@ -381,6 +381,16 @@ def test_operators_check_for_themselves():
         ops.layer(x.int(), hidden.int(), cell.int(), [w.int() for w in weights])
 
 
+@pytest.mark.parametrize("needs_grad", [False, True])
+def test_a_layer_is_not_called_as_a_cell_nor_a_cell_as_a_layer(needs_grad):
+    weights = [zeros(4 * H, D).requires_grad_(needs_grad), zeros(4 * H, H)]
+    with pytest.raises(RuntimeError, match="must be .directions, B, P."):
+        sizes = torch.tensor([B])
+        ops.layer(zeros(B, D), zeros(B, H), zeros(B, H), weights, batch_sizes=sizes)
+    with pytest.raises(RuntimeError, match="must be .B, D., .B, H. and .B, H."):
+        ops.cell(zeros(1, B, D), zeros(1, B, H), zeros(1, B, H), weights)
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(bool(NO_CUDA), reason=str(NO_CUDA))
 @pytest.mark.parametrize("elsewhere", ["input", "hx", "lengths", "module"])

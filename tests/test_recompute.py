@@ -163,7 +163,7 @@ def test_autocast(device):
 
 @pytest.mark.parametrize("autocast", [torch.bfloat16, torch.float16])
 def test_backward_inside_autocast(device, dtype, autocast):
-    """It does not choose types where the states are rebuilt."""
+    """It does not choose types where the states are recomputed."""
     module = FusedLSTM(D, H, device=device, dtype=dtype, bidirectional=True, recompute=True)
     x, expected = rand(T, B, D, device=device, dtype=dtype), []
     for enabled in (False, True):

@@ -296,7 +296,7 @@ def test_flops_of_a_packed_batch_are_those_of_its_steps(backward):
 
 
 def test_flops_of_recompute():
-    """The products of the gates once more, where the backward has to rebuild them."""
+    """The GEMMs of the gates once more, where the backward has to recompute them."""
 
     def step(recompute):
         lstm = FusedLSTM(D, H, recompute=recompute)

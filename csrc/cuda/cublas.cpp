@@ -24,11 +24,12 @@ cudaDataType_t cuda_type(at::ScalarType dtype) {
 }
 
 Factor factor_of(const at::Tensor& matrix) {
-  if (matrix.stride(1) == 1 || matrix.size(1) == 1) {  // the stride of one number says nothing
+  // The stride of a dimension of size 1 is arbitrary.
+  if (matrix.stride(1) == 1 || matrix.size(1) == 1) {
     return {matrix.const_data_ptr(), std::max(matrix.stride(0), matrix.size(1)), false};
   }
   TORCH_INTERNAL_ASSERT(matrix.stride(0) == 1 || matrix.size(0) == 1,
-                        "a factor must be dense one way or the other");
+                        "an operand must be row-major or transposed");
   return {matrix.const_data_ptr(), std::max(matrix.stride(1), matrix.size(0)), true};
 }
 
@@ -44,7 +45,7 @@ Cublas::Cublas(at::ScalarType operand)
   compute_ = is_double_ ? CUBLAS_COMPUTE_64F
              : tf32     ? CUBLAS_COMPUTE_32F_FAST_TF32
                         : CUBLAS_COMPUTE_32F;
-  // PyTorch sets the mode anew whenever it takes the handle, so there is nothing to restore.
+  // PyTorch sets the mode each time it gets the handle, so it need not be restored.
   TORCH_CUDABLAS_CHECK(cublasSetMathMode(
       handle_, static_cast<cublasMath_t>(CUBLAS_DEFAULT_MATH |
                                          CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION)));
@@ -55,7 +56,7 @@ void Cublas::operator()(void* out, at::ScalarType out_type, int64_t M, int64_t N
   if (M == 0 || N == 0) return;
   const float one = 1, beta = accumulate ? 1 : 0;
   const double one_double = 1, beta_double = beta;
-  // cuBLAS thinks column by column: it sees every matrix transposed, and out' = b' a'.
+  // cuBLAS matrices are column-major: it sees each of these transposed, and out' = b' a'.
   TORCH_CUDABLAS_CHECK(cublasGemmEx_64(handle_, b.transposed ? CUBLAS_OP_T : CUBLAS_OP_N,
                                        a.transposed ? CUBLAS_OP_T : CUBLAS_OP_N, N, M, K,
                                        is_double_ ? static_cast<const void*>(&one_double) : &one,

@@ -1,4 +1,4 @@
-// Matrix gemm by cuBLAS, on the current stream.
+// GEMMs by cuBLAS, on the current stream.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -7,27 +7,27 @@
 namespace fused_lstm {
 namespace cuda {
 
-// A factor of a gemm in memory: row by row, or column by column.
+// An operand of a GEMM in memory, row-major or transposed.
 struct Factor {
   const void* data;
-  int64_t leading;  // numbers from one row (column) to the next
-  bool transposed;  // column by column
+  int64_t leading;  // elements from one row to the next; transposed: from one column
+  bool transposed;
 };
 
-// Whether nn.LSTM would take float32 gemm in TF32.
+// Whether nn.LSTM would take float32 GEMMs in TF32.
 bool allows_tf32();
 
-// Cublas of factors of one type. Sums are in float32 or wider; TF32 exactly where nn.LSTM would
-// use it.
+// GEMMs whose operands have one type. They accumulate in float32 or wider; TF32 exactly where
+// nn.LSTM would use it.
 class Cublas {
  public:
   explicit Cublas(at::ScalarType operand);
 
-  // out [M, N] (+)= a [M, K] b [K, N]; out lies row by row without gaps.
+  // out [M, N] = a [M, K] b [K, N], added to out if `accumulate`. out is row-major and contiguous.
   void operator()(void* out, at::ScalarType out_type, int64_t M, int64_t N, int64_t K,
                   const Factor& a, const Factor& b, bool accumulate) const;
 
-  // The same of whole tensors; a and b may be transposed views.
+  // The same for tensors; a and b may be transposed views.
   void operator()(at::Tensor& out, const at::Tensor& a, const at::Tensor& b, bool accumulate) const;
 
  private:

@@ -1,5 +1,5 @@
-// The layer on a CUDA device: which walk it takes. All work goes to the caller's current stream;
-// nothing here waits for the device.
+// The layer on a CUDA device: runs the pass that the plan names, on the caller's current stream.
+// Nothing here synchronizes.
 #include <ATen/cuda/CUDAContext.h>
 #include <c10/cuda/CUDAGuard.h>
 
@@ -44,6 +44,11 @@ class CudaDevice final : public Device {
     } else {
       cuda::persistent_forward(sequence, layer, plan);
     }
+  }
+
+  void recompute(const Sequence& sequence, const BackwardTensors& layer) const override {
+    const c10::cuda::CUDAGuard guard(layer.gates.device());
+    cuda::recompute(sequence, layer);
   }
 
   void backward(const Sequence& sequence, const BackwardTensors& layer) const override {

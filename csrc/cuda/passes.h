@@ -1,5 +1,5 @@
-// The walks of csrc/cuda/device.cpp: all of a layer's steps on the current stream. Nothing in them
-// waits for the device.
+// The passes that launch.cpp chooses from: all steps of a layer, on the current stream. Nothing in
+// them synchronizes.
 #pragma once
 
 #include "cuda/types.h"
@@ -10,12 +10,14 @@ namespace cuda {
 
 void stepwise_forward(const Sequence& sequence, const ForwardTensors& layer);
 void stepwise_backward(const Sequence& sequence, const BackwardTensors& layer);
+// Device::recompute.
+void recompute(const Sequence& sequence, const BackwardTensors& layer);
 
 // plan.kernel is block, cluster or grid.
 void persistent_forward(const Sequence& sequence, const ForwardTensors& layer, const Plan& plan);
 void persistent_backward(const Sequence& sequence, const BackwardTensors& layer, const Plan& plan);
 
-// Calls body(Types) for the types of a layer stored as `storage`.
+// Calls body(Types) for a layer whose tensors have type `storage`.
 template <class Body>
 void with_types(at::ScalarType storage, const Body& body) {
   switch (storage) {

@@ -1,4 +1,4 @@
-// The types of the layers that the kernels take. Free of torch.
+// The element types of the layers that the CUDA kernels support. Free of torch.
 #pragma once
 
 #include "core/numeric.h"

@@ -1,4 +1,4 @@
-// First derivatives by the backward operators; higher ones by differentiating the reference.
+// First derivatives by the operator layer_backward; higher ones by differentiating the reference.
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
@@ -20,41 +20,46 @@ OptionalTensor if_defined(const at::Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
 
-at::Tensor or_undefined(const OptionalTensor& tensor) { return tensor.value_or(at::Tensor()); }
+// What the backward pass of a layer reads. A cell's tensors have the cell's shapes.
+struct SavedLayer {
+  at::Tensor input, h_0, c_0;
+  variable_list weights;
+  LayerOptions options;
+  LayerStates states;
 
-// What a node keeps: input, hidden, cell, the weights, then `others`.
-void save(AutogradContext* ctx, const at::Tensor& input, const at::Tensor& h_0,
-          const at::Tensor& c_0, at::TensorList weights, const variable_list& others) {
-  variable_list saved = {input, h_0, c_0};
-  saved.insert(saved.end(), weights.begin(), weights.end());
-  saved.insert(saved.end(), others.begin(), others.end());
-  ctx->save_for_backward(std::move(saved));
-  ctx->saved_data["differentiable"] = static_cast<int64_t>(3 + weights.size());
-  ctx->set_materialize_grads(false);
-}
-
-bool any_needed(AutogradContext* ctx, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) {
-    if (ctx->needs_input_grad(i)) return true;
+  void pack(AutogradContext* ctx) const {
+    variable_list tensors = {input, h_0, c_0};
+    for (const OptionalTensor* tensor : {&states.output, &states.cells, &states.gates,
+                                         &options.batch_sizes, &options.lengths, &options.reset}) {
+      tensors.push_back(tensor->value_or(at::Tensor()));
+    }
+    tensors.insert(tensors.end(), weights.begin(), weights.end());
+    ctx->save_for_backward(std::move(tensors));
+    ctx->saved_data["reset_to_initial"] = options.reset_to_initial;
   }
-  return false;
+
+  static SavedLayer unpack(AutogradContext* ctx) {
+    const variable_list t = ctx->get_saved_variables();
+    return {t[0],
+            t[1],
+            t[2],
+            {t.begin() + 9, t.end()},
+            {if_defined(t[6]), if_defined(t[7]), if_defined(t[8]),
+             ctx->saved_data["reset_to_initial"].toBool()},
+            {if_defined(t[3]), if_defined(t[4]), if_defined(t[5])}};
+  }
+};
+
+bool differentiates(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor& c_0,
+                    at::TensorList weights) {
+  const auto requires_grad = [](const at::Tensor& tensor) { return tensor.requires_grad(); };
+  return at::GradMode::is_enabled() &&
+         (input.requires_grad() || h_0.requires_grad() || c_0.requires_grad() ||
+          std::any_of(weights.begin(), weights.end(), requires_grad));
 }
 
-// The gradients of input, hidden, cell and weights, then `others` places without one.
-variable_list in_order(const InputGradients& gradients, bool input_needed, int64_t weights,
-                       size_t others) {
-  variable_list list = {input_needed ? std::get<0>(gradients) : at::Tensor(),
-                        std::get<1>(gradients), std::get<2>(gradients)};
-  variable_list grad_weights = std::get<3>(gradients);
-  grad_weights.resize(weights);
-  list.insert(list.end(), grad_weights.begin(), grad_weights.end());
-  list.resize(list.size() + others);
-  return list;
-}
-
-// The backward operators give numbers; where these shall be differentiated again (create_graph),
-// or are asked for many output gradients at once (is_grads_batched), the reference is
-// differentiated instead.
+// layer_backward's results cannot be differentiated. Where they have to be (create_graph), or where
+// many output gradients come at once (is_grads_batched), the reference is differentiated instead.
 bool needs_reference(const variable_list& gradients) {
   const auto batched = [](const at::Tensor& gradient) {
     const c10::DispatchKeySet keys({c10::DispatchKey::Batched, c10::DispatchKey::FuncTorchBatched});
@@ -63,18 +68,19 @@ bool needs_reference(const variable_list& gradients) {
   return at::GradMode::is_enabled() || std::any_of(gradients.begin(), gradients.end(), batched);
 }
 
-// The gradients of reference(inputs), differentiable if the caller's GradMode says so.
+// The gradients of reference(inputs), differentiable if GradMode is enabled.
 template <class Reference>
 variable_list reference_gradients(const variable_list& inputs, const variable_list& gradients,
                                   const Reference& reference) {
   const torch_private::WithoutAutocast guard;  // the inputs are of the types that it has chosen
   const bool create_graph = at::GradMode::is_enabled();
   const at::AutoGradMode enable(true);
-  // Views stand for the inputs, so that an input computed from another one is not followed.
-  variable_list views, wanted;
+  // Differentiates with respect to views of the inputs, so that the graph ends at them even where
+  // one input was computed from another.
+  variable_list views, differentiated;
   for (const at::Tensor& input : inputs) {
     views.push_back(input.requires_grad() ? input.view_as(input) : input);
-    if (input.requires_grad()) wanted.push_back(views.back());
+    if (input.requires_grad()) differentiated.push_back(views.back());
   }
   variable_list outputs, grad_outputs;
   const variable_list results = reference(views);
@@ -84,8 +90,9 @@ variable_list reference_gradients(const variable_list& inputs, const variable_li
       grad_outputs.push_back(gradients[i]);
     }
   }
-  const variable_list found = torch::autograd::grad(
-      outputs, wanted, grad_outputs, /*retain_graph=*/true, create_graph, /*allow_unused=*/true);
+  const variable_list found =
+      torch::autograd::grad(outputs, differentiated, grad_outputs, /*retain_graph=*/true,
+                            create_graph, /*allow_unused=*/true);
   variable_list list;
   size_t next = 0;
   for (const at::Tensor& input : inputs) {
@@ -94,157 +101,153 @@ variable_list reference_gradients(const variable_list& inputs, const variable_li
   return list;
 }
 
-bool differentiates(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor& c_0,
-                    at::TensorList weights) {
-  if (!at::GradMode::is_enabled()) return false;
-  bool any = input.requires_grad() || h_0.requires_grad() || c_0.requires_grad();
-  for (const at::Tensor& weight : weights) any = any || weight.requires_grad();
-  return any;
-}
-
-FiveTensors call_layer(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor& c_0,
-                       at::TensorList weights, const OptionalTensor& batch_sizes,
-                       const OptionalTensor& lengths, const OptionalTensor& reset,
-                       bool reset_to_initial, bool keep_states) {
+LayerResult call_layer(const LayerArguments& arguments, bool keep_states) {
   static const auto op = find_operator<LayerSignature>("fused_lstm::layer");
   at::AutoDispatchBelowADInplaceOrView guard;
-  return op.call(input, h_0, c_0, weights, batch_sizes, lengths, reset, reset_to_initial,
-                 keep_states, /*recompute=*/false);
+  return call(op, arguments, keep_states, /*recompute=*/false);
 }
 
-// The backward reads the output of every step but a direction's last: of a single step it reads
-// none, and the caller may change that one in place.
-bool reads_output(const at::Tensor& input, const OptionalTensor& batch_sizes) {
-  const c10::SymInt steps = batch_sizes ? batch_sizes->sym_size(0) : input.sym_size(0);
-  return !steps.sym_eq(1).guard_or_false(__FILE__, __LINE__);
-}
-
-class LayerFunction : public torch::autograd::Function<LayerFunction> {
- public:
-  static variable_list forward(AutogradContext* ctx, const at::Tensor& input, const at::Tensor& h_0,
-                               const at::Tensor& c_0, at::TensorList weights,
-                               const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
-                               const OptionalTensor& reset, bool reset_to_initial, bool keep_states,
-                               bool recompute) {
-    auto [output, h_n, c_n, cells, gates] =
-        call_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset, reset_to_initial,
-                   keep_states || !recompute);
-    ctx->saved_data["reset_to_initial"] = reset_to_initial;
-    save(ctx, input, h_0, c_0, weights,
-         {reads_output(input, batch_sizes) ? output : at::Tensor(),
-          recompute ? at::Tensor() : cells, recompute ? at::Tensor() : gates,
-          or_undefined(batch_sizes), or_undefined(lengths), or_undefined(reset)});
-    if (recompute && !keep_states) ctx->mark_non_differentiable({cells, gates});  // empty
-    return {output, h_n, c_n, cells, gates};
-  }
-
-  static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
-    const variable_list saved = ctx->get_saved_variables();
-    const int64_t n = ctx->saved_data["differentiable"].toInt();
-    const bool reset_to_initial = ctx->saved_data["reset_to_initial"].toBool();
-    const variable_list inputs(saved.begin(), saved.begin() + n);
-    const OptionalTensor batch_sizes = if_defined(saved[n + 3]);
-    const OptionalTensor lengths = if_defined(saved[n + 4]);
-    const OptionalTensor reset = if_defined(saved[n + 5]);
-
-    if (needs_reference(gradients)) {
-      static const auto reference = find_operator<LayerSignature>("fused_lstm::layer_reference");
-      variable_list list =
-          reference_gradients(inputs, gradients, [&](const variable_list& x) -> variable_list {
-            const auto [output, h_n, c_n, cells, gates] =
-                reference.call(x[0], x[1], x[2], at::TensorList(x).slice(3), batch_sizes, lengths,
-                               reset, reset_to_initial, /*keep_states=*/true,
-                               /*recompute=*/false);
-            return {output, h_n, c_n, cells, gates};
-          });
-      list.resize(n + 6);
-      return list;
-    }
-    static const auto op = find_operator<LayerBackwardSignature>("fused_lstm::layer_backward");
-    const bool input_needed = ctx->needs_input_grad(0);
-    at::AutoDispatchBelowADInplaceOrView guard;
-    return in_order(
-        op.call(if_defined(gradients[0]), if_defined(gradients[1]), if_defined(gradients[2]),
-                if_defined(gradients[3]), if_defined(gradients[4]), inputs[0], inputs[1], inputs[2],
-                at::TensorList(inputs).slice(3), if_defined(saved[n]), if_defined(saved[n + 1]),
-                if_defined(saved[n + 2]), batch_sizes, lengths, reset, reset_to_initial,
-                input_needed, any_needed(ctx, 3, n)),
-        input_needed, n - 3, /*others=*/6);
-  }
-};
-
-FiveTensors layer(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor& c_0,
-                  at::TensorList weights, const OptionalTensor& batch_sizes,
-                  const OptionalTensor& lengths, const OptionalTensor& reset, bool reset_to_initial,
-                  bool keep_states, bool recompute) {
-  if (!differentiates(input, h_0, c_0, weights)) {
-    return call_layer(input, h_0, c_0, weights, batch_sizes, lengths, reset, reset_to_initial,
-                      keep_states);
-  }
-  const variable_list r = LayerFunction::apply(input, h_0, c_0, weights, batch_sizes, lengths,
-                                               reset, reset_to_initial, keep_states, recompute);
-  return {r[0], r[1], r[2], r[3], r[4]};
-}
-
-FourTensors call_cell(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor& c_0,
-                      at::TensorList weights, bool keep_states) {
+CellResult call_cell(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor& c_0,
+                     at::TensorList weights, bool keep_states) {
   static const auto op = find_operator<CellSignature>("fused_lstm::cell");
   at::AutoDispatchBelowADInplaceOrView guard;
   return op.call(input, h_0, c_0, weights, keep_states);
 }
 
-class CellFunction : public torch::autograd::Function<CellFunction> {
+// The backward pass reads the output of every step but a direction's last. The output of a single
+// step is not saved, so that the caller may change it in place.
+bool reads_output(const at::Tensor& input, const OptionalTensor& batch_sizes) {
+  const c10::SymInt steps = batch_sizes ? batch_sizes->sym_size(0) : input.sym_size(0);
+  return !steps.sym_eq(1).guard_or_false(__FILE__, __LINE__);
+}
+
+// The gradients of a cell's h_n [B, H], c_n [B, H], cells [B, H] and gates [B, 4H] as those of a
+// layer of one step.
+variable_list as_layer(const variable_list& gradients) {
+  const auto step = [](const at::Tensor& x) { return x.defined() ? x.unsqueeze(0) : x; };
+  return {{},
+          step(gradients[0]),
+          step(gradients[1]),
+          step(step(gradients[2])),
+          step(step(gradients[3]))};
+}
+
+// The node of a layer or of a cell: forward runs the operator, backward treats the cell, whose h_0
+// is [B, H], as a layer of one step.
+class LayerFunction : public torch::autograd::Function<LayerFunction> {
  public:
   static variable_list forward(AutogradContext* ctx, const at::Tensor& input, const at::Tensor& h_0,
-                               const at::Tensor& c_0, at::TensorList weights) {
-    auto [h_n, c_n, cells, gates] = call_cell(input, h_0, c_0, weights, /*keep_states=*/true);
-    save(ctx, input, h_0, c_0, weights, {cells, gates});
-    return {h_n, c_n, cells, gates};
+                               const at::Tensor& c_0, at::TensorList weights,
+                               const LayerOptions& options, bool keep_states, bool recompute,
+                               bool is_cell) {
+    ctx->set_materialize_grads(false);
+    SavedLayer saved = {input, h_0, c_0, weights.vec(), options, {}};
+    if (is_cell) {
+      const auto [h_n, c_n, cells, gates] = call_cell(input, h_0, c_0, weights, keep_states);
+      saved.states = {{}, cells, gates};
+      saved.pack(ctx);
+      return {h_n, c_n, cells, gates};
+    }
+    const auto [output, h_n, c_n, cells, gates] =
+        call_layer({input, h_0, c_0, weights, options}, keep_states || !recompute);
+    if (reads_output(input, options.batch_sizes)) saved.states.output = output;
+    if (!recompute) {
+      saved.states.cells = cells;
+      saved.states.gates = gates;
+    } else if (!keep_states) {
+      ctx->mark_non_differentiable({cells, gates});  // empty
+    }
+    saved.pack(ctx);
+    return {output, h_n, c_n, cells, gates};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
-    const variable_list saved = ctx->get_saved_variables();
-    const int64_t n = ctx->saved_data["differentiable"].toInt();
-    const variable_list inputs(saved.begin(), saved.begin() + n);
+    SavedLayer saved = SavedLayer::unpack(ctx);
+    const bool is_cell = saved.h_0.dim() == 2;
+    const size_t inputs = 3 + saved.weights.size();
+    variable_list found = needs_reference(gradients) ? by_reference(saved, gradients, is_cell)
+                                                     : by_operator(ctx, saved, gradients, is_cell);
+    found.resize(inputs + 4);  // the other arguments of forward have no gradient
+    return found;
+  }
 
-    if (needs_reference(gradients)) {
-      static const auto reference = find_operator<LayerSignature>("fused_lstm::layer_reference");
-      return reference_gradients(inputs, gradients, [&](const variable_list& x) -> variable_list {
-        const auto [output, h_n, c_n, cells, gates] =
-            reference.call(x[0].unsqueeze(0), x[1].unsqueeze(0), x[2].unsqueeze(0),
-                           at::TensorList(x).slice(3), {}, {}, {}, false, true, false);
-        return {h_n.squeeze(0), c_n.squeeze(0), cells.squeeze(0).squeeze(0),
-                gates.squeeze(0).squeeze(0)};
-      });
-    }
-    static const auto op = find_operator<CellBackwardSignature>("fused_lstm::cell_backward");
-    const bool input_needed = ctx->needs_input_grad(0);
+ private:
+  static variable_list by_reference(const SavedLayer& saved, const variable_list& gradients,
+                                    bool is_cell) {
+    static const auto op = find_operator<LayerSignature>("fused_lstm::layer_reference");
+    variable_list inputs = {saved.input, saved.h_0, saved.c_0};
+    inputs.insert(inputs.end(), saved.weights.begin(), saved.weights.end());
+    return reference_gradients(
+        inputs, is_cell ? as_layer(gradients) : gradients, [&](variable_list x) -> variable_list {
+          if (is_cell) {
+            for (int i = 0; i < 3; ++i) x[i] = x[i].unsqueeze(0);
+          }
+          const auto [output, h_n, c_n, cells, gates] =
+              call(op, {x[0], x[1], x[2], at::TensorList(x).slice(3), saved.options},
+                   /*keep_states=*/true, /*recompute=*/false);
+          return {output, h_n, c_n, cells, gates};
+        });
+  }
+
+  // Overwrites a cell's saved tensors with views of them.
+  static variable_list by_operator(AutogradContext* ctx, SavedLayer& saved, variable_list gradients,
+                                   bool is_cell) {
+    static const auto op = find_operator<LayerBackwardSignature>("fused_lstm::layer_backward");
     at::AutoDispatchBelowADInplaceOrView guard;
-    return in_order(op.call(if_defined(gradients[0]), if_defined(gradients[1]),
-                            if_defined(gradients[2]), if_defined(gradients[3]), inputs[0],
-                            inputs[1], inputs[2], at::TensorList(inputs).slice(3), saved[n],
-                            saved[n + 1], input_needed, any_needed(ctx, 3, n)),
-                    input_needed, n - 3, /*others=*/0);
+    LayerStates& states = saved.states;
+    if (is_cell) {
+      gradients = as_layer(gradients);
+      const bool h_0_requires_grad = saved.h_0.requires_grad();
+      for (at::Tensor* x : {&saved.input, &saved.h_0, &saved.c_0}) *x = x->unsqueeze(0);
+      saved.h_0.set_requires_grad(h_0_requires_grad);  // which torch.utils.flop_counter reads
+      for (OptionalTensor* x : {&states.cells, &states.gates}) *x = (*x)->unsqueeze(0).unsqueeze(0);
+    }
+    const bool input_needed = ctx->needs_input_grad(0);
+    bool weights_needed = false;
+    for (size_t i = 0; i < saved.weights.size(); ++i) {
+      weights_needed = weights_needed || ctx->needs_input_grad(3 + i);
+    }
+    const LayerOptions& options = saved.options;
+    auto [grad_input, grad_h_0, grad_c_0, grad_weights] = op.call(
+        if_defined(gradients[0]), if_defined(gradients[1]), if_defined(gradients[2]),
+        if_defined(gradients[3]), if_defined(gradients[4]), saved.input, saved.h_0, saved.c_0,
+        saved.weights, states.output, states.cells, states.gates, options.batch_sizes,
+        options.lengths, options.reset, options.reset_to_initial, input_needed, weights_needed);
+    variable_list found = {input_needed ? grad_input : at::Tensor(), grad_h_0, grad_c_0};
+    if (is_cell) {
+      for (at::Tensor& x : found) x = x.defined() ? x.squeeze(0) : x;
+    }
+    grad_weights.resize(saved.weights.size());
+    found.insert(found.end(), grad_weights.begin(), grad_weights.end());
+    return found;
   }
 };
 
-FourTensors cell(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor& c_0,
-                 at::TensorList weights, bool keep_states) {
+LayerResult layer(const LayerArguments& a, bool keep_states, bool recompute) {
+  if (!differentiates(a.input, a.h_0, a.c_0, a.weights)) return call_layer(a, keep_states);
+  const variable_list r = LayerFunction::apply(a.input, a.h_0, a.c_0, a.weights, a.options,
+                                               keep_states, recompute, /*is_cell=*/false);
+  return {r[0], r[1], r[2], r[3], r[4]};
+}
+
+CellResult cell(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor& c_0,
+                at::TensorList weights, bool keep_states) {
   if (!differentiates(input, h_0, c_0, weights)) {
     return call_cell(input, h_0, c_0, weights, keep_states);
   }
-  const variable_list r = CellFunction::apply(input, h_0, c_0, weights);
+  const variable_list r = LayerFunction::apply(input, h_0, c_0, weights, LayerOptions{},
+                                               /*keep_states=*/true, /*recompute=*/false,
+                                               /*is_cell=*/true);
   return {r[0], r[1], r[2], r[3]};
 }
 
 }  // namespace
 
 TORCH_LIBRARY_IMPL(fused_lstm, Autograd, m) {
-  m.impl("layer", layer);
+  m.impl("layer", layer_kernel<layer>);
   m.impl("cell", cell);
-  // The nodes above call them below this key, and differentiate the reference instead.
+  // LayerFunction calls it below this key, and differentiates the reference instead.
   m.impl("layer_backward", torch::autograd::autogradNotImplementedFallback());
-  m.impl("cell_backward", torch::autograd::autogradNotImplementedFallback());
 }
 
 }  // namespace fused_lstm

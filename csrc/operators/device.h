@@ -1,5 +1,5 @@
-// What a device does for the layer: matrix products, and the walk over time. csrc/cpu/device.cpp
-// and csrc/cuda/device.cpp implement it; layer.cpp is the only user.
+// What a device does for the layer: GEMMs, and the passes over all time steps. csrc/cpu/launch.cpp
+// and csrc/cuda/launch.cpp implement it; layer.cpp is the only caller.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -21,7 +21,7 @@ struct Sizes {
   bool biases, projected, packed;
 };
 
-// What all directions of a call share.
+// What all directions of a call have in common.
 struct Sequence {
   Sizes sizes;
   std::vector<int64_t> offsets;       // [T + 1] of a packed sequence, else empty
@@ -36,46 +36,53 @@ struct Sequence {
     return {lengths ? lengths->const_data_ptr<int64_t>() : nullptr,
             reset ? reset->const_data_ptr<bool>() : nullptr, reset_to_initial};
   }
-  // [B]: sequences whose first step, in the forward direction, starts from zero whatever the
-  // initial state says. Absent: none can.
-  std::optional<at::Tensor> starts_from_zero() const;
 };
 
 // One direction's weights, as nn.LSTM has them; those that the layer lacks are undefined.
 struct Weights {
-  at::Tensor ih, hh, bias_ih, bias_hh, hr;
+  at::Tensor ih;                // [4H, D]
+  at::Tensor hh;                // [4H, P]
+  at::Tensor bias_ih, bias_hh;  // [4H]
+  at::Tensor hr;                // [P, H]
 };
 
-// All directions of one call; what they have each is stacked in the first dimension. All tensors
-// are contiguous; those that nobody wants are undefined. N is T * B, or the rows of a packed
-// sequence.
+// The tensors of one call, all directions stacked in the first dimension where there is one. All
+// are contiguous; optional ones that a call lacks are undefined. N is T * B, or the rows of a
+// packed sequence.
 struct ForwardTensors {
   std::vector<Weights> weights;
   at::Tensor input;  // [N, D]
   at::Tensor h_0;    // [directions, B, P]
   at::Tensor c_0;    // [directions, B, H]; CellState says in which type
-  // To be filled:
-  at::Tensor output;        // [N, directions * P]
-  at::Tensor h_n, c_n;      // as h_0 and c_0
-  at::Tensor gates, cells;  // [directions, N, 4H], and [directions, N, H] of accum_type
+  // Outputs:
+  at::Tensor output;    // [N, directions * P]
+  at::Tensor h_n, c_n;  // as h_0 and c_0
+  at::Tensor gates;     // [directions, N, 4H] optional
+  at::Tensor cells;     // [directions, N, H] of accum_type, optional
 };
 
 struct BackwardTensors {
-  std::vector<Weights> weights;  // without biases
-  at::Tensor h_0, c_0, gates, cells;
-  at::Tensor output;  // undefined where T == 1
-  at::Tensor grad_output, grad_cells, grad_gates;
-  // In: the gradients of the last states, out: of the first. accum_type.
-  at::Tensor grad_hidden, grad_cell;
-  at::Tensor grad_h_0, grad_c_0;  // added to at resets to the initial state
-  // To be filled, operand_type:
+  std::vector<Weights> weights;
+  at::Tensor input;               // [N, D], read by recompute alone
+  at::Tensor h_0, c_0;            // as in ForwardTensors
+  at::Tensor output;              // [N, directions * P], undefined where T == 1
+  at::Tensor gates, cells;        // as in ForwardTensors, outputs of recompute
+  at::Tensor grad_output;         // as output, optional
+  at::Tensor grad_cells;          // as cells, optional
+  at::Tensor grad_gates;          // as gates, optional
+  at::Tensor grad_hidden;         // [directions, B, P] of accum_type; in: the gradient of h_n, out:
+                                  // of the hidden state that entered the first step
+  at::Tensor grad_cell;           // [directions, B, H] likewise
+  at::Tensor grad_h_0, grad_c_0;  // as grad_hidden and grad_cell, for resets to the initial state,
+                                  // whose gradients are added to them
+  // Outputs, of operand_type:
   at::Tensor grad_preactivations;  // [directions, N, 4H]
   at::Tensor h_prev;               // [directions, N, P] the hidden state that entered each step
-  at::Tensor grad_projection;      // [directions, N, P] with a projection
-  at::Tensor unprojected;          // [directions, N, H] with a projection
+  at::Tensor grad_projection;      // [directions, N, P] of h, with a projection
+  at::Tensor unprojected;          // [directions, N, H] o tanh(c), with a projection
 };
 
-// The part of a plan's problem that the sizes tell.
+// The sizes as a plan's problem; what depends on the device is left zero.
 inline Problem problem_of(const Sizes& sizes) {
   Problem problem = {};
   problem.length = sizes.T;
@@ -92,19 +99,21 @@ inline Problem problem_of(const Sizes& sizes) {
 class Device {
  public:
   virtual ~Device() = default;
-  // The type that products read, for a layer whose tensors have type `storage`.
+  // The type of GEMM operands, for a layer whose tensors have type `storage`.
   virtual at::ScalarType operand_type(at::ScalarType storage) const = 0;
   // out [M, N] = a [M, K] b [K, N], added to what is there if `accumulate`. a and b may be
   // transposed views; their type is operand_type(storage), out's is that or the accumulation type.
   virtual void gemm(at::Tensor& out, const at::Tensor& a, const at::Tensor& b,
                     bool accumulate) const = 0;
   virtual void forward(const Sequence& sequence, const ForwardTensors& layer) const = 0;
+  // Fills layer.gates and layer.cells with what the forward pass had there.
+  virtual void recompute(const Sequence& sequence, const BackwardTensors& layer) const = 0;
   virtual void backward(const Sequence& sequence, const BackwardTensors& layer) const = 0;
 };
 
 const Device& cpu_device();
 const Device& cuda_device();
-// What a plan knows of a CUDA device, asked once.
+// CUDA device `index` as a plan sees it; cached.
 const Gpu& gpu_of(int index);
 
 // float32 or wider: the type of sums and of the cell state.
@@ -112,29 +121,25 @@ inline at::ScalarType accum_type(at::ScalarType storage) {
   return storage == at::kDouble ? at::kDouble : at::kFloat;
 }
 
-// at::empty; on a CPU without the dispatcher, which small calls would feel.
+// at::empty; on a CPU without the dispatcher, whose overhead is noticeable in small calls.
 inline at::Tensor allocate(at::IntArrayRef sizes, const at::TensorOptions& options) {
   if (options.device().is_cpu()) return torch_private::empty_on_cpu(sizes, options, 0);
   return at::empty(sizes, options);
 }
 
-// Where a tensor begins, or its part of direction d; null if it is undefined.
+// The first element of a tensor, or of its slice [d]; null if it is undefined.
 template <class T>
 T* pointer(const at::Tensor& tensor, int64_t d = 0) {
   return tensor.defined() ? static_cast<T*>(tensor.data_ptr()) + d * tensor.stride(0) : nullptr;
 }
-// Direction d's cell state [B, H] as the caller has it, in a layer stored as `storage`.
+// Direction d of c_0 or c_n, [B, H], in a layer whose tensors have type `storage`.
 template <class Storage, class Accum>
 CellState<Storage, Accum> cell_state(const at::Tensor& cell, at::ScalarType storage, int64_t d) {
   if (cell.scalar_type() == storage) return {pointer<Storage>(cell, d), nullptr};
   return {nullptr, pointer<Accum>(cell, d)};
 }
-// [directions, ...] -> [...]
-inline at::Tensor direction_of(const at::Tensor& tensor, int64_t d) {
-  return tensor.defined() ? tensor.select(0, d) : tensor;
-}
 
-// What the parameters of both walks have in common, for direction d.
+// The parameters that forward and backward kernels have in common, for direction d.
 template <class Params, class Storage, class Accum, class Layer>
 Params common_params(const Sequence& sequence, const Layer& layer, int64_t d) {
   const Sizes& sizes = sequence.sizes;

@@ -1,16 +1,14 @@
-// What one call of the layer computes: checks, allocation and the large products around the walk
-// over time, the same for every device.
+// What one call of the layer computes, the same for every device: checks, allocation, and the GEMMs
+// over all steps that give the gradients of the input and of the weights.
 #include "operators/layer.h"
 
 #include <ATen/ops/arange.h>
 #include <ATen/ops/zeros_like.h>
 
-#include "operators/recompute.h"
-
 namespace fused_lstm {
 namespace {
 
-// One direction's part of the weight list.
+// One direction's weights in the list.
 Weights weights_of(const at::TensorList& list, const Sizes& sizes, int64_t direction) {
   const size_t each = list.size() / sizes.directions;
   const at::Tensor* first = list.data() + direction * each;
@@ -30,7 +28,7 @@ void check_place(const char* name, const at::Tensor& tensor, at::IntArrayRef sha
               ", must be on the input's device ", input.device());
 }
 
-// Of the input's dtype; or, where the layer has sums of a wider one, of that, if `or_wider`.
+// The dtype must be the input's or, with `or_wider`, may be that of the sums.
 void check_dtype(const char* name, at::ScalarType dtype, const at::Tensor& input, bool or_wider) {
   const at::ScalarType storage = input.scalar_type(), wider = accum_type(storage);
   if (dtype == storage || (or_wider && dtype == wider)) return;
@@ -44,7 +42,7 @@ void check_matrix(const char* name, const at::Tensor& tensor, at::IntArrayRef sh
   check_dtype(name, tensor.scalar_type(), input, or_wider);
 }
 
-// A cell state of fewer bits than the input counts in the input's dtype.
+// The dtype in which c_0 is read and c_n returned: a c_0 narrower than the input is widened to it.
 at::ScalarType cell_type(const at::Tensor& c_0, const at::Tensor& input) {
   return c10::promoteTypes(c_0.scalar_type(), input.scalar_type());
 }
@@ -55,11 +53,9 @@ at::Tensor in_cell_type(const at::Tensor& c_0, const at::Tensor& input) {
 
 void check_mask(const char* name, const at::Tensor& tensor, at::IntArrayRef shape,
                 at::ScalarType dtype, const at::Tensor& input) {
-  TORCH_CHECK(tensor.sizes() == shape, name, " has shape ", tensor.sizes(), ", must be ", shape);
+  check_place(name, tensor, shape, input);
   TORCH_CHECK(tensor.scalar_type() == dtype, name, " has dtype ", tensor.scalar_type(),
               ", must be ", dtype);
-  TORCH_CHECK(tensor.device() == input.device(), name, " is on ", tensor.device(),
-              ", must be on the input's device ", input.device());
 }
 
 // The first row of each step of a packed sequence of N rows.
@@ -82,28 +78,28 @@ std::vector<int64_t> packed_offsets(const at::Tensor& batch_sizes, int64_t N) {
   return offsets;
 }
 
-Sequence check(const LayerArguments& a) {
-  const bool packed = a.batch_sizes.has_value();
+// The sizes of a call, and the first row of each step if it is packed; the weights are only
+// counted.
+Sequence sequence_of(const LayerArguments& a) {
+  Sequence sequence = {};
+  Sizes& s = sequence.sizes;
   const at::Tensor& input = a.input;
-  TORCH_CHECK(input.dim() == (packed ? 2 : 3), "input must be ",
-              packed ? "[N, D] with batch_sizes" : "[T, B, D]", ", got ", input.dim(),
+  s.packed = a.options.batch_sizes.has_value();
+  TORCH_CHECK(input.dim() == (s.packed ? 2 : 3), "input must be ",
+              s.packed ? "[N, D] with batch_sizes" : "[T, B, D]", ", got ", input.dim(),
               " dimensions");
   TORCH_CHECK(a.h_0.dim() == 3 && a.c_0.dim() == 3,
               "h_0 and c_0 must be [directions, B, P] and [directions, B, H], got shapes ",
               a.h_0.sizes(), " and ", a.c_0.sizes());
-
-  Sequence sequence = {};
-  Sizes& s = sequence.sizes;
-  s.packed = packed;
   s.D = input.size(-1);
   s.H = a.c_0.size(2);
   s.P = a.h_0.size(2);
   s.directions = a.h_0.size(0);
   TORCH_CHECK(s.directions == 1 || s.directions == 2, "h_0 has ", s.directions,
               " directions, must have 1 or 2");
-  if (packed) {
+  if (s.packed) {
     s.N = input.size(0);
-    sequence.offsets = packed_offsets(*a.batch_sizes, s.N);
+    sequence.offsets = packed_offsets(*a.options.batch_sizes, s.N);
     s.T = static_cast<int64_t>(sequence.offsets.size()) - 1;
     s.B = s.T > 0 ? sequence.offsets[1] : 0;
   } else {
@@ -120,72 +116,80 @@ Sequence check(const LayerArguments& a) {
   s.biases = each >= 4;
   s.projected = each % 2 == 1;
   TORCH_CHECK(s.projected || s.P == s.H, "h_0 has ", s.P, " features, must have c_0's ", s.H);
-
-  check_matrix("h_0", a.h_0, {s.directions, s.B, s.P}, input);
-  check_place("c_0", a.c_0, {s.directions, s.B, s.H}, input);
-  check_dtype("c_0", cell_type(a.c_0, input), input, /*or_wider=*/true);
-  for (int64_t d = 0; d < s.directions; ++d) {
-    const Weights w = weights_of(a.weights, s, d);
-    check_matrix("weight_ih", w.ih, {4 * s.H, s.D}, input);
-    check_matrix("weight_hh", w.hh, {4 * s.H, s.P}, input);
-    if (s.biases) {
-      check_matrix("bias_ih", w.bias_ih, {4 * s.H}, input, /*or_wider=*/true);
-      check_matrix("bias_hh", w.bias_hh, {4 * s.H}, input, /*or_wider=*/true);
-    }
-    if (s.projected) check_matrix("weight_hr", w.hr, {s.P, s.H}, input);
-  }
-  TORCH_CHECK(!packed || !(a.lengths || a.reset),
-              "lengths and reset go with padded input, not with batch_sizes");
-  if (a.lengths) {
-    check_mask("lengths", *a.lengths, {s.B}, at::kLong, input);
-    sequence.lengths = a.lengths->contiguous();
-    if (input.device().is_cpu()) {  // elsewhere a look at the values would wait for the device
-      for (int64_t b = 0; b < s.B; ++b) {
-        const int64_t length = sequence.lengths->const_data_ptr<int64_t>()[b];
-        TORCH_CHECK(length >= 0 && length <= s.T, "lengths[", b, "] is ", length,
-                    ", must be between 0 and the input's ", s.T, " steps");
-      }
-    }
-  }
-  if (a.reset) {
-    check_mask("reset", *a.reset, {s.T, s.B}, at::kBool, input);
-    sequence.reset = a.reset->contiguous();
-  }
-  sequence.reset_to_initial = a.reset_to_initial;
   return sequence;
 }
 
-const Device& device_for([[maybe_unused]] const at::Tensor& tensor) {
-#ifdef FUSED_LSTM_WITH_CUDA
-  if (tensor.is_cuda()) return cuda_device();
-#endif
-  return cpu_device();
+void check_states_and_weights(const LayerArguments& a, const Sizes& s) {
+  check_matrix("h_0", a.h_0, {s.directions, s.B, s.P}, a.input);
+  check_place("c_0", a.c_0, {s.directions, s.B, s.H}, a.input);
+  check_dtype("c_0", cell_type(a.c_0, a.input), a.input, /*or_wider=*/true);
+  for (int64_t d = 0; d < s.directions; ++d) {
+    const Weights w = weights_of(a.weights, s, d);
+    check_matrix("weight_ih", w.ih, {4 * s.H, s.D}, a.input);
+    check_matrix("weight_hh", w.hh, {4 * s.H, s.P}, a.input);
+    if (s.biases) {
+      check_matrix("bias_ih", w.bias_ih, {4 * s.H}, a.input, /*or_wider=*/true);
+      check_matrix("bias_hh", w.bias_hh, {4 * s.H}, a.input, /*or_wider=*/true);
+    }
+    if (s.projected) check_matrix("weight_hr", w.hr, {s.P, s.H}, a.input);
+  }
+}
+
+void check_lengths(const at::Tensor& lengths, const Sizes& s, const at::Tensor& input) {
+  check_mask("lengths", lengths, {s.B}, at::kLong, input);
+  if (!input.device().is_cpu()) return;  // reading the values would wait for the device
+  const at::Tensor values = lengths.contiguous();
+  for (int64_t b = 0; b < s.B; ++b) {
+    const int64_t length = values.const_data_ptr<int64_t>()[b];
+    TORCH_CHECK(length >= 0 && length <= s.T, "lengths[", b, "] is ", length,
+                ", must be between 0 and the input's ", s.T, " steps");
+  }
+}
+
+Sequence check(const LayerArguments& a) {
+  Sequence sequence = sequence_of(a);
+  const Sizes& s = sequence.sizes;
+  check_states_and_weights(a, s);
+  const LayerOptions& options = a.options;
+  TORCH_CHECK(!s.packed || !(options.lengths || options.reset),
+              "lengths and reset go with padded input, not with batch_sizes");
+  if (options.lengths) {
+    check_lengths(*options.lengths, s, a.input);
+    sequence.lengths = options.lengths->contiguous();
+  }
+  if (options.reset) {
+    check_mask("reset", *options.reset, {s.T, s.B}, at::kBool, a.input);
+    sequence.reset = options.reset->contiguous();
+  }
+  sequence.reset_to_initial = options.reset_to_initial;
+  return sequence;
 }
 
 at::Tensor operand(const Device& device, const at::Tensor& tensor) {
-  return tensor.defined() ? tensor.to(device.operand_type(tensor.scalar_type())).contiguous()
-                          : tensor;
+  return tensor.to(device.operand_type(tensor.scalar_type())).contiguous();
 }
 
-Weights contiguous(Weights weights) {
-  for (at::Tensor* w :
-       {&weights.ih, &weights.hh, &weights.bias_ih, &weights.bias_hh, &weights.hr}) {
-    if (w->defined()) *w = w->contiguous();
+// Every direction's weights as the kernels read them: contiguous, the biases in the input's dtype.
+// Wider biases become two of that dtype: their sum rounded, and the rounding error.
+std::vector<Weights> prepared_weights(const LayerArguments& a, const Sizes& s) {
+  const at::ScalarType storage = a.input.scalar_type();
+  std::vector<Weights> all;
+  for (int64_t d = 0; d < s.directions; ++d) {
+    Weights w = weights_of(a.weights, s, d);
+    if (s.biases && (w.bias_ih.scalar_type() != storage || w.bias_hh.scalar_type() != storage)) {
+      const at::Tensor sum = w.bias_ih.to(accum_type(storage)).add(w.bias_hh);  // [4H]
+      w.bias_ih = sum.to(storage);
+      w.bias_hh = sum.sub(w.bias_ih).to(storage);
+    }
+    for (at::Tensor* tensor : {&w.ih, &w.hh, &w.bias_ih, &w.bias_hh, &w.hr}) {
+      if (tensor->defined()) *tensor = tensor->contiguous();
+    }
+    all.push_back(w);
   }
-  return weights;
+  return all;
 }
 
-// The kernels add both biases, in the type of storage, to sums of a wider one. Biases wider than
-// that become the two parts of their sum: its rounded value, and what the rounding has left.
-void split_biases(Weights& w, at::ScalarType storage) {
-  if (w.bias_ih.scalar_type() == storage && w.bias_hh.scalar_type() == storage) return;
-  const at::ScalarType accum = accum_type(storage);
-  const at::Tensor sum = w.bias_ih.to(accum).add(w.bias_hh);  // [4H]
-  w.bias_ih = sum.to(storage);
-  w.bias_hh = sum.sub(w.bias_ih).to(storage);
-}
-
-// [..., width] of the layer's rows: [T, B, width], or [N, width] of a packed sequence.
+// [T, B, width], or [N, width] if packed; after [directions], if given.
 std::vector<int64_t> rows_shape(const Sizes& s, int64_t width, int64_t directions = 0) {
   std::vector<int64_t> shape;
   if (directions) shape.push_back(directions);
@@ -198,25 +202,66 @@ std::vector<int64_t> rows_shape(const Sizes& s, int64_t width, int64_t direction
   return shape;
 }
 
-}  // namespace
-
-std::optional<at::Tensor> Sequence::starts_from_zero() const {
-  if (!reset || reset_to_initial) return std::nullopt;
-  const at::Tensor first = reset->select(0, 0);
-  return lengths ? first.logical_and(lengths->gt(0)) : first;
+// The kernels leave the gradient of the hidden state that entered a direction's first step in
+// grad_hidden [B, P], and replace h_0 by zero where an episode starts there. Only the forward
+// direction can start one at its first step.
+void drop_gradient_of_replaced(const Sequence& sequence, at::Tensor grad_hidden) {
+  if (!sequence.reset || sequence.reset_to_initial) return;
+  at::Tensor starts = sequence.reset->select(0, 0);  // [B]
+  if (sequence.lengths) starts = starts.logical_and(sequence.lengths->gt(0));
+  grad_hidden.masked_fill_(starts.unsqueeze(1), 0);
 }
 
-LayerResult layer_forward(const LayerArguments& arguments, bool keep_states) {
+// Of each direction, in the order of arguments.weights: one GEMM over all rows for each weight.
+std::vector<at::Tensor> weight_gradients(const Device& device, const Sequence& sequence,
+                                         const BackwardTensors& layer,
+                                         const LayerArguments& arguments) {
+  const Sizes& s = sequence.sizes;
+  const at::ScalarType storage = arguments.input.scalar_type();
+  at::Tensor x = operand(device, layer.input);
+  if (sequence.lengths) {
+    // The gradient is 0 in the padding, but 0 * x is NaN if x is, so x must be 0 too.
+    const at::Tensor steps = at::arange(s.T, sequence.lengths->options()).unsqueeze(1);
+    x = x.masked_fill(steps.ge(*sequence.lengths).unsqueeze(2), 0);
+  }
+  x = x.view({s.N, s.D});
+  const auto gradient = [&](const at::Tensor& rows, const at::Tensor& columns) {
+    at::Tensor grad = allocate({rows.size(1), columns.size(1)}, x.options());
+    device.gemm(grad, rows.t(), columns, /*accumulate=*/false);
+    return grad.to(storage);
+  };
+  std::vector<at::Tensor> all;
+  for (int64_t d = 0; d < s.directions; ++d) {
+    const at::Tensor grad = layer.grad_preactivations.select(0, d);  // [N, 4H]
+    all.push_back(gradient(grad, x));
+    all.push_back(gradient(grad, layer.h_prev.select(0, d)));
+    if (s.biases) {
+      const Weights original = weights_of(arguments.weights, s, d);
+      const at::ScalarType ih = original.bias_ih.scalar_type();
+      const at::ScalarType hh = original.bias_hh.scalar_type();
+      const bool wide = ih != storage || hh != storage;
+      const at::Tensor sum =  // [4H]
+          wide ? grad.sum(0, /*keepdim=*/false, accum_type(storage)) : grad.sum(0);
+      all.push_back(sum.to(ih));
+      all.push_back(sum.to(hh, /*non_blocking=*/false, /*copy=*/true));
+    }
+    if (s.projected) {
+      all.push_back(gradient(layer.grad_projection.select(0, d), layer.unprojected.select(0, d)));
+    }
+  }
+  return all;
+}
+
+}  // namespace
+
+LayerResult layer_forward(const Device& device, const LayerArguments& arguments, bool keep_states) {
   const Sequence sequence = check(arguments);
   const Sizes& s = sequence.sizes;
   const at::TensorOptions options = arguments.input.options();
   const at::TensorOptions accums = options.dtype(accum_type(arguments.input.scalar_type()));
 
   ForwardTensors layer;
-  for (int64_t d = 0; d < s.directions; ++d) {
-    layer.weights.push_back(contiguous(weights_of(arguments.weights, s, d)));
-    if (s.biases) split_biases(layer.weights.back(), arguments.input.scalar_type());
-  }
+  layer.weights = prepared_weights(arguments, s);
   layer.input = arguments.input.contiguous();
   layer.h_0 = arguments.h_0.contiguous();
   layer.c_0 = in_cell_type(arguments.c_0, arguments.input);
@@ -227,7 +272,7 @@ LayerResult layer_forward(const LayerArguments& arguments, bool keep_states) {
     layer.gates = allocate(rows_shape(s, 4 * s.H, s.directions), options);
     layer.cells = allocate(rows_shape(s, s.H, s.directions), accums);
   }
-  if (s.N > 0) device_for(layer.input).forward(sequence, layer);
+  if (s.N > 0) device.forward(sequence, layer);
 
   const auto or_empty = [](const at::Tensor& tensor, const at::TensorOptions& its_options) {
     return tensor.defined() ? tensor : allocate({0}, its_options);
@@ -236,14 +281,11 @@ LayerResult layer_forward(const LayerArguments& arguments, bool keep_states) {
           or_empty(layer.gates, options)};
 }
 
-LayerInputGradients layer_backward(const LayerGradients& gradients, const LayerArguments& arguments,
-                                   const std::optional<at::Tensor>& output,
-                                   const std::optional<at::Tensor>& cells,
-                                   const std::optional<at::Tensor>& gates, bool input_needed,
-                                   bool weights_needed) {
+InputGradients layer_backward(const Device& device, const LayerGradients& gradients,
+                              const LayerArguments& arguments, const LayerStates& states,
+                              bool input_needed, bool weights_needed) {
   const Sequence sequence = check(arguments);
   const Sizes& s = sequence.sizes;
-  const Device& device = device_for(arguments.input);
   const at::ScalarType storage = arguments.input.scalar_type();
   const at::ScalarType accum = accum_type(storage);
   const at::TensorOptions options = arguments.input.options();
@@ -251,28 +293,28 @@ LayerInputGradients layer_backward(const LayerGradients& gradients, const LayerA
   const auto given = [](const std::optional<at::Tensor>& gradient, at::ScalarType dtype) {
     return gradient ? gradient->to(dtype).contiguous() : at::Tensor();
   };
-  // The states' gradients on their way back through time, [directions, B, P] and [.., H].
+  // The gradients of the running states, [directions, B, P] and [directions, B, H].
   const auto carried = [&](const std::optional<at::Tensor>& gradient, const at::Tensor& like) {
     return gradient ? gradient->to(options.dtype(accum), false, /*copy=*/true).contiguous()
                     : allocate(like.sizes(), options.dtype(accum)).zero_();
   };
 
   BackwardTensors layer;
-  for (int64_t d = 0; d < s.directions; ++d) {
-    layer.weights.push_back(contiguous(weights_of(arguments.weights, s, d)));
-  }
+  layer.weights = prepared_weights(arguments, s);
+  const bool recompute = !states.cells || !states.gates;
+  if (recompute || weights_needed) layer.input = arguments.input.contiguous();
   layer.h_0 = arguments.h_0.contiguous();
   layer.c_0 = in_cell_type(arguments.c_0, arguments.input);
   if (s.T > 1) {
-    TORCH_CHECK(output, "output is missing, must be given for more than one step");
-    layer.output = output->contiguous();
+    TORCH_CHECK(states.output, "output is missing, must be given for more than one step");
+    layer.output = states.output->contiguous();
   }
-  if (cells && gates) {
-    layer.cells = cells->contiguous();
-    layer.gates = gates->contiguous();
-  } else {
-    recompute_states(device, sequence, arguments.input, layer);
-  }
+  layer.h_prev = allocate({s.directions, s.N, s.P}, operands);
+  layer.cells = recompute ? allocate({s.directions, s.N, s.H}, options.dtype(accum))
+                          : states.cells->contiguous();
+  layer.gates =
+      recompute ? allocate({s.directions, s.N, 4 * s.H}, options) : states.gates->contiguous();
+  if (recompute && s.N > 0) device.recompute(sequence, layer);
   layer.grad_output = given(gradients.output, storage);
   layer.grad_cells = given(gradients.cells, accum);
   layer.grad_gates = given(gradients.gates, storage);
@@ -283,16 +325,13 @@ LayerInputGradients layer_backward(const LayerGradients& gradients, const LayerA
     layer.grad_c_0 = at::zeros_like(layer.grad_cell);
   }
   layer.grad_preactivations = allocate({s.directions, s.N, 4 * s.H}, operands);
-  layer.h_prev = allocate({s.directions, s.N, s.P}, operands);
   if (s.projected) {
     layer.grad_projection = allocate({s.directions, s.N, s.P}, operands);
     layer.unprojected = allocate({s.directions, s.N, s.H}, operands);
   }
   if (s.N > 0) device.backward(sequence, layer);
 
-  if (const auto from_zero = sequence.starts_from_zero()) {
-    layer.grad_hidden.select(0, 0).masked_fill_(from_zero->unsqueeze(1), 0);
-  }
+  drop_gradient_of_replaced(sequence, layer.grad_hidden.select(0, 0));
   if (layer.grad_h_0.defined()) {
     layer.grad_hidden.add_(layer.grad_h_0);
     layer.grad_cell.add_(layer.grad_c_0);
@@ -309,37 +348,7 @@ LayerInputGradients layer_backward(const LayerGradients& gradients, const LayerA
   }
 
   std::vector<at::Tensor> grad_weights;
-  if (weights_needed) {
-    at::Tensor x = operand(device, arguments.input);
-    if (sequence.lengths) {
-      // What stands in the padding, NaN even, must not reach the weights through 0 * x.
-      const at::Tensor steps = at::arange(s.T, sequence.lengths->options()).unsqueeze(1);
-      x = x.masked_fill(steps.ge(*sequence.lengths).unsqueeze(2), 0);
-    }
-    x = x.view({s.N, s.D});
-    const auto grad_weight = [&](const at::Tensor& rows, const at::Tensor& columns) {
-      at::Tensor grad = allocate({rows.size(1), columns.size(1)}, operands);
-      device.gemm(grad, rows.t(), columns, /*accumulate=*/false);
-      return grad.to(storage);
-    };
-    for (int64_t d = 0; d < s.directions; ++d) {
-      const at::Tensor grad = layer.grad_preactivations.select(0, d);
-      grad_weights.push_back(grad_weight(grad, x));
-      grad_weights.push_back(grad_weight(grad, layer.h_prev.select(0, d)));
-      if (s.biases) {
-        const at::ScalarType ih = layer.weights[d].bias_ih.scalar_type();
-        const at::ScalarType hh = layer.weights[d].bias_hh.scalar_type();
-        const bool wide = ih != storage || hh != storage;
-        const at::Tensor sum = wide ? grad.sum(0, /*keepdim=*/false, accum) : grad.sum(0);  // [4H]
-        grad_weights.push_back(sum.to(ih));
-        grad_weights.push_back(sum.to(hh, /*non_blocking=*/false, /*copy=*/true));
-      }
-      if (s.projected) {
-        grad_weights.push_back(
-            grad_weight(layer.grad_projection.select(0, d), layer.unprojected.select(0, d)));
-      }
-    }
-  }
+  if (weights_needed) grad_weights = weight_gradients(device, sequence, layer, arguments);
   return {grad_input, layer.grad_hidden.to(storage),
           layer.grad_cell.to(arguments.c_0.scalar_type()), grad_weights};
 }

@@ -1,7 +1,7 @@
-// Schemas of the operators and their kernels for CPU and CUDA.
+// Schemas of the operators, and their kernels: the same functions for CPU and CUDA, each registered
+// with its Device.
 #include "operators/operators.h"
 
-#include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/library.h>
 
 #include "operators/layer.h"
@@ -9,14 +9,12 @@
 namespace fused_lstm {
 namespace {
 
-FiveTensors layer(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor& c_0,
-                  at::TensorList weights, const OptionalTensor& batch_sizes,
-                  const OptionalTensor& lengths, const OptionalTensor& reset, bool reset_to_initial,
-                  bool keep_states, bool /*recompute*/) {
-  return layer_forward({input, h_0, c_0, weights, batch_sizes, lengths, reset, reset_to_initial},
-                       keep_states);
+template <const Device& (*device)()>
+LayerResult layer(const LayerArguments& arguments, bool keep_states, bool /*recompute*/) {
+  return layer_forward(device(), arguments, keep_states);
 }
 
+template <const Device& (*device)()>
 InputGradients layer_gradients(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
                                const OptionalTensor& grad_c_n, const OptionalTensor& grad_cells,
                                const OptionalTensor& grad_gates, const at::Tensor& input,
@@ -25,24 +23,19 @@ InputGradients layer_gradients(const OptionalTensor& grad_output, const Optional
                                const OptionalTensor& gates, const OptionalTensor& batch_sizes,
                                const OptionalTensor& lengths, const OptionalTensor& reset,
                                bool reset_to_initial, bool input_needed, bool weights_needed) {
-  return layer_backward({grad_output, grad_h_n, grad_c_n, grad_cells, grad_gates},
-                        {input, h_0, c_0, weights, batch_sizes, lengths, reset, reset_to_initial},
-                        output, cells, gates, input_needed, weights_needed);
+  return layer_backward(device(), {grad_output, grad_h_n, grad_c_n, grad_cells, grad_gates},
+                        {input, h_0, c_0, weights, {batch_sizes, lengths, reset, reset_to_initial}},
+                        {output, cells, gates}, input_needed, weights_needed);
 }
 
-// The cell is the layer over one step: [B, ..] seen as [1, B, ..].
-void check_cell(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor& c_0) {
+template <const Device& (*device)()>
+CellResult cell(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor& c_0,
+                at::TensorList weights, bool keep_states) {
   TORCH_CHECK(input.dim() == 2 && h_0.dim() == 2 && c_0.dim() == 2,
               "input, h_0 and c_0 must be [B, D], [B, H] and [B, H], got shapes ", input.sizes(),
               ", ", h_0.sizes(), " and ", c_0.sizes());
-}
-
-FourTensors cell(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor& c_0,
-                 at::TensorList weights, bool keep_states) {
-  check_cell(input, h_0, c_0);
   auto [output, h_n, c_n, cells, gates] = layer_forward(
-      {input.unsqueeze(0), h_0.unsqueeze(0), c_0.unsqueeze(0), weights, {}, {}, {}, false},
-      keep_states);
+      device(), {input.unsqueeze(0), h_0.unsqueeze(0), c_0.unsqueeze(0), weights, {}}, keep_states);
   const at::IntArrayRef shape = c_0.sizes();
   if (keep_states) {
     cells = cells.view(shape);
@@ -51,25 +44,11 @@ FourTensors cell(const at::Tensor& input, const at::Tensor& h_0, const at::Tenso
   return {output.squeeze(0), c_n.squeeze(0), cells, gates};
 }
 
-InputGradients cell_gradients(const OptionalTensor& grad_h_n, const OptionalTensor& grad_c_n,
-                              const OptionalTensor& grad_cells, const OptionalTensor& grad_gates,
-                              const at::Tensor& input, const at::Tensor& h_0, const at::Tensor& c_0,
-                              at::TensorList weights, const at::Tensor& cells,
-                              const at::Tensor& gates, bool input_needed, bool weights_needed) {
-  check_cell(input, h_0, c_0);
-  const auto step = [](const OptionalTensor& gradient) {
-    return gradient ? OptionalTensor(gradient->unsqueeze(0)) : std::nullopt;
-  };
-  const auto states = [](const at::Tensor& tensor) { return tensor.unsqueeze(0).unsqueeze(0); };
-  const auto state_gradient = [&](const OptionalTensor& gradient) {
-    return gradient ? OptionalTensor(states(*gradient)) : std::nullopt;
-  };
-  auto [grad_input, grad_hidden, grad_cell, grad_weights] = layer_backward(
-      {step(grad_h_n), {}, step(grad_c_n), state_gradient(grad_cells), state_gradient(grad_gates)},
-      {input.unsqueeze(0), h_0.unsqueeze(0), c_0.unsqueeze(0), weights, {}, {}, {}, false},
-      /*output=*/{}, states(cells), states(gates), input_needed, weights_needed);
-  return {input_needed ? grad_input.squeeze(0) : grad_input, grad_hidden.squeeze(0),
-          grad_cell.squeeze(0), grad_weights};
+template <const Device& (*device)()>
+void register_operators(torch::Library& m) {
+  m.impl("layer", layer_kernel<layer<device>>);
+  m.impl("layer_backward", layer_gradients<device>);
+  m.impl("cell", cell<device>);
 }
 
 #ifndef FUSED_LSTM_WITH_CUDA
@@ -93,9 +72,8 @@ TORCH_LIBRARY(fused_lstm, m) {
       "layer_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, "
       "Tensor? grad_cells, Tensor? grad_gates, Tensor input, Tensor h_0, Tensor c_0, "
       "Tensor[] weights, Tensor? output, Tensor? cells, Tensor? gates, *, "
-      "Tensor? batch_sizes=None, Tensor? lengths=None, Tensor? reset=None, bool "
-      "reset_to_initial=False, "
-      "bool input_needed=True, bool weights_needed=True) -> "
+      "Tensor? batch_sizes=None, Tensor? lengths=None, Tensor? reset=None, "
+      "bool reset_to_initial=False, bool input_needed=True, bool weights_needed=True) -> "
       "(Tensor grad_input, Tensor grad_hidden, Tensor grad_cell, Tensor[] grad_weights)");
   // The same maths in plain PyTorch, differentiable any number of times: fused_lstm/reference.py.
   m.def(
@@ -106,29 +84,15 @@ TORCH_LIBRARY(fused_lstm, m) {
   m.def(
       "cell(Tensor input, Tensor h_0, Tensor c_0, Tensor[] weights, *, "
       "bool keep_states=False) -> (Tensor h_n, Tensor c_n, Tensor cells, Tensor gates)");
-  m.def(
-      "cell_backward(Tensor? grad_h_n, Tensor? grad_c_n, Tensor? grad_cells, "
-      "Tensor? grad_gates, Tensor input, Tensor h_0, Tensor c_0, Tensor[] weights, "
-      "Tensor cells, Tensor gates, *, bool input_needed=True, bool weights_needed=True) -> "
-      "(Tensor grad_input, Tensor grad_hidden, Tensor grad_cell, Tensor[] grad_weights)");
 }
 
-namespace {
-void implement(torch::Library& m) {
-  m.impl("layer", layer);
-  m.impl("layer_backward", layer_gradients);
-  m.impl("cell", cell);
-  m.impl("cell_backward", cell_gradients);
-}
-}  // namespace
-
-TORCH_LIBRARY_IMPL(fused_lstm, CPU, m) { implement(m); }
+TORCH_LIBRARY_IMPL(fused_lstm, CPU, m) { register_operators<cpu_device>(m); }
 
 TORCH_LIBRARY_IMPL(fused_lstm, CUDA, m) {
 #ifdef FUSED_LSTM_WITH_CUDA
-  implement(m);
+  register_operators<cuda_device>(m);
 #else
-  for (const char* name : {"layer", "layer_backward", "cell", "cell_backward"}) {
+  for (const char* name : {"layer", "layer_backward", "cell"}) {
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&built_without_cuda>());
   }
 #endif

@@ -1,25 +1,24 @@
-// The operators as the dispatcher knows them, for the wrappers that call them from C++.
+// The operators as the dispatcher calls them. It passes every argument of a schema on its own; the
+// functions here are where those of the layer are grouped, and where they are spread again.
 #pragma once
 
-#include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 
-#include <optional>
-#include <tuple>
-#include <vector>
+#include "operators/arguments.h"
 
 namespace fused_lstm {
 
-using OptionalTensor = std::optional<at::Tensor>;
-using FiveTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-using FourTensors = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
-using InputGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>>;
+// A kernel of fused_lstm::layer from one that takes its arguments in groups.
+template <LayerResult (*kernel)(const LayerArguments&, bool keep_states, bool recompute)>
+LayerResult layer_kernel(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor& c_0,
+                         at::TensorList weights, const OptionalTensor& batch_sizes,
+                         const OptionalTensor& lengths, const OptionalTensor& reset,
+                         bool reset_to_initial, bool keep_states, bool recompute) {
+  return kernel({input, h_0, c_0, weights, {batch_sizes, lengths, reset, reset_to_initial}},
+                keep_states, recompute);
+}
 
-// layer: (input, hidden, cell, weights, batch_sizes, lengths, reset, reset_to_initial,
-// keep_states, recompute) -> (output, h_n, c_n, cells, gates); shapes in layer.h. With
-// recompute, its backward gets neither cells nor gates and rebuilds them. It reads the output of
-// every step but a direction's last: of a single step it gets none.
-using LayerSignature = FiveTensors(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+using LayerSignature = LayerResult(const at::Tensor&, const at::Tensor&, const at::Tensor&,
                                    at::TensorList, const OptionalTensor&, const OptionalTensor&,
                                    const OptionalTensor&, bool, bool, bool);
 using LayerBackwardSignature = InputGradients(
@@ -28,19 +27,23 @@ using LayerBackwardSignature = InputGradients(
     const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
     const OptionalTensor&, const OptionalTensor&, bool, bool, bool);
 
-// cell: (input [B, D], hidden [B, H], cell [B, H], weights, keep_states) ->
-// (h_n [B, H], c_n [B, H], cells [B, H], gates [B, 4H]): one step of a layer.
-using CellSignature = FourTensors(const at::Tensor&, const at::Tensor&, const at::Tensor&,
-                                  at::TensorList, bool);
-using CellBackwardSignature = InputGradients(const OptionalTensor&, const OptionalTensor&,
-                                             const OptionalTensor&, const OptionalTensor&,
-                                             const at::Tensor&, const at::Tensor&,
-                                             const at::Tensor&, at::TensorList, const at::Tensor&,
-                                             const at::Tensor&, bool, bool);
+// One step of a layer without a projection: (input [B, D], h_0 [B, H], c_0 [B, H], weights,
+// keep_states) -> (h_n [B, H], c_n [B, H], cells [B, H], gates [B, 4H]).
+using CellResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+using CellSignature = CellResult(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+                                 at::TensorList, bool);
 
 template <class Signature>
 c10::TypedOperatorHandle<Signature> find_operator(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+}
+
+// op: fused_lstm::layer or fused_lstm::layer_reference.
+inline LayerResult call(const c10::TypedOperatorHandle<LayerSignature>& op, const LayerArguments& a,
+                        bool keep_states, bool recompute) {
+  const LayerOptions& o = a.options;
+  return op.call(a.input, a.h_0, a.c_0, a.weights, o.batch_sizes, o.lengths, o.reset,
+                 o.reset_to_initial, keep_states, recompute);
 }
 
 }  // namespace fused_lstm

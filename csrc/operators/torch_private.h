@@ -15,8 +15,8 @@ namespace detail {}
 namespace fused_lstm {
 namespace torch_private {
 
-// at::detail::empty_cpu: at::empty without the dispatcher, whose time small calls would feel. Where
-// it is missing, at::empty.
+// at::detail::empty_cpu: at::empty without the dispatcher, whose overhead is noticeable in small
+// calls. Where it is missing, at::empty.
 using namespace at::detail;
 template <class Options>
 auto empty_on_cpu(at::IntArrayRef sizes, const Options& options, int)

@@ -1,8 +1,10 @@
-// The walk by one cuBLAS gemm and the kernels of stepwise.h for each step.
+// The stepwise passes: for each step one cuBLAS GEMM (two with a projection), then a kernel of
+// params.h. And the recomputation: two GEMMs over all steps, then one kernel.
 #include <ATen/cuda/CUDAContext.h>
 
 #include "cuda/cublas.h"
 #include "cuda/passes.h"
+#include "cuda/persistent/params.h"
 #include "cuda/stepwise/params.h"
 
 namespace fused_lstm {
@@ -12,6 +14,28 @@ namespace {
 void check_launch(cudaError_t error, const char* what, const Sizes& s) {
   TORCH_CHECK(error == cudaSuccess, "fused_lstm: the ", what, " launch of the stepwise kernels (T ",
               s.T, ", B ", s.B, ", H ", s.H, ", P ", s.P, ") failed: ", cudaGetErrorString(error));
+}
+
+// Where the types agree, the gates overwrite the preactivations; else these have memory of their
+// own.
+at::Tensor allocate_preactivations(const Sizes& s, const at::Tensor& gates, int64_t d,
+                                   const at::TensorOptions& accums) {
+  if (gates.defined() && gates.scalar_type() == accums.dtype()) {
+    return gates.select(0, d).view({s.N, 4 * s.H});
+  }
+  return allocate({s.N, 4 * s.H}, accums);
+}
+
+template <class Types>
+StepwiseForwardParams<Types> stepwise_params(const ForwardParams<Types>& layer, const Weights& w,
+                                             const at::Tensor& preactivations) {
+  using Storage = typename Types::Storage;
+  StepwiseForwardParams<Types> p = {};
+  p.layer = layer;
+  p.preactivations = pointer<typename Types::Accum>(preactivations);
+  p.bias_ih = pointer<Storage>(w.bias_ih);
+  p.bias_hh = pointer<Storage>(w.bias_hh);
+  return p;
 }
 
 }  // namespace
@@ -25,51 +49,40 @@ void stepwise_forward(const Sequence& sequence, const ForwardTensors& layer) {
   const at::TensorOptions operands = layer.output.options();
   const at::TensorOptions accums = operands.dtype(accum);
 
-  const at::Tensor hidden = layer.h_0.clone();
-  const at::Tensor cell_state = layer.c_0.to(accum, /*non_blocking=*/false, /*copy=*/true);
-  if (const auto from_zero = sequence.starts_from_zero()) {
-    hidden.select(0, 0).masked_fill_(from_zero->unsqueeze(1), 0);
-  }
+  const at::Tensor hidden = allocate({s.B, s.P}, operands);
+  const at::Tensor cell_state = allocate({s.B, s.H}, accums);
   at::Tensor unprojected, projection;
   if (s.projected) {
     unprojected = allocate({s.B, s.H}, operands);
     projection = allocate({s.B, s.P}, accums);
   }
-  // Where the types agree, the activations overwrite the preactivations.
-  const bool in_place = layer.gates.defined() && storage == accum;
   const at::Tensor input = layer.input.view({s.N, s.D});
 
   with_types(storage, [&](auto types) {
     using Types = decltype(types);
-    using Storage = typename Types::Storage;
     using Accum = typename Types::Accum;
     using Operand = typename Types::Operand;
     for (int64_t d = 0; d < s.directions; ++d) {
       const Weights& w = layer.weights[d];
-      at::Tensor preactivations = in_place ? layer.gates.select(0, d).view({s.N, 4 * s.H})
-                                           : allocate({s.N, 4 * s.H}, accums);  // [N, 4H]
+      at::Tensor preactivations = allocate_preactivations(s, layer.gates, d, accums);  // [N, 4H]
       gemm(preactivations, input, w.ih.t(), /*accumulate=*/false);
-      StepwiseForwardParams<Types> p = {};
-      p.layer = forward_params<Types>(sequence, layer, d);
+      auto p = stepwise_params(forward_params<Types>(sequence, layer, d), w, preactivations);
       p.layer.hidden_stride = s.P;
-      p.layer.cell_state = pointer<Accum>(cell_state, d);
+      p.layer.cell_state = pointer<Accum>(cell_state);
       p.layer.unprojected = pointer<Operand>(unprojected);
       p.layer.projection = pointer<Accum>(projection);
-      p.preactivations = pointer<Accum>(preactivations);
-      p.bias_ih = pointer<Storage>(w.bias_ih);
-      p.bias_hh = pointer<Storage>(w.bias_hh);
-      p.hidden = pointer<Operand>(hidden, d);
+      p.hidden = pointer<Operand>(hidden);
+      using Launch = StepwiseLaunch<Types>;
+      check_launch(Launch::start(p, make_step(p.layer.steps, 0), stream), "first", s);
       for (int64_t index = 0; index < s.T; ++index) {
         const Step step = make_step(p.layer.steps, index);
         gemm(pointer<Accum>(preactivations) + step.offset * 4 * s.H, accum, step.rows, 4 * s.H, s.P,
-             {p.hidden, s.P, false}, {w.hh.const_data_ptr(), s.P, true},
-             /*accumulate=*/true);
-        check_launch(Launch<Types>::forward(p, step, stream), "forward", s);
+             {p.hidden, s.P, false}, {w.hh.const_data_ptr(), s.P, true}, /*accumulate=*/true);
+        check_launch(Launch::forward(p, step, stream), "forward", s);
         if (s.projected) {
           gemm(p.layer.projection, accum, step.rows, s.P, s.H, {p.layer.unprojected, s.H, false},
-               {w.hr.const_data_ptr(), s.H, true},
-               /*accumulate=*/false);
-          check_launch(Launch<Types>::emit(p, step, stream), "projection", s);
+               {w.hr.const_data_ptr(), s.H, true}, /*accumulate=*/false);
+          check_launch(Launch::emit(p, step, stream), "projection", s);
         }
       }
     }
@@ -87,6 +100,7 @@ void stepwise_backward(const Sequence& sequence, const BackwardTensors& layer) {
 
   with_types(storage, [&](auto types) {
     using Types = decltype(types);
+    using Launch = StepwiseLaunch<Types>;
     for (int64_t d = 0; d < s.directions; ++d) {
       const Weights& w = layer.weights[d];
       BackwardParams<Types> p = backward_params<Types>(sequence, layer, d);
@@ -94,16 +108,54 @@ void stepwise_backward(const Sequence& sequence, const BackwardTensors& layer) {
       for (int64_t index = s.T - 1; index >= 0; --index) {
         const Step step = make_step(p.steps, index);
         if (s.projected) {
-          check_launch(Launch<Types>::collect(p, step, stream), "gradient projection", s);
+          check_launch(Launch::collect(p, step, stream), "gradient projection", s);
           gemm(p.grad_unprojected, accum, step.rows, s.H, s.P,
                {p.grad_projection + step.offset * s.P, s.P, false},
                {w.hr.const_data_ptr(), s.H, false}, /*accumulate=*/false);
         }
-        check_launch(Launch<Types>::backward(p, step, stream), "backward", s);
+        check_launch(Launch::backward(p, step, stream), "backward", s);
         gemm(p.grad_hidden, accum, step.rows, s.P, 4 * s.H,
              {p.grad_preactivations + step.offset * 4 * s.H, 4 * s.H, false},
              {w.hh.const_data_ptr(), s.P, false}, /*accumulate=*/true);
       }
+    }
+  });
+}
+
+void recompute(const Sequence& sequence, const BackwardTensors& layer) {
+  const Sizes& s = sequence.sizes;
+  const cudaStream_t stream = at::cuda::getCurrentCUDAStream();
+  const at::ScalarType storage = layer.gates.scalar_type();
+  const at::TensorOptions accums = layer.cells.options();
+  const Cublas gemm(storage);
+  const at::Tensor input = layer.input.view({s.N, s.D});
+  const at::Tensor last_cell = allocate({s.B, s.H}, accums);  // c_n, which is not read
+  at::Tensor offsets;                                         // [T + 1], if packed
+  if (s.packed) {
+    offsets = allocate({s.T + 1}, accums.dtype(at::kLong));
+    check_launch(upload(sequence.offsets.data(), s.T + 1, pointer<int64_t>(offsets), stream),
+                 "upload", s);
+  }
+
+  with_types(storage, [&](auto types) {
+    using Types = decltype(types);
+    using Storage = typename Types::Storage;
+    using Accum = typename Types::Accum;
+    for (int64_t d = 0; d < s.directions; ++d) {
+      const Weights& w = layer.weights[d];
+      BackwardParams<Types> h_prev = backward_params<Types>(sequence, layer, d);
+      h_prev.steps.offsets = pointer<int64_t>(offsets);
+      check_launch(StepwiseLaunch<Types>::h_prev(h_prev, stream), "recomputing", s);
+
+      at::Tensor preactivations = allocate_preactivations(s, layer.gates, d, accums);  // [N, 4H]
+      gemm(preactivations, input, w.ih.t(), /*accumulate=*/false);
+      gemm(preactivations, layer.h_prev.select(0, d), w.hh.t(), /*accumulate=*/true);
+      auto p =
+          stepwise_params(common_params<ForwardParams<Types>, Storage, Accum>(sequence, layer, d),
+                          w, preactivations);
+      p.layer.steps.offsets = h_prev.steps.offsets;
+      p.layer.c_n = {nullptr, pointer<Accum>(last_cell)};
+      check_launch(StepwiseLaunch<Types>::states(p, stream), "recomputing", s);
     }
   });
 }

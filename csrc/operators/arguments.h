@@ -1,0 +1,58 @@
+// The arguments and results of the layer operator in groups, for every file that hands them on.
+//
+// T steps, B sequences, D input features, H hidden units, P features of the hidden state
+// (proj_size, or H), N = T * B rows or those of a packed batch. [.., X] is [T, B, X], or [N, X]
+// when packed.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+namespace fused_lstm {
+
+using OptionalTensor = std::optional<at::Tensor>;
+
+struct LayerOptions {
+  OptionalTensor batch_sizes;     // [T] int64 on the CPU, as in a PackedSequence
+  OptionalTensor lengths;         // [B] int64: outputs past the end are zero
+  OptionalTensor reset;           // [T, B] bool: a new episode starts at this step
+  bool reset_to_initial = false;  // it starts from h_0 and c_0, not from zero
+};
+
+struct LayerArguments {
+  const at::Tensor& input;  // [.., D]
+  const at::Tensor& h_0;    // [directions, B, P]
+  // [directions, B, H] in the input's dtype, a narrower one, or that of the sums; in the last case
+  // c_n has it too
+  const at::Tensor& c_0;
+  // For each direction weight_ih [4H, D], weight_hh [4H, P], then bias_ih and bias_hh [4H] if the
+  // layer has biases (the sums' dtype is allowed), then weight_hr [P, H] if it has a projection.
+  // Rows in the order i f g o.
+  at::TensorList weights;
+  LayerOptions options;
+};
+
+// output [.., directions * P]; h_n [directions, B, P]; c_n [directions, B, H]; cells
+// [directions, .., H] in float32 or wider; gates [directions, .., 4H], activated. Without
+// keep_states the last two are empty.
+using LayerResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
+
+// The gradients of a LayerResult, of any strides.
+struct LayerGradients {
+  OptionalTensor output, h_n, c_n, cells, gates;
+};
+
+// What the forward pass leaves for the backward pass.
+struct LayerStates {
+  OptionalTensor output;        // not read, and may be absent, where T == 1
+  OptionalTensor cells, gates;  // absent: they are recomputed
+};
+
+// The gradients of input, h_0, c_0 and of each weight. Those of the input and of the weights are
+// empty unless they are needed.
+using InputGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>>;
+
+}  // namespace fused_lstm
