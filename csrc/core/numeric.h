@@ -179,7 +179,7 @@ FUSED_LSTM_INLINE typename Lanes<V>::Integer load_bits16(const T* from, int coun
   }
 }
 template <class V, class T>
-FUSED_LSTM_INLINE void narrow(T* to, typename Lanes<V>::Integer bits, int count) {
+FUSED_LSTM_INLINE void store_bits16(T* to, typename Lanes<V>::Integer bits, int count) {
   using Bits16 = typename Lanes<V>::Bits16;
   if constexpr (Lanes<V>::count == 1) {
     copy_out(to, static_cast<Bits16>(bits), count);
@@ -211,14 +211,14 @@ FUSED_LSTM_INLINE void store(typename Lanes<V>::Scalar* to, V value, int count) 
 }
 template <class V>
 FUSED_LSTM_INLINE void store(BFloat16* to, V value, int count) {
-  narrow<V>(to, to_bfloat16<V, typename Lanes<V>::Integer>(value), count);
+  store_bits16<V>(to, to_bfloat16<V, typename Lanes<V>::Integer>(value), count);
 }
 template <class V>
 FUSED_LSTM_INLINE void store(Half* to, V value, int count) {
 #ifdef __CUDA_ARCH__
   to->bits = bits_as<uint16_t>(__float2half_rn(value));
 #else
-  narrow<V>(to, to_half<V, typename Lanes<V>::Integer>(value), count);
+  store_bits16<V>(to, to_half<V, typename Lanes<V>::Integer>(value), count);
 #endif
 }
 
