@@ -18,8 +18,7 @@
 #include "cpu/gemm.inl"
 #include "cpu/gemv.inl"
 
-namespace fused_lstm {
-namespace cpu {
+namespace fused_lstm::cpu {
 namespace {
 
 // For its lifetime, this thread's tiles are 16 rows of 64 bytes.
@@ -162,5 +161,4 @@ class PlainTiles<BFloat16Operands> {
 };
 
 }  // namespace
-}  // namespace cpu
-}  // namespace fused_lstm
+}  // namespace fused_lstm::cpu

@@ -2,8 +2,7 @@
 
 #include <thread>
 
-namespace fused_lstm {
-namespace cpu {
+namespace fused_lstm::cpu {
 namespace {
 
 constexpr int kSpins = 200;
@@ -32,5 +31,4 @@ void Barrier::arrive_and_wait(int64_t count) {
   }
 }
 
-}  // namespace cpu
-}  // namespace fused_lstm
+}  // namespace fused_lstm::cpu

@@ -4,8 +4,7 @@
 #include <atomic>
 #include <cstdint>
 
-namespace fused_lstm {
-namespace cpu {
+namespace fused_lstm::cpu {
 
 class Barrier {
  public:
@@ -21,5 +20,4 @@ class Barrier {
   std::atomic<int64_t> generation_{0};
 };
 
-}  // namespace cpu
-}  // namespace fused_lstm
+}  // namespace fused_lstm::cpu

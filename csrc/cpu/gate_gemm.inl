@@ -1,13 +1,13 @@
-// The GEMM of the four gates with one weight W [4H, depth], by any of the strategies of
-// plan/kernel.h:
+// The GEMM of the four gates with one weight W [4H, depth], by each strategy of plan/kernel.h:
 //
 //   preactivations [rows, 4, lanes] of a block of `lanes` units = start + x [rows, depth] W^T
 //
-//   strategy           rows of a tile         reads x                  reads W
-//   dot                3                      by row pointer           as nn.LSTM stores it
-//   packed_ahead       FUSED_LSTM_TILE_ROWS   by row pointer           a panel, packed once a call
-//   packed_on_use      or 16 (AMX)            or 16 strided rows       a panel, packed for this
-//   block transposed         4 vectors              transposed beforehand    as nn.LSTM stores it
+//   strategy        rows of a tile          x is read            W is read
+//   dot             3                       by row pointer       as nn.LSTM stores it
+//   packed_ahead    FUSED_LSTM_TILE_ROWS    by row pointer       from a panel of a packed weight
+//   packed_on_use   likewise                likewise             from a panel packed for the block
+//     both in AMX   16                      by 16 strided rows   likewise
+//   transposed      4 vectors               transposed           as nn.LSTM stores it
 #pragma once
 
 #ifdef FUSED_LSTM_BF16_OPERANDS
@@ -17,8 +17,7 @@
 #include "cpu/gemv.inl"
 #include "cpu/transposed.inl"
 
-namespace fused_lstm {
-namespace cpu {
+namespace fused_lstm::cpu {
 namespace {
 
 constexpr int kDotRows = 3;  // whose sums fit the registers in gemv
@@ -28,17 +27,17 @@ struct GateGemm {
   using Operand = typename Types::Operand;
 
   Gemm strategy;
-  Weight<Types> weight;     // [4H, depth]
-  int64_t hidden_size;      // H
-  int64_t depth;            // D or P
-  const Operand* const* x;  // [rows] pointers to [depth]
-  int64_t x_stride;         // elements from row to row, for AMX
-  Blocks tiles;             // of rows
-  Operand* panel;           // [panel_depth, 4, lanes] for packed_on_use
-  Operand* transposed;      // [ceil(rows / lanes), depth, lanes] for transposed, in: x, transposed
+  Weight<Types> weight;       // [4H, depth]
+  int64_t hidden_size;        // H
+  int64_t depth;              // D or P
+  const Operand* const* x;    // [rows] pointers to [depth]
+  int64_t x_stride;           // elements from row to row, for AMX
+  Blocks tiles;               // of rows
+  Operand* panel;             // [panel_depth, 4, lanes] for packed_on_use
+  const Operand* transposed;  // [ceil(rows / lanes), depth, lanes] x, where strategy is transposed
 };
 
-// The rows row .. row + height of the preactivations of the units j ..
+// The preactivations of the rows row .. row + height and the units j ..
 template <class Types>
 struct GateTile {
   const GateGemm<Types>& gemm;
@@ -60,7 +59,7 @@ constexpr int64_t kMaxTileRows = kTileVectors * lanes_of<Types>();
 template <class Types>
 Blocks tiles_of(Gemm strategy, int64_t rows) {
   if (strategy == Gemm::dot) return {rows, 1, kDotRows};
-  if (strategy == Gemm::transposed) return {rows, lanes_of<Types>(), kTileVectors};
+  if (strategy == Gemm::transposed) return {rows, kMaxTileRows<Types>, 1};
   return {rows, PlainTiles<Types>::group, PlainTiles<Types>::highest};
 }
 
@@ -109,5 +108,4 @@ __attribute__((noinline)) void multiply_gates(const GateTile<Types>& tile,
 }
 
 }  // namespace
-}  // namespace cpu
-}  // namespace fused_lstm
+}  // namespace fused_lstm::cpu

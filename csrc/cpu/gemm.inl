@@ -12,8 +12,7 @@
 
 #include "cpu/pack.inl"
 
-namespace fused_lstm {
-namespace cpu {
+namespace fused_lstm::cpu {
 namespace {
 
 // to [rows, 4, lanes] = start [rows, 4, lanes] + x times one panel. x: pointers to `rows` rows
@@ -43,7 +42,7 @@ FUSED_LSTM_INLINE void multiply_panel(const Scalar* const* x, int64_t depth, con
       __builtin_prefetch(from + prefetched_rows * kTileVectors * lanes + n);
     }
     for (int r = 0; r < rows; ++r) {
-      const V factor = fill<V>(row[r][k]);
+      const V factor = broadcast<V>(row[r][k]);
       for (int v = 0; v < kTileVectors; ++v) to_sums[r][v] += factor * weights[v];
     }
   };
@@ -153,5 +152,4 @@ void gemm(const typename Types::Operand* a, int64_t depth, const typename Types:
 }
 
 }  // namespace
-}  // namespace cpu
-}  // namespace fused_lstm
+}  // namespace fused_lstm::cpu

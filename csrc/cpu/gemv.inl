@@ -11,8 +11,7 @@
 
 #include "cpu/pack.inl"
 
-namespace fused_lstm {
-namespace cpu {
+namespace fused_lstm::cpu {
 namespace {
 
 // How dot products read elements X of the activations and T of the weight: `width` at a time.
@@ -94,7 +93,7 @@ void accumulate_gemv(const X* a, int64_t depth, const T* w, Scalar* c, int64_t c
       for_vectors<V>(begin, end, [&](int64_t j, int count) {
         V sum = load<V>(c + r * columns + j, count);
         for (int i = 0; i < w_rows; ++i) {
-          sum += fill<V>(factors[i]) * load<V>(w + (k + i) * columns + j, count);
+          sum += broadcast<V>(factors[i]) * load<V>(w + (k + i) * columns + j, count);
         }
         store<V>(c + r * columns + j, sum, count);
       });
@@ -106,5 +105,4 @@ void accumulate_gemv(const X* a, int64_t depth, const T* w, Scalar* c, int64_t c
 }
 
 }  // namespace
-}  // namespace cpu
-}  // namespace fused_lstm
+}  // namespace fused_lstm::cpu

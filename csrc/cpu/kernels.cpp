@@ -11,8 +11,7 @@
 #include <stdexcept>
 #include <string>
 
-namespace fused_lstm {
-namespace cpu {
+namespace fused_lstm::cpu {
 namespace {
 
 #ifdef __x86_64__
@@ -67,5 +66,4 @@ const Kernels& kernels() {
   return chosen;
 }
 
-}  // namespace cpu
-}  // namespace fused_lstm
+}  // namespace fused_lstm::cpu

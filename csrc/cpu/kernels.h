@@ -6,8 +6,7 @@
 #include "cpu/compiler.h"
 #include "plan/kernel.h"
 
-namespace fused_lstm {
-namespace cpu {
+namespace fused_lstm::cpu {
 
 using Float = Types<float, float, float>;
 using Double = Types<double, double, double>;
@@ -110,5 +109,4 @@ const Kernels& kernels_avx512();
 const Kernels& kernels_amx();
 #endif
 
-}  // namespace cpu
-}  // namespace fused_lstm
+}  // namespace fused_lstm::cpu

@@ -94,6 +94,7 @@ struct Slices {
 
   int64_t batch_slices() const { return static_cast<int64_t>(batch.size()) - 1; }
   int64_t unit_slices() const { return static_cast<int64_t>(units.size()) - 1; }
+  int64_t parts(int64_t directions) const { return directions * batch_slices() * unit_slices(); }
 };
 
 int64_t widest(const std::vector<int64_t>& bounds) {
@@ -201,28 +202,6 @@ class CpuDevice final : public Device {
           packed(&Weights::hr, cpu::PanelLayout::plain_transposed, sizes.projected);
 
       std::vector<cpu::CpuForwardParams<Types>> params(sizes.directions);
-      params[0].layer.hidden_size = sizes.H;
-      params[0].layer.projection_size = sizes.P;
-      params[0].layer.projected = sizes.projected;
-      params[0].input_size = sizes.D;
-      params[0].chunk = plan.chunk;
-      params[0].input_gemm = plan.input_gemm;
-      params[0].recurrent_gemm = plan.recurrent_gemm;
-      const int64_t each =
-          functions.forward_scratch_size(params[0], widest(slices.batch), widest(slices.units));
-      const int64_t parts = sizes.directions * slices.batch_slices() * slices.unit_slices();
-
-      // One allocation: the scratch of each part, then the states of each direction. AMX tiles read
-      // the hidden state in whole tiles: rows padded to 32 elements, and 15 rows past the last.
-      const int64_t P = sizes.P, H = sizes.H;
-      const int64_t stride = (P + cpu::kAmxDepth - 1) / cpu::kAmxDepth * cpu::kAmxDepth;
-      const int64_t rows = sizes.B + cpu::kAmxRows - 1;
-      const int64_t states = 2 * rows * stride + sizes.B * (H + (sizes.projected ? H + P : 0));
-      const at::Tensor scratch =
-          allocate({parts * each + sizes.directions * states},
-                   at::TensorOptions(accum_type(layer.output.scalar_type())));
-      Scalar* const scratch_data = pointer<Scalar>(scratch);
-      Scalar* next = scratch_data + parts * each;
       for (int64_t d = 0; d < sizes.directions; ++d) {
         const Weights& w = layer.weights[d];
         cpu::CpuForwardParams<Types>& f = params[d];
@@ -237,12 +216,26 @@ class CpuDevice final : public Device {
         f.bias_ih = pointer<Storage>(w.bias_ih);
         f.bias_hh = pointer<Storage>(w.bias_hh);
         f.chunk = plan.chunk;
-        f.scratch = scratch_data;
+      }
+      // One allocation: the scratch of each part, then the states of each direction. AMX tiles read
+      // the hidden state in whole tiles: rows padded to 32 elements, and 15 rows past the last.
+      const int64_t each =
+          functions.forward_scratch_size(params[0], widest(slices.batch), widest(slices.units));
+      const int64_t P = sizes.P, H = sizes.H;
+      const int64_t stride = (P + cpu::kAmxDepth - 1) / cpu::kAmxDepth * cpu::kAmxDepth;
+      const int64_t rows = sizes.B + cpu::kAmxRows - 1;
+      const int64_t states = 2 * rows * stride + sizes.B * (H + (sizes.projected ? H + P : 0));
+      const at::Tensor scratch =
+          allocate({slices.parts(sizes.directions) * each + sizes.directions * states},
+                   at::TensorOptions(accum_type(layer.output.scalar_type())));
+      Scalar* next = pointer<Scalar>(scratch) + slices.parts(sizes.directions) * each;
+      const auto carve = [&](int64_t elements) {
+        next += elements;
+        return next - elements;
+      };
+      for (cpu::CpuForwardParams<Types>& f : params) {
+        f.scratch = pointer<Scalar>(scratch);
         f.scratch_size = each;
-        const auto carve = [&](int64_t elements) {
-          next += elements;
-          return next - elements;
-        };
         f.layer.hidden_stride = stride;
         for (Operand*& hidden : f.hidden) hidden = reinterpret_cast<Operand*>(carve(rows * stride));
         f.layer.cell_state = carve(sizes.B * H);
@@ -291,8 +284,8 @@ class CpuDevice final : public Device {
         f.weight_hr = {pointer<Storage>(w.hr), panels_of<Operand>(projection, d)};
       }
       const int64_t each = functions.backward_stage_size(params[0]);
-      const int64_t parts = sizes.directions * slices.batch_slices() * slices.unit_slices();
-      const int64_t bytes = parts * each * static_cast<int64_t>(sizeof(Operand));
+      const int64_t bytes =
+          slices.parts(sizes.directions) * each * static_cast<int64_t>(sizeof(Operand));
       const at::Tensor stage = allocate({bytes}, at::TensorOptions(at::kByte));
       for (cpu::CpuBackwardParams<Types>& f : params) {
         f.stage = panels_of<Operand>(stage, 0);

@@ -21,8 +21,7 @@
 
 #include "cpu/gate_gemm.inl"
 
-namespace fused_lstm {
-namespace cpu {
+namespace fused_lstm::cpu {
 namespace {
 
 // The part's sequences that have the step: the first ones.
@@ -367,5 +366,4 @@ const Kernels& FUSED_LSTM_TABLE() {
   return table;
 }
 
-}  // namespace cpu
-}  // namespace fused_lstm
+}  // namespace fused_lstm::cpu

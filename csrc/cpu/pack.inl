@@ -18,8 +18,7 @@
 #include "cpu/kernels.h"
 #include "cpu/simd.h"
 
-namespace fused_lstm {
-namespace cpu {
+namespace fused_lstm::cpu {
 namespace {
 
 constexpr int kTileVectors = 4;
@@ -117,5 +116,4 @@ void pack(const Packing<Types>& w, int64_t panel, typename Types::Operand* to) {
 }
 
 }  // namespace
-}  // namespace cpu
-}  // namespace fused_lstm
+}  // namespace fused_lstm::cpu

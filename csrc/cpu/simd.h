@@ -52,10 +52,10 @@ struct VectorFor<double> {
 template <>
 struct Arithmetic<Floats> {
   static FUSED_LSTM_INLINE Floats at_most(Floats x, float limit) {
-    return minimum(fill<Floats>(limit), x);
+    return minimum(broadcast<Floats>(limit), x);
   }
   static FUSED_LSTM_INLINE Floats at_least(Floats x, float limit) {
-    return maximum(fill<Floats>(limit), x);
+    return maximum(broadcast<Floats>(limit), x);
   }
   // An estimate of 1 / y, Newton's step, then a step that corrects the quotient.
   static FUSED_LSTM_INLINE Floats quotient(Floats x, Floats y, Floats rest) {

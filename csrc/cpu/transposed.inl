@@ -12,8 +12,7 @@
 
 #include "cpu/gemm.inl"
 
-namespace fused_lstm {
-namespace cpu {
+namespace fused_lstm::cpu {
 namespace {
 
 template <class Types>
@@ -48,7 +47,7 @@ FUSED_LSTM_INLINE void multiply_transposed(const Scalar* weight, int64_t depth,
     V x[groups];
     for (int g = 0; g < groups; ++g) x[g] = load<V>(transposed + (g * depth + k) * lanes, lanes);
     for (int r = 0; r < rows; ++r) {
-      const V factor = fill<V>(weight[r * depth + k]);
+      const V factor = broadcast<V>(weight[r * depth + k]);
       for (int g = 0; g < groups; ++g) to[r][g] += factor * x[g];
     }
   };
@@ -103,5 +102,4 @@ void multiply_transposed_tile(const Scalar* transposed, int64_t rows, const Scal
 }
 
 }  // namespace
-}  // namespace cpu
-}  // namespace fused_lstm
+}  // namespace fused_lstm::cpu
