@@ -35,16 +35,16 @@ def python(*arguments, **environment):
 
 
 @pytest.fixture(scope="module")
-def answer_to_a_wrong_name():
+def error_of_an_unknown_name():
     call = "from fused_lstm import _C; _C.cpu_instruction_set()"
     return python("-c", call, FUSED_LSTM_CPU_ISA="mmx")
 
 
-def test_a_wrong_instruction_set(answer_to_a_wrong_name):
-    assert answer_to_a_wrong_name.returncode == 1
+def test_a_wrong_instruction_set(error_of_an_unknown_name):
+    assert error_of_an_unknown_name.returncode == 1
     assert re.search(
         "RuntimeError: FUSED_LSTM_CPU_ISA is 'mmx'; on this processor it can be .*portable",
-        answer_to_a_wrong_name.stderr,
+        error_of_an_unknown_name.stderr,
     )
 
 
@@ -54,8 +54,8 @@ def test_an_empty_name_counts_as_none():
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_accuracy_of_each_instruction_set(answer_to_a_wrong_name, name):
-    if name not in answer_to_a_wrong_name.stderr:
+def test_accuracy_of_each_instruction_set(error_of_an_unknown_name, name):
+    if name not in error_of_an_unknown_name.stderr:
         refused = python("-c", "from fused_lstm import _C; _C.cpu_instruction_set()", **{ISA: name})
         assert f"{ISA} is '{name}'; on this processor it can be" in refused.stderr
         pytest.skip(f"this processor has no {name}")
@@ -71,9 +71,8 @@ def test_accuracy_of_each_instruction_set(answer_to_a_wrong_name, name):
 
 @pytest.mark.parametrize("name", SETS)
 def test_linkage_of_each_instruction_set(name):
-    """The linker keeps one copy of an inline function of several files. If it is the
-    one made for AVX-512, the others need AVX-512 too: each of these files defines only its table.
-    """
+    """Each of these files exports only its table: of an inline function that several files
+    export, the linker keeps one copy, and if that is AVX-512's, every processor needs AVX-512."""
     folder = f"build/{sys.implementation.cache_tag}-torch-{torch.__version__}/csrc/cpu"
     compiled = TESTS.parent / folder / f"isa_{name}.cpp.o"
     if not compiled.exists() or not shutil.which("nm"):
@@ -89,7 +88,7 @@ def test_linkage_of_each_instruction_set(name):
 
 
 def test_built_with_threads():
-    """Without OpenMP, at::parallel_for in an extension is serial and says nothing."""
+    """Without OpenMP, at::parallel_for in an extension is serial, without a warning."""
     assert _C.build_info()["openmp"]
 
 
@@ -112,8 +111,8 @@ def test_one_thread_or_more(threads, dtype, options):
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads the threads from /proc")
 def test_threads_share_the_work():
-    """CPU time of the threads other than the main one, in a recurrence where the kernels are nearly
-    all of the work (the input has one feature). Idle workers sleep."""
+    """CPU time of the threads other than the main one, in calls where the recurrence is nearly all
+    of the work (the input has one feature). Idle threads sleep."""
     script = """
         import threading
         from pathlib import Path
@@ -161,7 +160,7 @@ def plan(**shape):
     return _C.cpu_plan(**defaults | shape)
 
 
-def test_few_sequences_read_the_weights_where_they_lie():
+def test_few_sequences_read_the_weights_unpacked():
     def kernel(batch, length):
         return plan(batch=batch, length=length, threads=1)["kernel"]
 
@@ -170,7 +169,7 @@ def test_few_sequences_read_the_weights_where_they_lie():
     assert kernel(4, 1) == "panels"
 
 
-def test_what_is_used_once_is_not_packed_ahead():
+def test_weights_used_once_are_not_packed_ahead():
     def packed(**shape):
         chosen = plan(threads=1, **shape)
         return tuple(chosen[f"{name}_gemm"] == "packed_ahead" for name in ("input", "recurrent"))
@@ -181,7 +180,7 @@ def test_what_is_used_once_is_not_packed_ahead():
     assert packed(length=50, batch=1) == (False, False)
 
 
-def test_what_is_used_once_is_not_packed_at_all_where_rows_fill_the_lanes():
+def test_weights_used_once_are_not_packed_where_rows_fill_the_lanes():
     def transposed(**shape):
         chosen = plan(threads=1, **{"length": 1, "input": 128} | shape)
         return tuple(chosen[f"{name}_gemm"] == "transposed" for name in ("input", "recurrent"))
@@ -205,8 +204,8 @@ def test_what_is_used_once_is_not_packed_at_all_where_rows_fill_the_lanes():
 @pytest.mark.parametrize("batch", [1, 3, 32, 96, 200])
 @pytest.mark.parametrize("length", [1, 2, 7, 100, 1001])
 def test_chunks_of_steps(batch, length):
-    """As many rows of input as share a weight's reading well, but no more than a cache holds, in
-    chunks of nearly the same number of steps."""
+    """A chunk has enough rows of input to share one reading of the weight, no more than a cache
+    holds, and nearly the same number of steps as the others."""
     steps = plan(batch=batch, length=length, threads=1)["chunk"]
     chunks = -(-length // steps)
     assert chunks * steps - length < chunks
@@ -229,21 +228,21 @@ def slices(**shape):
     return chosen["batch_slices"], chosen["unit_slices"]
 
 
-def test_threads_take_sequences_where_each_can_hold_the_weights():
+def test_threads_divide_the_batch_where_each_core_can_cache_the_weights():
     assert slices() == (2, 1)
     assert slices(directions=2) == (1, 1)
     assert slices(threads=1) == (1, 1)
     assert slices(threads=64, batch=3, concurrent_threads=False) == (3, 1)
 
 
-def test_threads_take_units_where_sequences_are_few_or_weights_large():
+def test_threads_divide_the_units_where_sequences_are_few_or_weights_large():
     wide = {"hidden": 512, "projection": 512}
     assert slices(**wide) == (1, 2)
     assert slices(batch=1, **wide) == (1, 2)
     assert slices(batch=8, threads=64, **wide) == (1, 8)  # 64 units each at least
     assert slices(length=1) == (1, 2)  # weights that are used once
     assert slices(length=1, hidden=64, projection=64) == (2, 1)
-    # A step that is over sooner than threads meet, a projection, threads that may not run at once
+    # A step shorter than a barrier, a projection, threads that may not run concurrently
     assert slices(batch=1, hidden=64, projection=64) == (1, 1)
     assert slices(hidden=512, projection=64)[1] == 1
     assert slices(concurrent_threads=False, **wide) == (2, 1)
@@ -253,7 +252,7 @@ def test_threads_take_units_where_sequences_are_few_or_weights_large():
 
 
 def activations(x):
-    """What the gates i (sigmoid) and g (tanh) make of the preactivations x, by one step."""
+    """The gates i (sigmoid) and g (tanh) of the preactivations x, by one step."""
     module = FusedLSTM(1, 17, bias=False, dtype=x.dtype)  # a whole vector and a part of one
     with torch.no_grad():
         module.weight_ih_l0.fill_(1.0)
@@ -265,7 +264,7 @@ def activations(x):
 
 
 def ulps(found, truth):
-    """Errors of float32 in units of the last place."""
+    """Errors of float32 in units in the last place."""
     spacing = np.spacing(np.abs(truth.float().numpy()))
     return np.abs(found.double().numpy() - truth.numpy()) / spacing
 
@@ -299,12 +298,12 @@ def test_activations_at_the_ends(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_every_number_of_16_bits(dtype):
-    """Loading, rounding and storing, for each bit pattern that is finite."""
+def test_every_finite_value_of_16_bits(dtype):
+    """Loading, rounding and storing, for every finite bit pattern."""
     x = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
     x = x[x.isfinite()]
     sigmoid, tanh = activations(x)
     for found, true in [(sigmoid, x.double().sigmoid()), (tanh, x.double().tanh())]:
-        # The nearest number, or, where the truth lies halfway, the other neighbour
+        # The nearest value or, where the truth is halfway, its other neighbour
         allowed = (true.to(dtype).double() - true).abs() + 1e-6 * true.abs() + 1e-7
         assert ((found.double() - true).abs() <= allowed).all()

@@ -3,9 +3,9 @@
 //   i = sigmoid(a_i)   f = sigmoid(a_f)   g = tanh(a_g)   o = sigmoid(a_o)
 //   c' = f c + i g     h = o tanh(c')
 //
-// (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000, as torch.nn.LSTM
-// has it.) V is a scalar or a SIMD vector. A variant of the cell (zoneout, layer norm, another
-// candidate) belongs here: next_cell and next_hidden with their line in cell_backward.
+// (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000, as in torch.nn.LSTM.)
+// V is a scalar or a SIMD vector. A variant of the cell (zoneout, layer norm, another candidate)
+// changes next_cell, next_hidden and their line in cell_backward.
 #pragma once
 
 #include "core/numeric.h"
@@ -46,14 +46,14 @@ FUSED_LSTM_INLINE V taylor(V r) {
   using Scalar = typename Lanes<V>::Scalar;
   constexpr Scalar coefficient = static_cast<Scalar>(1.0 / factorial(first));
   if constexpr (first == last) {
-    return fill<V>(coefficient);
+    return broadcast<V>(coefficient);
   } else {
     return taylor<first + 1, last>(r) * r + coefficient;
   }
 }
 
 // e^x = power + rest power, for |x| <= Exponential::largest: x = n ln 2 + r, power = 2^n,
-// rest = e^r - 1. Kept apart, so that e^x - 1 and e^x + 1 are rounded once.
+// rest = e^r - 1. Two terms, so that e^x - 1 and e^x + 1 are rounded once.
 template <class V>
 struct Split {
   V power, rest;
@@ -78,7 +78,7 @@ FUSED_LSTM_INLINE V sigmoid(V x) {
   constexpr Scalar largest = Exponential<Scalar>::largest;
   const V bounded = Arithmetic<V>::at_least(Arithmetic<V>::at_most(-x, largest), -largest);
   const Split<V> e = exponential(bounded);
-  return Arithmetic<V>::quotient(fill<V>(1), e.rest * e.power + Scalar(1) + e.power, V{});
+  return Arithmetic<V>::quotient(broadcast<V>(1), e.rest * e.power + Scalar(1) + e.power, V{});
 }
 
 template <class V>
@@ -90,10 +90,10 @@ FUSED_LSTM_INLINE V tanh(V x) {
   const Integer sign = bits & E::sign_bit;
   const V magnitude = bits_as<V>(static_cast<Integer>(bits ^ sign));
   const Split<V> e = exponential(Arithmetic<V>::at_most(magnitude * Scalar(2), E::saturated));
-  const V less = e.rest * e.power + (e.power - Scalar(1));
-  const V more = less + Scalar(2);
-  const V lost = less - (more - Scalar(2));  // by rounding
-  const V positive = Arithmetic<V>::quotient(less, more, lost);
+  const V numerator = e.rest * e.power + (e.power - Scalar(1));
+  const V denominator = numerator + Scalar(2);
+  const V error = numerator - (denominator - Scalar(2));  // of its rounding
+  const V positive = Arithmetic<V>::quotient(numerator, denominator, error);
   return bits_as<V>(static_cast<Integer>(bits_as<Integer>(positive) | sign));
 }
 
@@ -121,23 +121,23 @@ FUSED_LSTM_INLINE V next_hidden(V output_gate, V next_cell) {
 template <class V>
 struct CellGradient {
   Gates<V> preactivations;
-  V cell;  // of the cell state that went in
+  V cell;  // of c, the cell state before the step
 };
 
-// gate: the activations; cell, next_cell: the states before and after; grad_hidden, grad_cell:
-// the gradients of h and c'; grad_gate: what reaches the activations from outside.
+// gate: the activations; cell, next_cell: c and c'; grad_hidden, grad_cell: the gradients of h and
+// c'; grad_gate: the caller's gradients of the activations.
 template <class V>
 FUSED_LSTM_INLINE CellGradient<V> cell_backward(const Gates<V>& gate, V cell, V next_cell,
                                                 V grad_hidden, V grad_cell,
                                                 const Gates<V>& grad_gate) {
   using Scalar = typename Lanes<V>::Scalar;
   constexpr Scalar one = 1;
-  const V squashed = tanh(next_cell);
-  const V dc = grad_cell + grad_hidden * gate.o * (one - squashed * squashed);
+  const V tanh_c = tanh(next_cell);
+  const V dc = grad_cell + grad_hidden * gate.o * (one - tanh_c * tanh_c);
   const V di = grad_gate.i + dc * gate.g;
   const V df = grad_gate.f + dc * cell;
   const V dg = grad_gate.g + dc * gate.i;
-  const V do_ = grad_gate.o + grad_hidden * squashed;
+  const V do_ = grad_gate.o + grad_hidden * tanh_c;
   return {{di * gate.i * (one - gate.i), df * gate.f * (one - gate.f), dg * (one - gate.g * gate.g),
            do_ * gate.o * (one - gate.o)},
           dc * gate.f};

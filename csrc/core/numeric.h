@@ -23,9 +23,9 @@ struct BFloat16 {
 };
 
 // The types of one layer.
-//   Storage: what the caller sees: input, output, gates, weights.
-//   Accum:   sums and the cell state: float32 or wider.
-//   Operand: what the recurrent matrix product reads.
+//   Storage: the caller's: input, output, gates, weights.
+//   Accum:   sums and the cell state: float32 or float64.
+//   Operand: what GEMMs read.
 template <class Storage_, class Accum_, class Operand_>
 struct Types {
   using Storage = Storage_;
@@ -33,12 +33,12 @@ struct Types {
   using Operand = Operand_;
 };
 
-// Everything below is compiled once for each instruction set: internal linkage keeps the linker
-// from handing code made for a newer processor to an older one.
+// Everything below is compiled once for each instruction set. Internal linkage, because the linker
+// would keep one copy for all of them.
 namespace {
 
-// What V consists of: its scalar, the integers of the same width and of 16 bits, the number of
-// lanes. cpu/vector.h adds the SIMD vectors.
+// The scalar of V, integers of the same width and of 16 bits, the number of lanes. cpu/simd.h has
+// those of SIMD vectors.
 template <class V>
 struct Lanes;
 template <>
@@ -63,31 +63,31 @@ FUSED_LSTM_INLINE To bits_as(const From& from) {
   return to;
 }
 
-// Every lane `value`: x - 0 is x for every x, so that no subtraction is left, only a broadcast.
+// `value` in every lane: x - 0 is x for every x, so only a broadcast is left.
 template <class V>
-FUSED_LSTM_INLINE V fill(typename Lanes<V>::Scalar value) {
+FUSED_LSTM_INLINE V broadcast(typename Lanes<V>::Scalar value) {
   return value - V{};
 }
 
-// What some vectors do better than their compiler would: cpu/vector.h has its own for those.
+// cpu/simd.h has better ones for the vectors that have instructions for them.
 template <class V>
 struct Arithmetic {
   using Scalar = typename Lanes<V>::Scalar;
 
   // NaN passes through: a comparison with NaN is false and keeps x.
   static FUSED_LSTM_INLINE V at_most(V x, Scalar limit) {
-    const V bound = fill<V>(limit);
+    const V bound = broadcast<V>(limit);
     return x > bound ? bound : x;
   }
   static FUSED_LSTM_INLINE V at_least(V x, Scalar limit) {
-    const V bound = fill<V>(limit);
+    const V bound = broadcast<V>(limit);
     return x < bound ? bound : x;
   }
   // x / (y + rest) for y between 0.5 and 2^126 and a rest below its rounding, which may be ignored.
   static FUSED_LSTM_INLINE V quotient(V x, V y, V /*rest*/) { return x / y; }
 };
 
-// Bit patterns of 16-bit numbers, held in the 32-bit lanes I, to float lanes F and back.
+// 16-bit floating-point formats, as bits in the 32-bit lanes I, to float lanes F and back.
 // F and I are float and int32_t, or vectors of them. Rounding is to nearest even.
 template <class F, class I>
 FUSED_LSTM_INLINE F from_bfloat16(I bits) {
@@ -104,11 +104,11 @@ FUSED_LSTM_INLINE I to_bfloat16(F x) {
 
 template <class F, class I>
 FUSED_LSTM_INLINE F from_half(I bits) {
-  // 5 exponent bits moved under float's 8 leave a number 2^112 too small, subnormals included.
+  // 5 exponent bits shifted under float's 8 give a value 2^112 too small, subnormals included.
   const F magnitude = bits_as<F>((bits & 0x7fff) << 13) * 0x1p112f;
   const I finite = bits_as<I>(magnitude);
   const I special = finite | 0x7f800000;
-  const I value = magnitude >= fill<F>(65536.0f) ? special : finite;
+  const I value = magnitude >= broadcast<F>(65536.0f) ? special : finite;
   return bits_as<F>(value | ((bits & 0x8000) << 16));
 }
 
@@ -122,14 +122,14 @@ FUSED_LSTM_INLINE I to_half(F x) {
   const I subnormal = bits_as<I>(absolute + 0.5f) - 0x3f000000;
   const I infinity = I{} + 0x7c00;
   const I nan = I{} + 0x7e00;
-  const I finite = absolute < fill<F>(0x1p-14f) ? subnormal : normal;
+  const I finite = absolute < broadcast<F>(0x1p-14f) ? subnormal : normal;
   const I overflow = x == x ? infinity : nan;
-  const I value = absolute < fill<F>(65536.0f) ? finite : overflow;
+  const I value = absolute < broadcast<F>(65536.0f) ? finite : overflow;
   return value | ((bits >> 16) & 0x8000);
 }
 
-// The first `count` neighbours from memory into a block of lanes, and back. A part of a block is
-// moved in powers of two, which takes no call and no loop; cpu/vector.h may have better.
+// Loads `count` consecutive elements into a block of lanes, and stores them. Part of a block is
+// copied in powers of two, which needs no call and no loop; cpu/simd.h has AVX-512's masks.
 template <int size, class T>
 FUSED_LSTM_INLINE void copy_part(T* to, const T* from, int count) {
   if constexpr (size > 0) {
@@ -171,15 +171,15 @@ FUSED_LSTM_INLINE void copy_out(T* to, const Block& block, int count) {
 template <class V, class T>
 FUSED_LSTM_INLINE typename Lanes<V>::Integer load_bits16(const T* from, int count) {
   using Integer = typename Lanes<V>::Integer;
-  const auto narrow = copy_in<typename Lanes<V>::Bits16>(from, count);
+  const auto bits = copy_in<typename Lanes<V>::Bits16>(from, count);
   if constexpr (Lanes<V>::count == 1) {
-    return static_cast<Integer>(narrow);
+    return static_cast<Integer>(bits);
   } else {
-    return __builtin_convertvector(narrow, Integer);
+    return __builtin_convertvector(bits, Integer);
   }
 }
 template <class V, class T>
-FUSED_LSTM_INLINE void narrow(T* to, typename Lanes<V>::Integer bits, int count) {
+FUSED_LSTM_INLINE void store_bits16(T* to, typename Lanes<V>::Integer bits, int count) {
   using Bits16 = typename Lanes<V>::Bits16;
   if constexpr (Lanes<V>::count == 1) {
     copy_out(to, static_cast<Bits16>(bits), count);
@@ -188,7 +188,7 @@ FUSED_LSTM_INLINE void narrow(T* to, typename Lanes<V>::Integer bits, int count)
   }
 }
 
-// `count` numbers (at most Lanes<V>::count) from storage to the lanes that compute, and back.
+// Loads `count` elements (at most Lanes<V>::count), converted to the lanes of V, and stores them.
 template <class V>
 FUSED_LSTM_INLINE V load(const typename Lanes<V>::Scalar* from, int count) {
   return copy_in<V>(from, count);
@@ -211,14 +211,14 @@ FUSED_LSTM_INLINE void store(typename Lanes<V>::Scalar* to, V value, int count) 
 }
 template <class V>
 FUSED_LSTM_INLINE void store(BFloat16* to, V value, int count) {
-  narrow<V>(to, to_bfloat16<V, typename Lanes<V>::Integer>(value), count);
+  store_bits16<V>(to, to_bfloat16<V, typename Lanes<V>::Integer>(value), count);
 }
 template <class V>
 FUSED_LSTM_INLINE void store(Half* to, V value, int count) {
 #ifdef __CUDA_ARCH__
   to->bits = bits_as<uint16_t>(__float2half_rn(value));
 #else
-  narrow<V>(to, to_half<V, typename Lanes<V>::Integer>(value), count);
+  store_bits16<V>(to, to_half<V, typename Lanes<V>::Integer>(value), count);
 #endif
 }
 

@@ -2,8 +2,7 @@
 
 #include <thread>
 
-namespace fused_lstm {
-namespace cpu {
+namespace fused_lstm::cpu {
 namespace {
 
 constexpr int kSpins = 200;
@@ -16,9 +15,9 @@ void pause() {
 
 }  // namespace
 
-void Barrier::wait(int64_t weight) {
+void Barrier::arrive_and_wait(int64_t count) {
   const int64_t generation = generation_.load(std::memory_order_acquire);
-  if (arrived_.fetch_add(weight, std::memory_order_acq_rel) + weight == expected_) {
+  if (arrived_.fetch_add(count, std::memory_order_acq_rel) + count == expected_) {
     arrived_.store(0, std::memory_order_relaxed);
     generation_.store(generation + 1, std::memory_order_release);
     return;
@@ -32,5 +31,4 @@ void Barrier::wait(int64_t weight) {
   }
 }
 
-}  // namespace cpu
-}  // namespace fused_lstm
+}  // namespace fused_lstm::cpu

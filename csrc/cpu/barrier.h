@@ -1,18 +1,18 @@
-// Where threads that share sequences wait for one another after each step. Free of torch.
+// A barrier for the threads that share sequences: they meet once a step. Free of torch.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 
-namespace fused_lstm {
-namespace cpu {
+namespace fused_lstm::cpu {
 
 class Barrier {
  public:
   explicit Barrier(int64_t expected) : expected_(expected) {}
-  // Returns when calls of all in all `expected` weight have been made. Spins for a few
-  // microseconds, then yields the core to whoever else wants it.
-  void wait(int64_t weight);
+  // Arrives on behalf of `count` participants and blocks until `expected` participants have
+  // arrived. A thread that runs several parts arrives once for all of them. Spins for a few
+  // microseconds, then yields the core between polls.
+  void arrive_and_wait(int64_t count);
 
  private:
   const int64_t expected_;
@@ -20,5 +20,4 @@ class Barrier {
   std::atomic<int64_t> generation_{0};
 };
 
-}  // namespace cpu
-}  // namespace fused_lstm
+}  // namespace fused_lstm::cpu

@@ -1,4 +1,5 @@
-// What this compiler can compile for. Macros alone, so that it may be read before a target is set.
+// What this compiler can compile for. Only macros, so that it can be included before a target is
+// set.
 #pragma once
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__has_include)

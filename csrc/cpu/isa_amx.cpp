@@ -1,4 +1,4 @@
-// The CPU kernels for AMX: those for AVX-512, and preactivations of bfloat16 in tiles.
+// The CPU kernels for AMX: those for AVX-512, with bfloat16 GEMMs in AMX tiles.
 #include "cpu/compiler.h"
 #ifdef FUSED_LSTM_HAS_AMX
 #include <type_traits>

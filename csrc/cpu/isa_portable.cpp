@@ -1,4 +1,4 @@
-// The CPU kernels for the instruction set that the compiler assumes anyway (SSE2, NEON).
+// The CPU kernels for the compiler's default instruction set (SSE2 on x86-64, NEON on aarch64).
 #include <type_traits>
 
 #define FUSED_LSTM_NAME "portable"

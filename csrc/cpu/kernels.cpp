@@ -1,4 +1,4 @@
-// The choice of the instruction set, once, at the first call.
+// Chooses the instruction set, once, at the first call.
 #include "cpu/kernels.h"
 
 #ifdef FUSED_LSTM_HAS_AMX
@@ -11,22 +11,21 @@
 #include <stdexcept>
 #include <string>
 
-namespace fused_lstm {
-namespace cpu {
+namespace fused_lstm::cpu {
 namespace {
 
 #ifdef __x86_64__
-// Whether this process may use AMX tiles: Linux wants to be asked, for they make a thread's state
-// larger.
-bool ask_for_tiles() {
+// Whether this process may use AMX tiles. Linux requires a request, because they make a thread's
+// state larger.
+bool request_amx() {
 #ifdef FUSED_LSTM_HAS_AMX
   unsigned a = 0, b = 0, c = 0, d = 0, features = 0;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
   const bool tiles = (d >> 24 & 1) && (d >> 22 & 1);  // AMX-TILE, AMX-BF16
   if (!__get_cpuid_count(7, 1, &features, &b, &c, &d)) return false;
-  const bool gemv = features >> 5 & 1;  // AVX512-BF16
+  const bool dot = features >> 5 & 1;  // AVX512-BF16
   constexpr int request_permission = 0x1023, tile_data = 18;
-  return tiles && gemv && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+  return tiles && dot && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 #else
   return false;
 #endif
@@ -39,7 +38,7 @@ const Kernels& choose() {
   avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  amx = avx512 && ask_for_tiles();
+  amx = avx512 && request_amx();
 #endif
   const char* const forced = std::getenv("FUSED_LSTM_CPU_ISA");
   const std::string name = forced && *forced ? forced
@@ -67,5 +66,4 @@ const Kernels& kernels() {
   return chosen;
 }
 
-}  // namespace cpu
-}  // namespace fused_lstm
+}  // namespace fused_lstm::cpu

@@ -6,8 +6,7 @@
 #include "cpu/compiler.h"
 #include "plan/kernel.h"
 
-namespace fused_lstm {
-namespace cpu {
+namespace fused_lstm::cpu {
 
 using Float = Types<float, float, float>;
 using Double = Types<double, double, double>;
@@ -15,14 +14,11 @@ using HalfFloat = Types<Half, float, float>;
 using BFloat16Float = Types<BFloat16, float, float>;
 using BFloat16Operands = Types<BFloat16, float, BFloat16>;
 
-// What a gemm of BFloat16Operands reads at once of its left factor (tiles.inl).
+// What an AMX GEMM of BFloat16Operands reads at once of its left factor (amx.inl).
 constexpr int kAmxRows = 16;
 constexpr int kAmxDepth = 32;
 
-// A weight matrix as nn.LSTM has it, row by row, and, where it is packed ahead, its panels.
-//   Gate panels: of the transposed W [4H, depth]. A panel belongs to one vector of hidden units
-//     and holds, for each k < depth, a vector of W[.., k] for each of the gates i f g o.
-//   Plain panels: of W [depth, columns] or its transpose, four neighbouring vectors for each k.
+// A weight matrix: as nn.LSTM stores it, and, where it is packed ahead, in panels (pack.inl).
 template <class Types>
 struct Weight {
   const typename Types::Storage* data;
@@ -39,13 +35,13 @@ struct Packing {
   PanelLayout layout;
 };
 
-// What one thread takes: some sequences, and some of the hidden units of all of them.
+// What one thread computes: some sequences, and some of the hidden units of all of them.
 struct Part {
-  int64_t begin, end;             // sequences
-  int64_t first_unit, last_unit;  // hidden units; whole panels but for the end at H
-  Barrier* barrier;               // of the parts that share these sequences; null: there are none
-  int64_t weight;                 // how many of those this one stands for
-  int64_t number;                 // 0, 1, ..: which scratch is its own
+  int64_t batch_begin, batch_end;
+  int64_t unit_begin, unit_end;  // multiples of a panel's units, except H
+  Barrier* barrier;              // of the parts that share these sequences, or null
+  int64_t participants;          // of the barrier, on whose behalf this part arrives
+  int64_t index;                 // of its scratch memory
 };
 
 template <class Types>
@@ -59,32 +55,33 @@ struct CpuForwardParams {
   Weight<Types> weight_hr;                 // [P, H], packed
   const typename Types::Storage* bias_ih;  // [4H], or null
   const typename Types::Storage* bias_hh;  // [4H], or null
-  int64_t chunk;  // steps whose preactivations with the input are taken at once
+  int64_t chunk;                           // steps in one input GEMM
   typename Types::Operand* hidden[2];  // [B + 15, hidden_stride] a step reads one, writes the other
-  typename Types::Accum* scratch;      // forward_scratch numbers for each part
-  int64_t scratch_size;
+  typename Types::Accum* scratch;      // [parts, scratch_size]
+  int64_t scratch_size;                // forward_scratch_size
 };
 
 template <class Types>
 struct CpuBackwardParams {
   BackwardParams<Types> layer;
   Gemm recurrent_gemm;             // dot or packed_ahead
-  bool last_gemm;                  // take that of the first step too; else the caller does
+  bool last_gemm;                  // whether the kernel runs the GEMM of step 0, or its caller does
   Weight<Types> weight_hh;         // [4H, P]
   Weight<Types> weight_hr;         // [P, H], packed
-  typename Types::Operand* stage;  // stage_size numbers for each part, or null
-  int64_t stage_size;
+  typename Types::Operand* stage;  // [parts, stage_size], or null
+  int64_t stage_size;              // backward_stage_size
 };
 
 template <class Types>
 struct Functions {
-  int64_t (*panels)(const Packing<Types>&);      // how many
-  int64_t (*panel_size)(const Packing<Types>&);  // numbers in each
-  // panel: one of them; to: where the first panel of all begins
+  int64_t (*panel_count)(const Packing<Types>&);
+  int64_t (*panel_size)(const Packing<Types>&);  // elements
+  // Packs one panel; to: [panel_count, panel_size]
   void (*pack)(const Packing<Types>&, int64_t panel, typename Types::Operand* to);
-  int64_t (*forward_scratch)(const CpuForwardParams<Types>&, int64_t sequences, int64_t units);
-  int64_t (*backward_stage)(const CpuBackwardParams<Types>&);
-  // A part's sequences through all steps.
+  // Elements, for a part of so many sequences and hidden units
+  int64_t (*forward_scratch_size)(const CpuForwardParams<Types>&, int64_t sequences, int64_t units);
+  int64_t (*backward_stage_size)(const CpuBackwardParams<Types>&);
+  // A part through all steps
   void (*forward)(const CpuForwardParams<Types>&, const Part&);
   void (*backward)(const CpuBackwardParams<Types>&, const Part&);
 };
@@ -96,11 +93,11 @@ struct Kernels {
   Functions<Double> of_double;
   Functions<HalfFloat> of_half;
   Functions<BFloat16Float> of_bfloat16;
-  const Functions<BFloat16Operands>* narrow;  // to be preferred to of_bfloat16, or null
+  const Functions<BFloat16Operands>* bf16_operands;  // replaces of_bfloat16 unless null
 };
 
-// The best table for this processor, or a lower one that FUSED_LSTM_CPU_ISA names. Throws
-// std::runtime_error if that names none that this processor has.
+// The table of the best instruction set that this processor has, or of the one that the environment
+// variable FUSED_LSTM_CPU_ISA names. Throws std::runtime_error if the processor lacks that one.
 const Kernels& kernels();
 
 const Kernels& kernels_portable();
@@ -112,5 +109,4 @@ const Kernels& kernels_avx512();
 const Kernels& kernels_amx();
 #endif
 
-}  // namespace cpu
-}  // namespace fused_lstm
+}  // namespace fused_lstm::cpu

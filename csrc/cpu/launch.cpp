@@ -1,6 +1,5 @@
-// The layer on a CPU: library GEMMs for the gradients of weights and input, and the kernels of
-// kernels.h for the walk over time, spread over the threads by direction, sequences and hidden
-// units.
+// Runs a layer on a CPU: ATen's GEMMs for the gradients of weights and input, the kernels of
+// kernels.h for the recurrence, divided among threads by direction, sequences and hidden units.
 #include <ATen/Parallel.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/mm.h>
@@ -26,7 +25,7 @@ void with_types(at::ScalarType storage, const Body& body) {
     case at::kHalf:
       return body(cpu::HalfFloat{}, table.of_half);
     case at::kBFloat16:
-      if (table.narrow) return body(cpu::BFloat16Operands{}, *table.narrow);
+      if (table.bf16_operands) return body(cpu::BFloat16Operands{}, *table.bf16_operands);
       return body(cpu::BFloat16Float{}, table.of_bfloat16);
     default:
       TORCH_CHECK(false, "fused_lstm: no CPU kernel for dtype ", storage);
@@ -35,22 +34,21 @@ void with_types(at::ScalarType storage, const Body& body) {
 
 Plan plan_for(const Sizes& sizes, at::ScalarType storage) {
 #if AT_PARALLEL_OPENMP
-  constexpr bool concurrent_threads =
-      true;  // the threads of one loop all run at once, and may wait for another
+  constexpr bool concurrent_threads = true;  // all threads of a loop run, so a barrier is safe
 #else
   constexpr bool concurrent_threads = false;
 #endif
   Problem problem = problem_of(sizes);
   problem.threads = at::get_num_threads();
   problem.concurrent_threads = concurrent_threads;
-  // 16-bit numbers are better widened by packing than one by one.
+  // 0: 16-bit weights are not transposed, because packing widens them more cheaply.
   problem.lanes = storage == accum_type(storage) ? cpu::kernels().unit_block / 4 : 0;
   return make_plan(problem);
 }
 
-// body(begin, end) over parts of 0 .. n, on all threads or on this one.
+// Calls body(begin, end) for ranges of 0 .. n, on all threads or on this one.
 template <class Body>
-void spread(bool parallel, int64_t n, const Body& body) {
+void parallel_for(bool parallel, int64_t n, const Body& body) {
   if (parallel) {
     at::parallel_for(0, n, 1, body);
   } else {
@@ -58,28 +56,28 @@ void spread(bool parallel, int64_t n, const Body& body) {
   }
 }
 
-// Boundaries of `slices` parts of the batch with nearly the same number of rows each.
+// Bounds of `slices` slices of the batch with nearly the same number of rows each.
 std::vector<int64_t> slice_batch(const Sequence& sequence, int64_t slices) {
   const Sizes& sizes = sequence.sizes;
   std::vector<int64_t> bounds = {0};
-  int64_t taken = 0;         // rows of the sequences so far
+  int64_t sum = 0;           // rows of the sequences before b
   int64_t length = sizes.T;  // of sequence b: those of a packed batch only get shorter
   for (int64_t b = 0; b < sizes.B; ++b) {
     const int64_t slice = static_cast<int64_t>(bounds.size());
-    if (slice < slices && b > bounds.back() && taken * slices >= sizes.N * slice) {
+    if (slice < slices && b > bounds.back() && sum * slices >= sizes.N * slice) {
       bounds.push_back(b);
     }
     if (!sequence.offsets.empty()) {
       const auto rows = [&](int64_t t) { return sequence.offsets[t + 1] - sequence.offsets[t]; };
       while (length > 0 && rows(length - 1) <= b) --length;
     }
-    taken += length;
+    sum += length;
   }
   bounds.push_back(sizes.B);
   return bounds;
 }
 
-// Boundaries of `slices` parts of the hidden units, multiples of `block`.
+// Bounds of `slices` slices of the hidden units: multiples of `block`, except H.
 std::vector<int64_t> slice_units(int64_t H, int64_t slices, int64_t block) {
   const int64_t blocks = (H + block - 1) / block;
   std::vector<int64_t> bounds;
@@ -89,13 +87,14 @@ std::vector<int64_t> slice_units(int64_t H, int64_t slices, int64_t block) {
   return bounds;
 }
 
-// How the sequences and the hidden units of each direction are shared out.
+// How the sequences and the hidden units of each direction are divided into parts.
 struct Slices {
   std::vector<int64_t> batch, units;  // bounds
   bool parallel;
 
-  int64_t parts_of_batch() const { return static_cast<int64_t>(batch.size()) - 1; }
-  int64_t parts_of_units() const { return static_cast<int64_t>(units.size()) - 1; }
+  int64_t batch_slices() const { return static_cast<int64_t>(batch.size()) - 1; }
+  int64_t unit_slices() const { return static_cast<int64_t>(units.size()) - 1; }
+  int64_t parts(int64_t directions) const { return directions * batch_slices() * unit_slices(); }
 };
 
 int64_t widest(const std::vector<int64_t>& bounds) {
@@ -104,30 +103,30 @@ int64_t widest(const std::vector<int64_t>& bounds) {
   return width;
 }
 
-// Direction d's panels, or null.
+// Direction d's panels of `packed` [directions, bytes], or null.
 template <class Operand>
 Operand* panels_of(const at::Tensor& packed, int64_t d) {
   return reinterpret_cast<Operand*>(pointer<uint8_t>(packed, d));
 }
 
-// One weight of every direction in panels, as bytes; undefined unless `wanted`.
+// One weight of every direction in panels [directions, bytes]; undefined unless `needed`.
 template <class Types>
 at::Tensor pack(const cpu::Functions<Types>& functions, const std::vector<Weights>& weights,
-                at::Tensor Weights::* name, cpu::PanelLayout layout, bool wanted, bool parallel) {
-  if (!wanted) return {};
+                at::Tensor Weights::* name, cpu::PanelLayout layout, bool needed, bool parallel) {
+  if (!needed) return {};
   std::vector<cpu::Packing<Types>> packings;
   for (const Weights& w : weights) {
     const at::Tensor& matrix = w.*name;
     packings.push_back(
         {pointer<typename Types::Storage>(matrix), matrix.size(0), matrix.size(1), layout});
   }
-  const int64_t panels = functions.panels(packings[0]);
+  const int64_t panels = functions.panel_count(packings[0]);
   const int64_t each = panels * functions.panel_size(packings[0]);
   using Operand = typename Types::Operand;
   const int64_t bytes = each * static_cast<int64_t>(sizeof(Operand));
   const at::Tensor packed =
       allocate({static_cast<int64_t>(packings.size()), bytes}, at::TensorOptions(at::kByte));
-  spread(parallel, packed.size(0) * panels, [&](int64_t begin, int64_t end) {
+  parallel_for(parallel, packed.size(0) * panels, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t d = i / panels;
       functions.pack(packings[d], i % panels, panels_of<Operand>(packed, d));
@@ -136,24 +135,25 @@ at::Tensor pack(const cpu::Functions<Types>& functions, const std::vector<Weight
   return packed;
 }
 
-// Every direction's parts through all steps.
+// Runs `kernel` for every part of every direction.
 template <class Params>
-void walk(void (*kernel)(const Params&, const cpu::Part&), const std::vector<Params>& params,
-          const Slices& slices) {
-  const int64_t parts = slices.parts_of_units();  // that wait for one another
-  const int64_t groups = slices.parts_of_batch() * static_cast<int64_t>(params.size());
+void run_parts(void (*kernel)(const Params&, const cpu::Part&), const std::vector<Params>& params,
+               const Slices& slices) {
+  const int64_t parts = slices.unit_slices();  // of a group, which share sequences and a barrier
+  const int64_t groups = slices.batch_slices() * static_cast<int64_t>(params.size());
   std::deque<cpu::Barrier> barriers;
   if (parts > 1) {
     for (int64_t i = 0; i < groups; ++i) barriers.emplace_back(parts);
   }
-  spread(slices.parallel, groups * parts, [&](int64_t begin, int64_t end) {
-    // A thread that is given several parts of a group takes them as one. Waiting for the others
-    // is safe: all threads are running, and each goes through the groups in the same order.
+  parallel_for(slices.parallel, groups * parts, [&](int64_t begin, int64_t end) {
+    // A thread that is given several parts of a group runs them as one. Its barrier cannot
+    // deadlock: all threads are running (concurrent_threads), and all go through the groups in the
+    // same order.
     while (begin < end) {
       const int64_t group = begin / parts, first = begin % parts;
       const int64_t last = std::min(parts, first + end - begin);
-      const int64_t slice = group % slices.parts_of_batch();
-      kernel(params[group / slices.parts_of_batch()],
+      const int64_t slice = group % slices.batch_slices();
+      kernel(params[group / slices.batch_slices()],
              {slices.batch[slice], slices.batch[slice + 1], slices.units[first], slices.units[last],
               parts > 1 ? &barriers[group] : nullptr, last - first, begin});
       begin += last - first;
@@ -163,15 +163,15 @@ void walk(void (*kernel)(const Params&, const cpu::Part&), const std::vector<Par
 
 class CpuDevice final : public Device {
  public:
-  // Most kernels multiply in float32: 16-bit weights are widened when packed.
+  // Most kernels multiply in float32 and widen 16-bit weights when they pack them.
   at::ScalarType operand_type(at::ScalarType storage) const override {
-    const bool narrow = storage == at::kBFloat16 && cpu::kernels().narrow;
-    return narrow ? storage : accum_type(storage);
+    const bool bf16_operands = storage == at::kBFloat16 && cpu::kernels().bf16_operands;
+    return bf16_operands ? storage : accum_type(storage);
   }
 
   void gemm(at::Tensor& out, const at::Tensor& a, const at::Tensor& b,
             bool accumulate) const override {
-    if (out.scalar_type() != a.scalar_type()) {  // which the library does not have
+    if (out.scalar_type() != a.scalar_type()) {  // ATen has no such GEMM
       gemm(out, a.to(out.scalar_type()), b.to(out.scalar_type()), accumulate);
     } else if (accumulate) {
       at::addmm_out(out, out, a, b);
@@ -191,8 +191,8 @@ class CpuDevice final : public Device {
       using Scalar = typename Types::Accum;
       using Storage = typename Types::Storage;
       using Operand = typename Types::Operand;
-      const auto packed = [&](at::Tensor Weights::* name, cpu::PanelLayout layout, bool wanted) {
-        return pack(functions, layer.weights, name, layout, wanted, plan.parallel);
+      const auto packed = [&](at::Tensor Weights::* name, cpu::PanelLayout layout, bool needed) {
+        return pack(functions, layer.weights, name, layout, needed, plan.parallel);
       };
       const at::Tensor input =
           packed(&Weights::ih, cpu::PanelLayout::gates, plan.input_gemm == Gemm::packed_ahead);
@@ -202,28 +202,6 @@ class CpuDevice final : public Device {
           packed(&Weights::hr, cpu::PanelLayout::plain_transposed, sizes.projected);
 
       std::vector<cpu::CpuForwardParams<Types>> params(sizes.directions);
-      params[0].layer.hidden_size = sizes.H;
-      params[0].layer.projection_size = sizes.P;
-      params[0].layer.projected = sizes.projected;
-      params[0].input_size = sizes.D;
-      params[0].chunk = plan.chunk;
-      params[0].input_gemm = plan.input_gemm;
-      params[0].recurrent_gemm = plan.recurrent_gemm;
-      const int64_t each =
-          functions.forward_scratch(params[0], widest(slices.batch), widest(slices.units));
-      const int64_t parts = sizes.directions * slices.parts_of_batch() * slices.parts_of_units();
-
-      // One piece of memory: what each part needs for itself, then the states of each direction.
-      // Tiles read whole lines of the hidden state, and rows past the last.
-      const int64_t P = sizes.P, H = sizes.H;
-      const int64_t stride = (P + cpu::kAmxDepth - 1) / cpu::kAmxDepth * cpu::kAmxDepth;
-      const int64_t rows = sizes.B + cpu::kAmxRows - 1;
-      const int64_t states = 2 * rows * stride + sizes.B * (H + (sizes.projected ? H + P : 0));
-      const at::Tensor scratch =
-          allocate({parts * each + sizes.directions * states},
-                   at::TensorOptions(accum_type(layer.output.scalar_type())));
-      Scalar* const own = pointer<Scalar>(scratch);
-      Scalar* next = own + parts * each;
       for (int64_t d = 0; d < sizes.directions; ++d) {
         const Weights& w = layer.weights[d];
         cpu::CpuForwardParams<Types>& f = params[d];
@@ -238,22 +216,35 @@ class CpuDevice final : public Device {
         f.bias_ih = pointer<Storage>(w.bias_ih);
         f.bias_hh = pointer<Storage>(w.bias_hh);
         f.chunk = plan.chunk;
-        f.scratch = own;
+      }
+      // One allocation: the scratch of each part, then the states of each direction. AMX tiles read
+      // the hidden state in whole tiles: rows padded to 32 elements, and 15 rows past the last.
+      const int64_t each =
+          functions.forward_scratch_size(params[0], widest(slices.batch), widest(slices.units));
+      const int64_t P = sizes.P, H = sizes.H;
+      const int64_t stride = (P + cpu::kAmxDepth - 1) / cpu::kAmxDepth * cpu::kAmxDepth;
+      const int64_t rows = sizes.B + cpu::kAmxRows - 1;
+      const int64_t states = 2 * rows * stride + sizes.B * (H + (sizes.projected ? H + P : 0));
+      const at::Tensor scratch =
+          allocate({slices.parts(sizes.directions) * each + sizes.directions * states},
+                   at::TensorOptions(accum_type(layer.output.scalar_type())));
+      Scalar* next = pointer<Scalar>(scratch) + slices.parts(sizes.directions) * each;
+      const auto carve = [&](int64_t elements) {
+        next += elements;
+        return next - elements;
+      };
+      for (cpu::CpuForwardParams<Types>& f : params) {
+        f.scratch = pointer<Scalar>(scratch);
         f.scratch_size = each;
-        const auto take = [&](int64_t numbers) {
-          Scalar* const taken = next;
-          next += numbers;
-          return taken;
-        };
         f.layer.hidden_stride = stride;
-        for (Operand*& hidden : f.hidden) hidden = reinterpret_cast<Operand*>(take(rows * stride));
-        f.layer.cell_state = take(sizes.B * H);
+        for (Operand*& hidden : f.hidden) hidden = reinterpret_cast<Operand*>(carve(rows * stride));
+        f.layer.cell_state = carve(sizes.B * H);
         if (sizes.projected) {
-          f.layer.unprojected = reinterpret_cast<Operand*>(take(sizes.B * H));
-          f.layer.projection = take(sizes.B * P);
+          f.layer.unprojected = reinterpret_cast<Operand*>(carve(sizes.B * H));
+          f.layer.projection = carve(sizes.B * P);
         }
       }
-      walk(functions.forward, params, slices);
+      run_parts(functions.forward, params, slices);
     });
   }
 
@@ -280,13 +271,13 @@ class CpuDevice final : public Device {
       using Scalar = typename Types::Accum;
       using Storage = typename Types::Storage;
       using Operand = typename Types::Operand;
-      const auto packed = [&](at::Tensor Weights::* name, bool wanted) {
-        return pack(functions, layer.weights, name, cpu::PanelLayout::plain, wanted, plan.parallel);
+      const auto packed = [&](at::Tensor Weights::* name, bool needed) {
+        return pack(functions, layer.weights, name, cpu::PanelLayout::plain, needed, plan.parallel);
       };
-      // A single step's gemm is the library's, if that has one of these types.
-      const bool by_library =
+      // A single step's GEMM is ATen's, where ATen has one of these types.
+      const bool aten_gemm =
           sizes.T == 1 && plan.recurrent_gemm != Gemm::dot && std::is_same_v<Operand, Scalar>;
-      const bool packs = plan.recurrent_gemm != Gemm::dot && !by_library;
+      const bool packs = plan.recurrent_gemm != Gemm::dot && !aten_gemm;
       const at::Tensor recurrent = packed(&Weights::hh, packs);
       const at::Tensor projection = packed(&Weights::hr, sizes.projected);
       at::Tensor scratch;
@@ -300,20 +291,20 @@ class CpuDevice final : public Device {
         f.layer = backward_params<Types>(sequence, layer, d);
         f.layer.grad_unprojected = pointer<Scalar>(scratch, d);
         f.recurrent_gemm = plan.recurrent_gemm;
-        f.last_gemm = !by_library;
+        f.last_gemm = !aten_gemm;
         f.weight_hh = {pointer<Storage>(w.hh), panels_of<Operand>(recurrent, d)};
         f.weight_hr = {pointer<Storage>(w.hr), panels_of<Operand>(projection, d)};
       }
-      const int64_t each = functions.backward_stage(params[0]);
-      const int64_t parts = sizes.directions * slices.parts_of_batch() * slices.parts_of_units();
-      const int64_t bytes = parts * each * static_cast<int64_t>(sizeof(Operand));
+      const int64_t each = functions.backward_stage_size(params[0]);
+      const int64_t bytes =
+          slices.parts(sizes.directions) * each * static_cast<int64_t>(sizeof(Operand));
       const at::Tensor stage = allocate({bytes}, at::TensorOptions(at::kByte));
       for (cpu::CpuBackwardParams<Types>& f : params) {
         f.stage = panels_of<Operand>(stage, 0);
         f.stage_size = each;
       }
-      walk(functions.backward, params, slices);
-      if (by_library) {
+      run_parts(functions.backward, params, slices);
+      if (aten_gemm) {
         for (int64_t d = 0; d < sizes.directions; ++d) {
           at::Tensor grad_hidden = layer.grad_hidden.select(0, d);
           const at::Tensor& weight = layer.weights[d].hh;

@@ -1,4 +1,4 @@
-// SIMD lanes for numeric.h, as the compiler's own vector types: one source for every width.
+// SIMD vectors for numeric.h, as GCC's and Clang's vector types: one source for every width.
 #pragma once
 
 #ifdef __x86_64__
@@ -47,15 +47,15 @@ struct VectorFor<double> {
   using Type = Doubles;
 };
 
-// Compilers take a comparison and a selection for a minimum (NaN must pass), and always divide.
+// The compiler would not emit min and max, because NaN must pass, and would divide, which is slow.
 #if defined(__x86_64__) && FUSED_LSTM_VECTOR_BYTES >= 32
 template <>
 struct Arithmetic<Floats> {
   static FUSED_LSTM_INLINE Floats at_most(Floats x, float limit) {
-    return minimum(fill<Floats>(limit), x);
+    return minimum(broadcast<Floats>(limit), x);
   }
   static FUSED_LSTM_INLINE Floats at_least(Floats x, float limit) {
-    return maximum(fill<Floats>(limit), x);
+    return maximum(broadcast<Floats>(limit), x);
   }
   // An estimate of 1 / y, Newton's step, then a step that corrects the quotient.
   static FUSED_LSTM_INLINE Floats quotient(Floats x, Floats y, Floats rest) {
@@ -66,7 +66,8 @@ struct Arithmetic<Floats> {
   }
 
  private:
-  // With a NaN in the second argument both give that. (Those with a mask: GCC warns of the others.)
+  // min and max return the second argument if either is NaN. (Masked forms: GCC warns of the
+  // others.)
 #if FUSED_LSTM_VECTOR_BYTES == 64
   static FUSED_LSTM_INLINE Floats minimum(Floats a, Floats b) {
     return (Floats)_mm512_maskz_min_ps(0xffff, (__m512)a, (__m512)b);
@@ -90,7 +91,7 @@ struct Arithmetic<Floats> {
 #endif
 
 #if defined(__x86_64__) && FUSED_LSTM_VECTOR_BYTES == 64
-// AVX-512 moves a part of a vector by a mask.
+// AVX-512 loads and stores part of a vector by a mask.
 template <class T>
 struct Partial<Floats, T> {
   static FUSED_LSTM_INLINE Floats load(const T* from, int count) {
@@ -112,9 +113,9 @@ struct Partial<Floats, T> {
 };
 #endif
 
-// Lane i of the result is lane indices[i] of a, or, from Lanes::count on, of b.
+// Lane i of the result is lane indices[i] of the concatenation of a and b.
 template <class V, int... indices>
-FUSED_LSTM_INLINE V pick(V a, V b) {
+FUSED_LSTM_INLINE V shuffle(V a, V b) {
 #if defined(__clang__) || __GNUC__ >= 12
   return __builtin_shufflevector(a, b, indices...);
 #else
@@ -123,18 +124,18 @@ FUSED_LSTM_INLINE V pick(V a, V b) {
 #endif
 }
 
-// Two vectors seen as blocks of `size` lanes: a's even blocks with b's even ones between them, and
-// the odd ones likewise.
+// a and b as blocks of `size` lanes: their even blocks interleaved, a's first, or their odd blocks.
 template <int size, class V, int... lane>
 FUSED_LSTM_INLINE V even_blocks(V a, V b, std::integer_sequence<int, lane...>) {
-  return pick<V, (lane & size ? Lanes<V>::count + lane - size : lane)...>(a, b);
+  return shuffle<V, (lane & size ? Lanes<V>::count + lane - size : lane)...>(a, b);
 }
 template <int size, class V, int... lane>
 FUSED_LSTM_INLINE V odd_blocks(V a, V b, std::integer_sequence<int, lane...>) {
-  return pick<V, (lane & size ? Lanes<V>::count + lane : lane + size)...>(a, b);
+  return shuffle<V, (lane & size ? Lanes<V>::count + lane : lane + size)...>(a, b);
 }
 
-// Rows to columns, by halves: blocks of 1/2, 1/4, .. of the square change places.
+// Transposes a square of vectors in place: swaps its off-diagonal quadrants, then within each
+// quadrant, down to single lanes.
 template <class V, int size = Lanes<V>::count / 2>
 FUSED_LSTM_INLINE void transpose(V (&rows)[Lanes<V>::count]) {
   if constexpr (size > 0) {
@@ -151,17 +152,26 @@ FUSED_LSTM_INLINE void transpose(V (&rows)[Lanes<V>::count]) {
 
 // Lane n of the result is the sum of all lanes of rows[n].
 template <class V, int size = Lanes<V>::count / 2>
-FUSED_LSTM_INLINE V sum_of_each(V (&rows)[Lanes<V>::count]) {
+FUSED_LSTM_INLINE V horizontal_sums(V (&rows)[Lanes<V>::count]) {
   if constexpr (size > 0) {
     constexpr auto lanes = std::make_integer_sequence<int, Lanes<V>::count>{};
     for (int i = 0; i < size; ++i) {
       const V a = rows[i], b = rows[i + size];
       rows[i] = even_blocks<size>(a, b, lanes) + odd_blocks<size>(a, b, lanes);
     }
-    return sum_of_each<V, size / 2>(rows);
+    return horizontal_sums<V, size / 2>(rows);
   } else {
     return rows[0];
   }
+}
+
+// Calls body(j, count) for begin .. end, `count` elements from j on, by vectors of V.
+template <class V, class Body>
+FUSED_LSTM_INLINE void for_vectors(int64_t begin, int64_t end, const Body& body) {
+  constexpr int lanes = Lanes<V>::count;
+  int64_t j = begin;
+  for (; j + lanes <= end; j += lanes) body(j, lanes);
+  if (j < end) body(j, static_cast<int>(end - j));
 }
 
 }  // namespace

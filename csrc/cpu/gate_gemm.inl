@@ -1,0 +1,111 @@
+// The GEMM of the four gates with one weight W [4H, depth], by each strategy of plan/kernel.h:
+//
+//   preactivations [rows, 4, lanes] of a block of `lanes` units = start + x [rows, depth] W^T
+//
+//   strategy        rows of a tile          x is read            W is read
+//   dot             3                       by row pointer       as nn.LSTM stores it
+//   packed_ahead    FUSED_LSTM_TILE_ROWS    by row pointer       from a panel of a packed weight
+//   packed_on_use   likewise                likewise             from a panel packed for the block
+//     both in AMX   16                      by 16 strided rows   likewise
+//   transposed      4 vectors               transposed           as nn.LSTM stores it
+#pragma once
+
+#ifdef FUSED_LSTM_BF16_OPERANDS
+#include "cpu/amx.inl"
+#endif
+#include "cpu/gemm.inl"
+#include "cpu/gemv.inl"
+#include "cpu/transposed.inl"
+
+namespace fused_lstm::cpu {
+namespace {
+
+constexpr int kDotRows = 3;  // whose sums fit the registers in gemv
+
+template <class Types>
+struct GateGemm {
+  using Operand = typename Types::Operand;
+
+  Gemm strategy;
+  Weight<Types> weight;       // [4H, depth]
+  int64_t hidden_size;        // H
+  int64_t depth;              // D or P
+  const Operand* const* x;    // [rows] pointers to [depth]
+  int64_t x_stride;           // elements from row to row, for AMX
+  Blocks tiles;               // of rows
+  Operand* panel;             // [panel_depth, 4, lanes] for packed_on_use
+  const Operand* transposed;  // [ceil(rows / lanes), depth, lanes] x, where strategy is transposed
+};
+
+// The preactivations of the rows row .. row + height and the units j ..
+template <class Types>
+struct GateTile {
+  const GateGemm<Types>& gemm;
+  const typename Types::Operand* panel;  // of these units; null without packing
+  int64_t j, row, height;
+};
+
+// Rows of memory that the tiles of `rows` rows may touch.
+template <class Types>
+constexpr int64_t touched_rows(int64_t rows) {
+  return has_bf16_operands<Types> ? rows + kAmxRows - 1 : rows;
+}
+
+// Rows of a tile, at most.
+template <class Types>
+constexpr int64_t kMaxTileRows = kTileVectors * lanes_of<Types>();
+
+// The tiles of `rows` rows, for a strategy.
+template <class Types>
+Blocks tiles_of(Gemm strategy, int64_t rows) {
+  if (strategy == Gemm::dot) return {rows, 1, kDotRows};
+  if (strategy == Gemm::transposed) return {rows, kMaxTileRows<Types>, 1};
+  return {rows, PlainTiles<Types>::group, PlainTiles<Types>::highest};
+}
+
+// Calls body(GateTile) for the tiles of all rows, for the units j .. of one block.
+template <class Types, class Body>
+FUSED_LSTM_INLINE void for_gate_tiles(const GateGemm<Types>& g, int64_t j, const Body& body) {
+  const typename Types::Operand* panel = nullptr;
+  if (g.strategy == Gemm::packed_ahead || g.strategy == Gemm::packed_on_use) {
+    const Packing<Types> packing = {g.weight.data, 4 * g.hidden_size, g.depth, PanelLayout::gates};
+    const int64_t index = j / lanes_of<Types>(), offset = index * panel_size(packing);
+    if (!g.weight.panels) pack(packing, index, g.panel - offset);
+    panel = g.weight.panels ? g.weight.panels + offset : g.panel;
+  }
+  g.tiles.for_each(
+      [&](int64_t row, int64_t height) { body(GateTile<Types>{g, panel, j, row, height}); });
+}
+
+// to [height, 4, lanes] = start + x W^T for one tile. Rows of `start` [4, lanes] are start_stride
+// elements apart; `to` has touched_rows(height) rows. noinline: the input's GEMM and the
+// recurrence share one copy of the code for each height.
+template <class Types>
+__attribute__((noinline)) void multiply_gates(const GateTile<Types>& tile,
+                                              const typename Types::Accum* start,
+                                              int64_t start_stride, typename Types::Accum* to) {
+  using V = VectorOfTypes<Types>;
+  const GateGemm<Types>& g = tile.gemm;
+  const auto* const x = g.x + tile.row;
+  if (g.strategy == Gemm::dot) {
+    with_constant<kDotRows>(tile.height, [&](auto height) {
+      multiply_dot<decltype(height)::value, V>(x, g.depth, g.weight.data, g.hidden_size, tile.j,
+                                               start, start_stride, to);
+    });
+  } else if (g.strategy == Gemm::transposed) {
+    if constexpr (can_transpose<Types>) {
+      multiply_transposed_tile<V>(g.transposed + tile.row * g.depth, tile.height, g.weight.data,
+                                  g.depth, g.hidden_size, tile.j, start, start_stride, to);
+    }
+  } else if constexpr (has_bf16_operands<Types>) {
+    multiply_amx(x[0], g.x_stride, panel_depth<Types>(g.depth), tile.panel, start, start_stride,
+                 to);
+  } else {
+    with_constant<FUSED_LSTM_TILE_ROWS>(tile.height, [&](auto height) {
+      multiply_panel<decltype(height)::value, V>(x, g.depth, tile.panel, start, start_stride, to);
+    });
+  }
+}
+
+}  // namespace
+}  // namespace fused_lstm::cpu
