@@ -38,7 +38,7 @@ SANITIZED := $(COMPUTED) $(addprefix tests/test_,autocast.py cpu_kernels.py erro
 RACES := tests/test_cpu_kernels.py tests/test_accuracy.py \
 	-k "not test_built_with_threads and not test_threads_share_the_work"
 
-NATIVE := $(shell find csrc -type f)
+NATIVE := $(shell find csrc -type f ! -name '*.md')
 
 .PHONY: demo test fuzz emulate sanitize test-modes processors torches wheels build bench lint format clean FORCE
 
@@ -93,7 +93,7 @@ PRIVATE := walks?|walked|streamed|contestants?|whoever|nobody|wanted|hidden_befo
 SPELLED := csrc fused_lstm/*.py fused_lstm/demo/*.py tests benchmarks README.md CONTRIBUTING.md .ci setup.py
 
 lint: $(VENV)/tools
-	! git grep -nwE '$(PRIVATE)' -- $(SPELLED)
+	! git grep -nE '(^|[^.[:alnum:]_])($(PRIVATE))($$|[^[:alnum:]_])' -- $(SPELLED)
 	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

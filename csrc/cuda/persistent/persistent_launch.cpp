@@ -1,4 +1,4 @@
-// The walk by one gemm with the input for all steps, and one launch of a kernel of persistent.h.
+// The passes by the persistent kernels: one GEMM with the input for all steps, then one launch.
 #include <ATen/cuda/CUDAContext.h>
 #include <ATen/ops/zeros.h>
 
@@ -10,7 +10,7 @@ namespace fused_lstm {
 namespace cuda {
 namespace {
 
-// What both walks hand to their kernel, and the memory that it needs meanwhile.
+// What both passes hand to their kernel, and the memory that it needs meanwhile.
 struct Common {
   at::Tensor offsets;   // [T + 1] int64, of a packed sequence
   at::Tensor exchange;  // of the grid kernel
