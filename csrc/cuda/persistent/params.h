@@ -35,7 +35,7 @@ constexpr int kCounterStride = 32;  // counters in cache lines of their own
 template <class Types>
 struct PersistentForwardParams : Persistent<Types> {
   ForwardParams<Types> layer[2];
-  const typename Types::Accum* preactivations[2];  // [N, 4H] the products with the input
+  const typename Types::Accum* preactivations[2];  // [N, 4H] the input GEMM
   const typename Types::Storage* bias_ih[2];       // [4H], or null
   const typename Types::Storage* bias_hh[2];       // [4H], or null
 };
@@ -45,7 +45,7 @@ struct PersistentBackwardParams : Persistent<Types> {
   BackwardParams<Types> layer[2];
 };
 
-// tensor_cores: of a float32 layer, products in TF32; 16-bit ones are always theirs. It decides
+// tensor_cores: of a float32 layer, GEMMs in TF32; those of 16 bits always use them. It decides
 // params.layout too.
 template <class Types>
 cudaError_t launch_forward(const PersistentForwardParams<Types>& params, bool tensor_cores,

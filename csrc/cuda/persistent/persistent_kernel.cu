@@ -56,7 +56,7 @@ struct ForwardPass {
   static __device__ int64_t weight(int64_t H, int64_t j, int row, int64_t k, int /*part*/) {
     return (row * H + j) * H + k;
   }
-  // The sequences of a iter's product and of what it sends; `now` have this step, `before` and
+  // The sequences of an iteration's GEMM and of what it sends; `now` have this step, `before` and
   // `after` the ones around it.
   static __device__ int to_multiply(int now, int /*before*/) { return now; }
   static __device__ int to_send(int /*now*/, int after) { return after; }
@@ -100,7 +100,7 @@ struct BackwardPass {
   using Sums = Elements<float, kBackwardShape.rows>;
   static constexpr UnitShape shape = kBackwardShape;
   static constexpr bool sends_first = false;
-  static constexpr int extra_iterations = 1;  // the product of the first step
+  static constexpr int extra_iterations = 1;  // the GEMM of the first step
 
   struct State {
     V grad_hidden, grad_cell;
@@ -152,7 +152,7 @@ struct BackwardPass {
   }
 };
 
-// The recurrent weights of one warp, in registers as far as they fit, and its products.
+// The recurrent weights of one warp, in registers as far as they fit, and its GEMMs.
 template <class Pass>
 class WarpGemm {
   using Tile = typename Pass::Tile;
@@ -189,7 +189,7 @@ class WarpGemm {
     }
   }
 
-  // The warp's part of the block's product with the operand of the first `tiles` tiles of
+  // The warp's part of the block's GEMM with the operand of the first `tiles` tiles of
   // sequences, into `partials` [splits, all_sequences, partial_stride].
   __device__ void multiply(const char* operand, int tiles, int all_sequences,
                            char* partials) const {

@@ -1,4 +1,4 @@
-// One warp's product of a tile of weights with a tile of the operand, for each kind of number. A
+// One warp's GEMM of a tile of weights with a tile of the operand, for each element type. A
 // tile of weights has 16 rows and 32 bytes of depth; thread `lane` of the warp holds 16 bytes of
 // it, a fragment. Free of torch.
 //
