@@ -384,10 +384,10 @@ def test_operators_check_for_themselves():
 @pytest.mark.parametrize("needs_grad", [False, True])
 def test_a_layer_is_not_called_as_a_cell_nor_a_cell_as_a_layer(needs_grad):
     weights = [zeros(4 * H, D).requires_grad_(needs_grad), zeros(4 * H, H)]
-    with pytest.raises(RuntimeError, match="must be .directions, B, P."):
-        sizes = torch.tensor([B])
+    sizes = torch.tensor([B])
+    with pytest.raises(RuntimeError, match=r"must be \[directions, B, P\]"):
         ops.layer(zeros(B, D), zeros(B, H), zeros(B, H), weights, batch_sizes=sizes)
-    with pytest.raises(RuntimeError, match="must be .B, D., .B, H. and .B, H."):
+    with pytest.raises(RuntimeError, match=r"must be \[B, D\], \[B, H\] and \[B, H\]"):
         ops.cell(zeros(1, B, D), zeros(1, B, H), zeros(1, B, H), weights)
 
 
