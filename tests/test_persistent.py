@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fused_lstm
-from fused_lstm import _C, FusedLSTM
+from fused_lstm import FusedLSTM
 from fused_lstm.explain import Gpu
 
 EMULATED = os.environ.get("FUSED_LSTM_EMULATED") == "1"
@@ -88,20 +88,9 @@ def test_an_operand_taken_in_parts(device):
     T, B, H = 3, 17, 480
     with fused_lstm.use_kernel("grid"):
         call = make("grid", device, torch.bfloat16, T, B, 1, H)
-        plan = _C.gpu_plan(
-            gpu=tuple(EMULATOR),
-            length=T,
-            batch=B,
-            input=1,
-            hidden=H,
-            projection=H,
-            directions=1,
-            backward=True,
-            element_bytes=2,
-            tensor_cores=True,
-        )
-        [grid] = [choice for choice in plan["choices"] if choice["kernel"] == "grid"]
-        assert grid["staged"] < grid["sequences"]
+        (plan,) = fused_lstm.explain(call[0], B, T, device=EMULATOR)
+        grid = plan.backward.candidates["grid"]
+        assert grid.staged < grid.sequences
         assert_right(*call)
 
 
