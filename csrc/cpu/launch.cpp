@@ -8,7 +8,7 @@
 #include <deque>
 
 #include "cpu/kernels.h"
-#include "operators/device.h"
+#include "device/device.h"
 
 namespace fused_lstm {
 namespace {

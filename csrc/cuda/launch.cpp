@@ -9,7 +9,7 @@
 #include "cuda/cublas.h"
 #include "cuda/passes.h"
 #include "cuda/persistent/params.h"
-#include "operators/device.h"
+#include "device/device.h"
 #include "plan/kernel_override.h"
 
 namespace fused_lstm {

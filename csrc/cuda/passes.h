@@ -3,7 +3,7 @@
 #pragma once
 
 #include "cuda/types.h"
-#include "operators/device.h"
+#include "device/device.h"
 
 namespace fused_lstm {
 namespace cuda {

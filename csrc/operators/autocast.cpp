@@ -3,8 +3,8 @@
 #include <ATen/autocast_mode.h>
 #include <torch/library.h>
 
+#include "device/torch_private.h"
 #include "operators/operators.h"
-#include "operators/torch_private.h"
 
 namespace fused_lstm {
 namespace {

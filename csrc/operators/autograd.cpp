@@ -7,8 +7,8 @@
 
 #include <algorithm>
 
+#include "device/torch_private.h"
 #include "operators/operators.h"
-#include "operators/torch_private.h"
 
 namespace fused_lstm {
 namespace {

@@ -11,7 +11,7 @@
 #include "plan/plan.h"
 #ifdef FUSED_LSTM_WITH_CUDA
 #include "cuda/stepwise/params.h"
-#include "operators/device.h"
+#include "device/device.h"
 #endif
 
 namespace py = pybind11;

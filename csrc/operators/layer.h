@@ -1,8 +1,8 @@
 // The layer below the dispatcher: what one call computes on one device.
 #pragma once
 
+#include "device/device.h"
 #include "operators/arguments.h"
-#include "operators/device.h"
 
 namespace fused_lstm {
 

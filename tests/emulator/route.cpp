@@ -1,5 +1,5 @@
 // In place of csrc/cpu/launch.cpp: tensors on the CPU run the CUDA path.
-#include "operators/device.h"
+#include "device/device.h"
 
 namespace fused_lstm {
 

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "core/sequence.h"
-#include "operators/torch_private.h"
+#include "device/torch_private.h"
 #include "plan/plan.h"
 
 namespace fused_lstm {
