@@ -96,7 +96,7 @@ struct BackwardParams {
   Accum* grad_h_0;               // [B, P] accumulated where episodes start from h_0, or null
   Accum* grad_c_0;               // [B, H] likewise, from c_0
   Operand* grad_preactivations;  // [N, 4H] out
-  Operand* h_prev;               // [N, P] out: the hidden state that enters each step
+  Operand* h_prev;               // [N, P] out: the hidden state that enters each step, or null
   Operand* grad_projection;      // [N, P] out: gradient of h, with a projection
   Operand* unprojected;          // [N, H] out: o tanh(c), with a projection
   Accum* grad_unprojected;       // [B, H] scratch: gradient of o tanh(c), with a projection
@@ -279,6 +279,7 @@ FUSED_LSTM_INLINE bool has_previous(const Boundaries& boundaries, const Step& st
 template <class V, class Types>
 FUSED_LSTM_INLINE void save_h_prev(const BackwardParams<Types>& p, const Step& step, int64_t b,
                                    int64_t j, int count) {
+  if (!p.h_prev) return;
   V h = {};
   if (is_valid(p.boundaries, step.t, b)) {
     const auto initial = [&] { return load<V>(p.h_0 + b * p.projection_size + j, count); };

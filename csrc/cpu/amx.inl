@@ -132,33 +132,42 @@ struct Dot<V, BFloat16, BFloat16> {
   }
 };
 
-// Tiles are read in place, or, where they would read past the end of a, from a padded copy.
+// Tiles of a are read in place, or, where they would read past its end, from a padded copy in
+// stage [16, panel_depth].
 template <>
-class PlainTiles<BFloat16Operands> {
- public:
-  static constexpr int64_t group = kAmxRows, highest = 1;
-  PlainTiles(const BFloat16* a, int64_t depth, BFloat16* stage)
-      : a_(a), depth_(depth), stage_(stage) {}
-
-  void multiply(int64_t row, int64_t height, const BFloat16* panel, float* to) {
-    const float zero[kTileVectors * Lanes<Floats>::count] = {};
-    const int64_t padded = panel_depth<BFloat16Operands>(depth_);
-    const bool in_place = height == kAmxRows && depth_ == padded;
-    if (!in_place && staged_ != row) {
-      staged_ = row;
-      __builtin_memset(stage_, 0, kAmxRows * padded * sizeof(BFloat16));
-      for (int64_t r = 0; r < height; ++r) {
-        __builtin_memcpy(stage_ + r * padded, a_ + (row + r) * depth_, depth_ * sizeof(BFloat16));
+void gemm(const BFloat16* a, int64_t depth, const Weight<BFloat16Operands>& weight, float* c,
+          int64_t columns, int64_t begin, int64_t end, int64_t rows, bool accumulate,
+          bool descending, BFloat16* stage) {
+  constexpr int64_t width = kTileVectors * Lanes<Floats>::count;
+  const float zero[width] = {};
+  const int64_t padded = panel_depth<BFloat16Operands>(depth);
+  const int64_t panels = (end - begin + width - 1) / width;
+  int64_t staged = -1;  // the first row of what stage holds
+  for (int64_t i = 0; i < panels; ++i) {
+    const int64_t first = begin + (descending ? panels - 1 - i : i) * width;
+    const int64_t last = first + width < end ? first + width : end;
+    Blocks(rows, kAmxRows, 1).for_each([&](int64_t row, int64_t height) {
+      const bool in_place = height == kAmxRows && depth == padded;
+      if (!in_place && staged != row) {
+        staged = row;
+        __builtin_memset(stage, 0, kAmxRows * padded * sizeof(BFloat16));
+        for (int64_t r = 0; r < height; ++r) {
+          __builtin_memcpy(stage + r * padded, a + (row + r) * depth, depth * sizeof(BFloat16));
+        }
       }
-    }
-    multiply_amx(in_place ? a_ + row * depth_ : stage_, padded, padded, panel, zero, 0, to);
+      alignas(64) float sums[kAmxRows * width];
+      multiply_amx(in_place ? a + row * depth : stage, padded, padded,
+                   weight.panels + first * padded, zero, 0, sums);
+      for (int64_t r = 0; r < height; ++r) {
+        float* const to = c + (row + r) * columns;
+        for_vectors<Floats>(first, last, [&](int64_t j, int count) {
+          const Floats sum = load<Floats>(sums + r * width + j - first, count);
+          store<Floats>(to + j, accumulate ? load<Floats>(to + j, count) + sum : sum, count);
+        });
+      }
+    });
   }
-
- private:
-  const BFloat16* a_;
-  int64_t depth_, staged_ = -1;
-  BFloat16* stage_;  // [16, panel_depth]
-};
+}
 
 }  // namespace
 }  // namespace fused_lstm::cpu

@@ -60,7 +60,8 @@ template <class Types>
 Blocks tiles_of(Gemm strategy, int64_t rows) {
   if (strategy == Gemm::dot) return {rows, 1, kDotRows};
   if (strategy == Gemm::transposed) return {rows, kMaxTileRows<Types>, 1};
-  return {rows, PlainTiles<Types>::group, PlainTiles<Types>::highest};
+  if (has_bf16_operands<Types>) return {rows, kAmxRows, 1};
+  return {rows, 1, FUSED_LSTM_TILE_ROWS};
 }
 
 // Calls body(GateTile) for the tiles of all rows, for the units j .. of one block.
@@ -93,7 +94,7 @@ FUSED_LSTM_INLINE void multiply_gates(const GateTile<Types>& tile,
                                                start, start_stride, to);
     });
   } else if (g.strategy == Gemm::transposed) {
-    if constexpr (can_transpose<Types>) {
+    if constexpr (reads_weights_in_place<Types>) {
       multiply_transposed_tile<V>(g.transposed + tile.row * g.depth, tile.height, g.weight.data,
                                   g.depth, g.hidden_size, tile.j, start, start_stride, to);
     }

@@ -7,7 +7,8 @@
 //     x[1][k], broadcast  x  | sum 1,0 | sum 1,1 | sum 1,2 | sum 1,3 |   1 FMA each
 //       :                    |         |         |         |         |
 //
-// With rows = FUSED_LSTM_TILE_ROWS the sums fill the register file, through all of depth.
+// With rows = FUSED_LSTM_TILE_ROWS the sums fill the register file, through all of depth. A panel
+// of fewer vectors has tiles of more rows.
 #pragma once
 
 #include "cpu/pack.inl"
@@ -15,46 +16,77 @@
 namespace fused_lstm::cpu {
 namespace {
 
+// Rows of a tile of so many vectors, whose sums fill the registers.
+template <int vectors>
+constexpr int kTileRows = vectors == 4   ? FUSED_LSTM_TILE_ROWS
+                          : vectors == 3 ? FUSED_LSTM_TILE_ROWS / 3 * 4
+                          : vectors == 2 ? 2 * FUSED_LSTM_TILE_ROWS
+                                         : 2 * FUSED_LSTM_TILE_ROWS + 2;
+
+// sums [rows, vectors] += x [rows, depth] panel [depth, vectors]. x: a pointer to each row, whose
+// elements are x_step apart; rows of the panel are panel_step elements apart.
+template <bool prefetches, int rows, int vectors, class V, class Scalar = typename Lanes<V>::Scalar>
+FUSED_LSTM_INLINE void multiply_tile(const Scalar* const (&x)[rows], int64_t x_step, int64_t depth,
+                                     const Scalar* panel, int64_t panel_step,
+                                     V (&sums)[rows][vectors]) {
+  constexpr int lanes = Lanes<V>::count;
+  constexpr int64_t prefetched_rows = 16;  // of the panel, which comes from the L2 cache
+  constexpr int line = 64 / sizeof(Scalar);
+  constexpr int copies = rows * vectors < 8 ? 2 : 1;  // few sums do not hide an FMA's latency
+  const Scalar* row[rows];
+  for (int r = 0; r < rows; ++r) {
+    row[r] = x[r];
+    // Opaque: GCC would keep the distances between the rows in registers and step two indices.
+    __asm__("" : "+r"(row[r]));
+  }
+  V second[rows][vectors] = {};
+  const auto accumulate = [&](int64_t k, V(&to_sums)[rows][vectors]) {
+    const Scalar* from = panel + k * panel_step;
+    V weights[vectors];
+    for (int v = 0; v < vectors; ++v) weights[v] = load<V>(from + v * lanes, lanes);
+    if constexpr (prefetches) {
+      for (int n = 0; n < vectors * lanes; n += line) {
+        __builtin_prefetch(from + prefetched_rows * panel_step + n);
+      }
+    }
+    for (int r = 0; r < rows; ++r) {
+      const V factor = broadcast<V>(row[r][k * x_step]);
+      for (int v = 0; v < vectors; ++v) to_sums[r][v] += factor * weights[v];
+    }
+  };
+  int64_t k = 0;
+  if constexpr (copies == 2) {
+    for (; k + 2 <= depth; k += 2) {
+      accumulate(k, sums);
+      accumulate(k + 1, second);
+    }
+  }
+  for (; k < depth; ++k) accumulate(k, sums);
+  if constexpr (copies == 2) {
+    for (int r = 0; r < rows; ++r) {
+      for (int v = 0; v < vectors; ++v) sums[r][v] += second[r][v];
+    }
+  }
+}
+
 // to [rows, 4, lanes] = start [rows, 4, lanes] + x times one panel. x: pointers to `rows` rows
 // [depth]. Rows of `start` are start_stride elements apart.
 template <int rows, class V, class Scalar = typename Lanes<V>::Scalar>
 FUSED_LSTM_INLINE void multiply_panel(const Scalar* const* x, int64_t depth, const Scalar* panel,
                                       const Scalar* start, int64_t start_stride, Scalar* to) {
   constexpr int lanes = Lanes<V>::count;
-  constexpr int64_t prefetched_rows = 16;  // of the panel, which comes from the L2 cache
-  constexpr int line = 64 / sizeof(Scalar);
-  constexpr int copies = rows == 1 ? 2 : 1;  // four sums are too few to hide an FMA's latency
   const Scalar* row[rows];
-  V sums[copies][rows][kTileVectors] = {};
+  V sums[rows][kTileVectors];
   for (int r = 0; r < rows; ++r) {
     row[r] = x[r];
-    // Opaque: GCC would keep the distances between the rows in registers and step two indices.
-    __asm__("" : "+r"(row[r]));
     for (int v = 0; v < kTileVectors; ++v) {
-      sums[0][r][v] = load<V>(start + r * start_stride + v * lanes, lanes);
+      sums[r][v] = load<V>(start + r * start_stride + v * lanes, lanes);
     }
   }
-  const auto accumulate = [&](int64_t k, V(&to_sums)[rows][kTileVectors]) {
-    const Scalar* from = panel + k * kTileVectors * lanes;
-    V weights[kTileVectors];
-    for (int v = 0; v < kTileVectors; ++v) weights[v] = load<V>(from + v * lanes, lanes);
-    for (int n = 0; n < kTileVectors * lanes; n += line) {
-      __builtin_prefetch(from + prefetched_rows * kTileVectors * lanes + n);
-    }
-    for (int r = 0; r < rows; ++r) {
-      const V factor = broadcast<V>(row[r][k]);
-      for (int v = 0; v < kTileVectors; ++v) to_sums[r][v] += factor * weights[v];
-    }
-  };
-  int64_t k = 0;
-  for (const int64_t last = depth - copies; k <= last; k += copies) {
-    for (int copy = 0; copy < copies; ++copy) accumulate(k + copy, sums[copy]);
-  }
-  for (; k < depth; ++k) accumulate(k, sums[0]);
+  multiply_tile<true>(row, 1, depth, panel, kTileVectors * lanes, sums);
   for (int r = 0; r < rows; ++r) {
     for (int v = 0; v < kTileVectors; ++v) {
-      const V sum = copies == 2 ? sums[0][r][v] + sums[copies - 1][r][v] : sums[0][r][v];
-      store<V>(to + (r * kTileVectors + v) * lanes, sum, lanes);
+      store<V>(to + (r * kTileVectors + v) * lanes, sums[r][v], lanes);
     }
   }
 }
@@ -98,57 +130,101 @@ FUSED_LSTM_INLINE void with_constant(int64_t n, const Body& body) {
 template <class Types>
 class TileConfiguration {};
 
-// Tiles of a [rows, depth] times a panel. stage: memory for AMX tiles.
-template <class Types>
-class PlainTiles {
-  using Scalar = typename Types::Accum;
-
- public:
-  static constexpr int64_t group = 1, highest = FUSED_LSTM_TILE_ROWS;
-  PlainTiles(const Scalar* a, int64_t depth, Scalar* /*stage*/) : a_(a), depth_(depth) {}
-  // to [height, 4, lanes] = the rows row .. row + height times `panel`
-  void multiply(int64_t row, int64_t height, const Scalar* panel, Scalar* to) const {
-    using V = VectorOfTypes<Types>;
-    const Scalar zero[kTileVectors * Lanes<V>::count] = {};
-    const Scalar* x[highest];
-    for (int64_t r = 0; r < height; ++r) x[r] = a_ + (row + r) * depth_;
-    with_constant<highest>(height, [&](auto rows) {
-      multiply_panel<decltype(rows)::value, V>(x, depth_, panel, zero, 0, to);
-    });
-  }
-
- private:
-  const Scalar* a_;
-  int64_t depth_;
+// A matrix [rows, depth] as the left factor of a GEMM.
+template <class Scalar>
+struct LeftFactor {
+  const Scalar* data;
+  int64_t row_stride, depth_stride;  // elements
 };
 
-// c [rows, columns] (+)= a [rows, depth] times the plain panels of a weight [depth, columns], for
-// the columns begin .. end; a panel starts at `begin`.
+// c [rows, columns] (+)= a [rows, depth] times a panel of `vectors` vectors, of which the last has
+// `count` columns. One copy for all callers.
+template <int rows, int vectors, class V, class Scalar = typename Lanes<V>::Scalar>
+__attribute__((noinline)) void gemm_tile(const LeftFactor<Scalar>& a, int64_t depth,
+                                         const Scalar* panel, int64_t panel_step, Scalar* c,
+                                         int64_t c_stride, int count, bool accumulate) {
+  constexpr int lanes = Lanes<V>::count;
+  const Scalar* row[rows];
+  V sums[rows][vectors] = {};
+  for (int r = 0; r < rows; ++r) {
+    row[r] = a.data + r * a.row_stride;
+    __builtin_prefetch(c + r * c_stride);
+  }
+  multiply_tile<false>(row, a.depth_stride, depth, panel, panel_step, sums);
+  for (int r = 0; r < rows; ++r) {
+    for (int v = 0; v < vectors; ++v) {
+      const int columns = v + 1 < vectors ? lanes : count;
+      Scalar* const to = c + r * c_stride + v * lanes;
+      store<V>(to, accumulate ? load<V>(to, columns) + sums[r][v] : sums[r][v], columns);
+    }
+  }
+}
+
+// c [rows, columns] (+)= a [rows, depth] times one panel of at most 4 vectors.
+template <class V, class Scalar = typename Lanes<V>::Scalar>
+void gemm_panel(const LeftFactor<Scalar>& a, int64_t rows, int64_t depth, const Scalar* panel,
+                int64_t panel_step, Scalar* c, int64_t c_stride, int64_t columns, bool accumulate) {
+  constexpr int lanes = Lanes<V>::count;
+  with_constant<kTileVectors>((columns + lanes - 1) / lanes, [&](auto constant) {
+    constexpr int vectors = decltype(constant)::value;
+    const int count = static_cast<int>(columns - (vectors - 1) * lanes);
+    Blocks(rows, 1, kTileRows<vectors>).for_each([&](int64_t row, int64_t height) {
+      with_constant<kTileRows<vectors>>(height, [&](auto tile_rows) {
+        gemm_tile<decltype(tile_rows)::value, vectors, V>(
+            {a.data + row * a.row_stride, a.row_stride, a.depth_stride}, depth, panel, panel_step,
+            c + row * c_stride, c_stride, count, accumulate);
+      });
+    });
+  });
+}
+
+// Depth of a GEMM between two reads of c: a panel's part stays in the nearest caches while all rows
+// pass it.
+constexpr int64_t kDepthBlock = 512;
+
+// to [depth, 4, lanes] = the columns first .. last of w [depth, columns], padded with zeros.
+template <class V, class Scalar = typename Lanes<V>::Scalar>
+void pack_columns(const Scalar* w, int64_t depth, int64_t columns, int64_t first, int64_t last,
+                  Scalar* to) {
+  constexpr int lanes = Lanes<V>::count;
+  for (int64_t k = 0; k < depth; ++k, to += kTileVectors * lanes) {
+    for_vectors<V>(first, last, [&](int64_t j, int count) {
+      store<V>(to + j - first, load<V>(w + k * columns + j, count), lanes);
+    });
+  }
+}
+
+// c [rows, columns] (+)= a [rows, depth] times a weight [depth, columns], for the columns begin ..
+// end; a panel starts at `begin`. Without plain panels (Gemm::unpacked) the weight is read as it is
+// stored, but for a panel that ends within a vector, which is packed. stage: [kDepthBlock, 4,
+// lanes] for that.
 template <class Types>
-void gemm(const typename Types::Operand* a, int64_t depth, const typename Types::Operand* panels,
+void gemm(const typename Types::Operand* a, int64_t depth, const Weight<Types>& weight,
           typename Types::Accum* c, int64_t columns, int64_t begin, int64_t end, int64_t rows,
           bool accumulate, bool descending, typename Types::Operand* stage) {
   using V = VectorOfTypes<Types>;
-  using Tiles = PlainTiles<Types>;
-  constexpr int64_t width = kTileVectors * Lanes<V>::count;
-  const int64_t blocks = (end - begin + width - 1) / width;
-  Tiles tiles(a, depth, stage);
-  const Blocks row_blocks(rows, Tiles::group, Tiles::highest);
-  for (int64_t i = 0; i < blocks; ++i) {
-    const int64_t first = begin + (descending ? blocks - 1 - i : i) * width;
-    const int64_t last = first + width < end ? first + width : end;
-    row_blocks.for_each([&](int64_t row, int64_t height) {
-      alignas(64) typename Types::Accum sums[Tiles::group * Tiles::highest * width];
-      tiles.multiply(row, height, panels + first * panel_depth<Types>(depth), sums);
-      for (int64_t r = 0; r < height; ++r) {
-        typename Types::Accum* const to = c + (row + r) * columns;
-        for_vectors<V>(first, last, [&](int64_t j, int count) {
-          const V sum = load<V>(sums + r * width + j - first, count);
-          store<V>(to + j, accumulate ? load<V>(to + j, count) + sum : sum, count);
-        });
+  using Scalar = typename Types::Accum;
+  constexpr int64_t lanes = lanes_of<Types>(), width = kTileVectors * lanes;
+  const int64_t panels = (end - begin + width - 1) / width;
+  Blocks(depth, 1, kDepthBlock).for_each([&](int64_t k, int64_t block) {
+    for (int64_t i = 0; i < panels; ++i) {
+      const int64_t first = begin + (descending ? panels - 1 - i : i) * width;
+      const int64_t last = first + width < end ? first + width : end;
+      const Scalar* panel = weight.panels + first * depth + k * width;
+      int64_t panel_step = width;
+      if constexpr (reads_weights_in_place<Types>) {
+        if (!weight.panels && (last - first) % lanes == 0) {
+          panel = weight.data + k * columns + first;
+          panel_step = columns;
+        } else if (!weight.panels) {
+          pack_columns<V>(weight.data + k * columns, block, columns, first, last, stage);
+          panel = stage;
+        }
       }
-    });
-  }
+      gemm_panel<V>({a + k, depth, 1}, rows, block, panel, panel_step, c + first, columns,
+                    last - first, accumulate || k > 0);
+    }
+  });
 }
 
 }  // namespace

@@ -64,12 +64,61 @@ struct CpuForwardParams {
 template <class Types>
 struct CpuBackwardParams {
   BackwardParams<Types> layer;
-  Gemm recurrent_gemm;             // dot or packed_ahead
-  bool last_gemm;                  // whether the kernel runs the GEMM of step 0, or its caller does
+  Gemm recurrent_gemm;             // dot, packed_ahead or unpacked
   Weight<Types> weight_hh;         // [4H, P]
   Weight<Types> weight_hr;         // [P, H], packed
-  typename Types::Operand* stage;  // [parts, stage_size], or null
-  int64_t stage_size;              // backward_stage_size
+  typename Types::Operand* stage;  // [parts, stage_size]
+  int64_t stage_size;
+};
+
+// dL/dx [N, D] (+)= grad_preactivations [N, 4H] W_ih [4H, D].
+template <class Types>
+struct InputGradientParams {
+  Gemm gemm;                                           // dot, packed_ahead or unpacked
+  int64_t depth;                                       // 4H
+  int64_t input_size;                                  // D
+  const typename Types::Operand* grad_preactivations;  // [N, depth]
+  Weight<Types> weight_ih;                             // [4H, D]
+  typename Types::Accum* grad_input;                   // [N, D]
+  bool accumulate;
+};
+
+// A matrix [N, columns] whose rows from `split` on lie in `rest`: h_0, then the output, say.
+template <class Scalar>
+struct RightFactor {
+  const Scalar* first;
+  const Scalar* rest;
+  int64_t split, first_stride, rest_stride;  // elements
+  int64_t columns;
+  Scalar* grad;  // [M, columns] out: grad^T times this matrix
+
+  FUSED_LSTM_INLINE const Scalar* row(int64_t n) const {
+    return n < split ? first + n * first_stride : rest + (n - split) * rest_stride;
+  }
+};
+
+// The gradients of weights [M, columns] from `grad` [N, M], that of the weights' outputs.
+template <class Types>
+struct WeightGradientParams {
+  using Scalar = typename Types::Accum;
+
+  int64_t rows;          // N
+  const Scalar* grad;    // [N, M]
+  int64_t grad_columns;  // M
+  RightFactor<Scalar> right[2];
+  int factors;        // of `right`
+  Scalar* grad_bias;  // [M] out: the sum of grad's rows, or null
+};
+
+template <class Types>
+struct GradientFunctions {
+  // Rows begin .. end of dL/dx
+  void (*input)(const InputGradientParams<Types>&, int64_t begin, int64_t end,
+                typename Types::Operand* stage);
+  int64_t (*weight_scratch_size)(const WeightGradientParams<Types>&);  // elements
+  // Rows begin .. end of M
+  void (*weight)(const WeightGradientParams<Types>&, int64_t begin, int64_t end,
+                 typename Types::Accum* scratch);
 };
 
 template <class Types>
@@ -80,10 +129,12 @@ struct Functions {
   void (*pack)(const Packing<Types>&, int64_t panel, typename Types::Operand* to);
   // Elements, for a part of so many sequences and hidden units
   int64_t (*forward_scratch_size)(const CpuForwardParams<Types>&, int64_t sequences, int64_t units);
-  int64_t (*backward_stage_size)(const CpuBackwardParams<Types>&);
+  // Elements, for the GEMM with a plain weight of so many rows
+  int64_t (*stage_size)(int64_t depth);
   // A part through all steps
   void (*forward)(const CpuForwardParams<Types>&, const Part&);
   void (*backward)(const CpuBackwardParams<Types>&, const Part&);
+  GradientFunctions<Types> gradients;  // null for bfloat16 operands
 };
 
 struct Kernels {

@@ -1,5 +1,5 @@
-// Runs a layer on a CPU: ATen's GEMMs for the gradients of weights and input, the kernels of
-// kernels.h for the recurrence, divided among threads by direction, sequences and hidden units.
+// Runs a layer on a CPU by the kernels of kernels.h, divided among threads: the recurrence by
+// direction, sequences and hidden units, the GEMMs of the gradients by rows.
 #include <ATen/Parallel.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/mm.h>
@@ -274,45 +274,151 @@ class CpuDevice final : public Device {
       const auto packed = [&](at::Tensor Weights::* name, bool needed) {
         return pack(functions, layer.weights, name, cpu::PanelLayout::plain, needed, plan.parallel);
       };
-      // A single step's GEMM is ATen's, where ATen has one of these types.
-      const bool aten_gemm =
-          sizes.T == 1 && plan.recurrent_gemm != Gemm::dot && std::is_same_v<Operand, Scalar>;
-      const bool packs = plan.recurrent_gemm != Gemm::dot && !aten_gemm;
-      const at::Tensor recurrent = packed(&Weights::hh, packs);
+      const at::Tensor recurrent = packed(&Weights::hh, plan.backward_gemm == Gemm::packed_ahead);
       const at::Tensor projection = packed(&Weights::hr, sizes.projected);
-      at::Tensor scratch;
+      at::Tensor grad_unprojected;
       if (sizes.projected) {
-        scratch = allocate({sizes.directions, sizes.B * sizes.H}, layer.grad_hidden.options());
+        grad_unprojected =
+            allocate({sizes.directions, sizes.B * sizes.H}, layer.grad_hidden.options());
       }
       std::vector<cpu::CpuBackwardParams<Types>> params(sizes.directions);
       for (int64_t d = 0; d < sizes.directions; ++d) {
         const Weights& w = layer.weights[d];
         cpu::CpuBackwardParams<Types>& f = params[d];
         f.layer = backward_params<Types>(sequence, layer, d);
-        f.layer.grad_unprojected = pointer<Scalar>(scratch, d);
-        f.recurrent_gemm = plan.recurrent_gemm;
-        f.last_gemm = !aten_gemm;
+        f.layer.grad_unprojected = pointer<Scalar>(grad_unprojected, d);
+        f.recurrent_gemm = plan.backward_gemm;
         f.weight_hh = {pointer<Storage>(w.hh), panels_of<Operand>(recurrent, d)};
         f.weight_hr = {pointer<Storage>(w.hr), panels_of<Operand>(projection, d)};
       }
-      const int64_t each = functions.backward_stage_size(params[0]);
-      const int64_t bytes =
-          slices.parts(sizes.directions) * each * static_cast<int64_t>(sizeof(Operand));
-      const at::Tensor stage = allocate({bytes}, at::TensorOptions(at::kByte));
+      const int64_t each = functions.stage_size(4 * sizes.H);
+      const at::Tensor stage = allocate_stages<Operand>(slices.parts(sizes.directions), each);
       for (cpu::CpuBackwardParams<Types>& f : params) {
         f.stage = panels_of<Operand>(stage, 0);
         f.stage_size = each;
       }
       run_parts(functions.backward, params, slices);
-      if (aten_gemm) {
-        for (int64_t d = 0; d < sizes.directions; ++d) {
-          at::Tensor grad_hidden = layer.grad_hidden.select(0, d);
-          const at::Tensor& weight = layer.weights[d].hh;
-          gemm(grad_hidden, layer.grad_preactivations.select(0, d),
-               weight.to(operand_type(weight.scalar_type())), /*accumulate=*/true);
+    });
+  }
+
+  at::Tensor input_gradient(const Sequence& sequence, const BackwardTensors& layer) const override {
+    const Sizes& s = sequence.sizes;
+    const at::ScalarType storage = layer.gates.scalar_type();
+    if (!has_gradient_gemms(storage)) return Device::input_gradient(sequence, layer);
+    const at::Tensor sum = allocate({s.N, s.D}, layer.grad_preactivations.options());
+    const Plan plan = plan_for(s, storage);
+    with_types(storage, [&](auto types, const auto& functions) {
+      using Types = decltype(types);
+      using Operand = typename Types::Operand;
+      const at::Tensor panels =
+          pack(functions, layer.weights, &Weights::ih, cpu::PanelLayout::plain,
+               plan.input_gradient_gemm == Gemm::packed_ahead, plan.parallel);
+      const int64_t stage_size = functions.stage_size(4 * s.H);
+      const int64_t slices = plan.parallel ? at::get_num_threads() : 1;
+      const at::Tensor stage = allocate_stages<Operand>(slices, stage_size);
+      parallel_for(plan.parallel, slices, [&](int64_t begin, int64_t end) {
+        for (int64_t d = 0; d < s.directions; ++d) {
+          const cpu::InputGradientParams<Types> p = {
+              plan.input_gradient_gemm,
+              4 * s.H,
+              s.D,
+              pointer<Operand>(layer.grad_preactivations, d),
+              {pointer<typename Types::Storage>(layer.weights[d].ih),
+               panels_of<Operand>(panels, d)},
+              pointer<typename Types::Accum>(sum),
+              /*accumulate=*/d > 0};
+          functions.gradients.input(p, s.N * begin / slices, s.N * end / slices,
+                                    panels_of<Operand>(stage, 0) + begin * stage_size);
+        }
+      });
+    });
+    return sum;
+  }
+
+  // Without boundaries the hidden states that enter the steps are rows of h_0 and of the output.
+  bool reads_h_prev(const Sequence& sequence, at::ScalarType storage) const override {
+    return sequence.sizes.packed || sequence.lengths || sequence.reset ||
+           operand_type(storage) != storage || !has_gradient_gemms(storage);
+  }
+
+  std::vector<Weights> weight_gradients(const Sequence& sequence,
+                                        const BackwardTensors& layer) const override {
+    const at::ScalarType storage = layer.gates.scalar_type();
+    if (!has_gradient_gemms(storage)) return Device::weight_gradients(sequence, layer);
+    const Sizes& s = sequence.sizes;
+    const at::TensorOptions options = layer.grad_preactivations.options();
+    const bool parallel = plan_for(s, storage).parallel;
+    std::vector<Weights> all(s.directions);
+    with_types(storage, [&](auto types, const auto& functions) {
+      using Types = decltype(types);
+      using Scalar = typename Types::Accum;
+      const at::Tensor x = masked_input(sequence, layer.input).to(accum_type(storage));  // [N, D]
+      std::vector<cpu::WeightGradientParams<Types>> params;
+      // The gradient [M, columns] of a weight, as a factor's.
+      const auto allocate_gradient = [&](at::Tensor& grad, int64_t rows,
+                                         cpu::RightFactor<Scalar> right) {
+        grad = allocate({rows, right.columns}, options);
+        right.grad = pointer<Scalar>(grad);
+        return right;
+      };
+      const auto matrix = [](const Scalar* rows, int64_t columns) -> cpu::RightFactor<Scalar> {
+        return {nullptr, rows, 0, 0, columns, columns, nullptr};
+      };
+      for (int64_t d = 0; d < s.directions; ++d) {
+        Weights& w = all[d];
+        if (s.biases) w.bias_ih = allocate({4 * s.H}, options);
+        cpu::RightFactor<Scalar> h_prev = matrix(pointer<Scalar>(layer.h_prev, d), s.P);
+        if (!layer.h_prev.defined()) {
+          const int64_t stride = s.directions * s.P, later = s.N - s.B;
+          const Scalar* const h_0 = pointer<Scalar>(layer.h_0, d);               // [B, P]
+          const Scalar* const output = pointer<Scalar>(layer.output) + d * s.P;  // [N, stride]
+          h_prev = d == 0 ? cpu::RightFactor<Scalar>{h_0, output, s.B, s.P, stride, s.P, nullptr}
+                          : cpu::RightFactor<Scalar>{
+                                output + s.B * stride, h_0, later, stride, s.P, s.P, nullptr};
+        }
+        params.push_back({s.N,
+                          pointer<Scalar>(layer.grad_preactivations, d),
+                          4 * s.H,
+                          {allocate_gradient(w.ih, 4 * s.H, matrix(pointer<Scalar>(x), s.D)),
+                           allocate_gradient(w.hh, 4 * s.H, h_prev)},
+                          2,
+                          pointer<Scalar>(w.bias_ih)});
+        if (s.projected) {
+          params.push_back(
+              {s.N,
+               pointer<Scalar>(layer.grad_projection, d),
+               s.P,
+               {allocate_gradient(w.hr, s.P, matrix(pointer<Scalar>(layer.unprojected, d), s.H))},
+               1,
+               nullptr});
         }
       }
+      const int64_t slices = parallel ? at::get_num_threads() : 1;
+      int64_t scratch_size = 0;
+      for (const auto& p : params) {
+        scratch_size = std::max(scratch_size, functions.gradients.weight_scratch_size(p));
+      }
+      const at::Tensor scratch = allocate({slices, scratch_size}, options);
+      parallel_for(parallel, slices, [&](int64_t begin, int64_t end) {
+        for (const auto& p : params) {
+          const int64_t M = p.grad_columns;
+          functions.gradients.weight(p, M * begin / slices, M * end / slices,
+                                     pointer<Scalar>(scratch, begin));
+        }
+      });
     });
+    return all;
+  }
+
+ private:
+  static bool has_gradient_gemms(at::ScalarType storage) {
+    return storage != at::kBFloat16 || !cpu::kernels().bf16_operands;
+  }
+
+  template <class Operand>
+  static at::Tensor allocate_stages(int64_t stages, int64_t size) {
+    return allocate({stages * size * static_cast<int64_t>(sizeof(Operand))},
+                    at::TensorOptions(at::kByte));
   }
 };
 

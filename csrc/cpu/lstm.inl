@@ -20,6 +20,7 @@
 #pragma once
 
 #include "cpu/gate_gemm.inl"
+#include "cpu/gradients.inl"
 
 namespace fused_lstm::cpu {
 namespace {
@@ -87,7 +88,7 @@ template <class Types>
 GateGemm<Types> make_gate_gemm(const CpuForwardParams<Types>& f, const Scratch<Types>& scratch,
                                Gemm strategy, const Weight<Types>& weight, int64_t depth,
                                int64_t x_stride, int64_t rows) {
-  if constexpr (can_transpose<Types>) {
+  if constexpr (reads_weights_in_place<Types>) {
     if (strategy == Gemm::transposed) {
       transpose_rows<VectorOfTypes<Types>>(scratch.x, rows, depth, scratch.transposed);
     }
@@ -246,7 +247,7 @@ void run_step(const CpuForwardParams<Types>& f, const Part& part, const Scratch<
 
   if (p.projected) {
     const int64_t b_end = part.batch_begin + rows;
-    gemm<Types>(p.unprojected + part.batch_begin * p.hidden_size, p.hidden_size, f.weight_hr.panels,
+    gemm<Types>(p.unprojected + part.batch_begin * p.hidden_size, p.hidden_size, f.weight_hr,
                 p.projection + part.batch_begin * P, P, 0, P, rows, /*accumulate=*/false,
                 /*descending=*/false, scratch.stage);
     for (int64_t b = part.batch_begin; b < b_end; ++b) {
@@ -283,9 +284,9 @@ void forward(const CpuForwardParams<Types>& f, const Part& part) {
 }
 
 template <class Types>
-int64_t backward_stage_size(const CpuBackwardParams<Types>& f) {
-  const int64_t depth = panel_depth<Types>(4 * f.layer.hidden_size);  // of W_hh; P is smaller
-  return has_bf16_operands<Types> ? touched_rows<Types>(1) * depth : 0;
+int64_t stage_size(int64_t depth) {
+  if (has_bf16_operands<Types>) return touched_rows<Types>(1) * panel_depth<Types>(depth);
+  return kDepthBlock * kTileVectors * lanes_of<Types>();
 }
 
 template <class Types>
@@ -312,7 +313,7 @@ void backward(const CpuBackwardParams<Types>& f, const Part& part) {
           store<V>(p.grad_projection + (step.offset + b) * P + j, grad, count);
         });
       }
-      gemm<Types>(p.grad_projection + row * P, P, f.weight_hr.panels,
+      gemm<Types>(p.grad_projection + row * P, P, f.weight_hr,
                   p.grad_unprojected + part.batch_begin * H, H, 0, H, rows, /*accumulate=*/false,
                   /*descending=*/false, stage);
     }
@@ -331,7 +332,6 @@ void backward(const CpuBackwardParams<Types>& f, const Part& part) {
                           p.grad_cell + state, count);
       });
     }
-    if (index == 0 && !f.last_gemm) return;
     if (part.barrier) part.barrier->arrive_and_wait(part.participants);
     const auto* grads = p.grad_preactivations + row * 4 * H;
     auto* grad_hidden = p.grad_hidden + part.batch_begin * P;
@@ -340,16 +340,26 @@ void backward(const CpuBackwardParams<Types>& f, const Part& part) {
     if (f.recurrent_gemm == Gemm::dot) {
       accumulate_gemv<V>(grads, 4 * H, f.weight_hh.data, grad_hidden, P, first, last, rows);
     } else {
-      gemm<Types>(grads, 4 * H, f.weight_hh.panels, grad_hidden, P, first, last, rows,
+      gemm<Types>(grads, 4 * H, f.weight_hh, grad_hidden, P, first, last, rows,
                   /*accumulate=*/true, /*descending=*/index % 2 == 1, stage);
     }
   }
 }
 
+// The GEMMs of the gradients; for bfloat16 operands the library has them.
+template <class Types>
+constexpr GradientFunctions<Types> gradient_functions() {
+  if constexpr (has_bf16_operands<Types>) {
+    return {};
+  } else {
+    return {input_gradient<Types>, weight_gradient_scratch_size<Types>, weight_gradient<Types>};
+  }
+}
+
 template <class Types>
 constexpr Functions<Types> functions = {
-    panel_count<Types>,         panel_size<Types>, pack<Types>,    forward_scratch_size<Types>,
-    backward_stage_size<Types>, forward<Types>,    backward<Types>};
+    panel_count<Types>, panel_size<Types>, pack<Types>,     forward_scratch_size<Types>,
+    stage_size<Types>,  forward<Types>,    backward<Types>, gradient_functions<Types>()};
 
 #ifdef FUSED_LSTM_BF16_OPERANDS
 constexpr const Functions<BFloat16Operands>* bf16_operands = &functions<BFloat16Operands>;

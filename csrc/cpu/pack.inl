@@ -35,6 +35,11 @@ constexpr int64_t lanes_of() {
 template <class Types>
 constexpr bool has_bf16_operands = std::is_same_v<typename Types::Operand, BFloat16>;
 
+// Whether a weight can be multiplied as nn.LSTM stores it, in SIMD vectors of its own type.
+template <class Types>
+constexpr bool reads_weights_in_place =
+    std::is_same_v<typename Types::Storage, typename Types::Accum>;
+
 // The depth of a panel: AMX tiles have a fixed one.
 template <class Types>
 int64_t panel_depth(int64_t depth) {

@@ -15,9 +15,6 @@
 namespace fused_lstm::cpu {
 namespace {
 
-template <class Types>
-constexpr bool can_transpose = std::is_same_v<typename Types::Storage, typename Types::Accum>;
-
 // x: pointers to `rows` rows [depth]. to: [ceil(rows / lanes), depth, lanes]; the lanes past the
 // last row hold copies that are ignored.
 template <class V, class Scalar = typename Lanes<V>::Scalar>

@@ -63,7 +63,7 @@ struct ForwardTensors {
 
 struct BackwardTensors {
   std::vector<Weights> weights;
-  at::Tensor input;               // [N, D], read by recompute alone
+  at::Tensor input;               // [N, D], read by recompute and for the weights' gradients
   at::Tensor h_0, c_0;            // as in ForwardTensors
   at::Tensor output;              // [N, directions * P], undefined where T == 1
   at::Tensor gates, cells;        // as in ForwardTensors, outputs of recompute
@@ -77,7 +77,8 @@ struct BackwardTensors {
                                   // whose gradients are added to them
   // Outputs, of operand_type:
   at::Tensor grad_preactivations;  // [directions, N, 4H]
-  at::Tensor h_prev;               // [directions, N, P] the hidden state that entered each step
+  at::Tensor h_prev;               // [directions, N, P] the hidden state that entered each step,
+                                   // optional
   at::Tensor grad_projection;      // [directions, N, P] of h, with a projection
   at::Tensor unprojected;          // [directions, N, H] o tanh(c), with a projection
 };
@@ -109,7 +110,22 @@ class Device {
   // Fills layer.gates and layer.cells with what the forward pass had there.
   virtual void recompute(const Sequence& sequence, const BackwardTensors& layer) const = 0;
   virtual void backward(const Sequence& sequence, const BackwardTensors& layer) const = 0;
+
+  // The gradients over all steps, once backward has run, of operand_type or wider: here one GEMM
+  // for each weight (gradients.cpp). Of the input, [N, D].
+  virtual at::Tensor input_gradient(const Sequence& sequence, const BackwardTensors& layer) const;
+  // Of each direction's weights. Both biases have the gradient bias_ih; bias_hh stays undefined.
+  virtual std::vector<Weights> weight_gradients(const Sequence& sequence,
+                                                const BackwardTensors& layer) const;
+  // Whether weight_gradients reads layer.h_prev, which backward then fills.
+  virtual bool reads_h_prev(const Sequence& /*sequence*/, at::ScalarType /*storage*/) const {
+    return true;
+  }
 };
+
+// The input without what lies past the end of its sequences: the gradient there is 0, but 0 * x is
+// NaN if x is, so x must be 0 too.
+at::Tensor masked_input(const Sequence& sequence, const at::Tensor& input);
 
 const Device& cpu_device();
 const Device& cuda_device();

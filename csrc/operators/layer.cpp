@@ -1,8 +1,7 @@
-// What one call of the layer computes, the same for every device: checks, allocation, and the GEMMs
-// over all steps that give the gradients of the input and of the weights.
+// What one call of the layer computes, the same for every device: checks, allocation, and the order
+// of a device's passes.
 #include "operators/layer.h"
 
-#include <ATen/ops/arange.h>
 #include <ATen/ops/zeros_like.h>
 
 namespace fused_lstm {
@@ -165,10 +164,6 @@ Sequence check(const LayerArguments& a) {
   return sequence;
 }
 
-at::Tensor operand(const Device& device, const at::Tensor& tensor) {
-  return tensor.to(device.operand_type(tensor.scalar_type())).contiguous();
-}
-
 // Every direction's weights as the kernels read them: contiguous, the biases in the input's dtype.
 // Wider biases become two of that dtype: their sum rounded, and the rounding error.
 std::vector<Weights> prepared_weights(const LayerArguments& a, const Sizes& s) {
@@ -212,42 +207,25 @@ void drop_gradient_of_replaced(const Sequence& sequence, at::Tensor grad_hidden)
   grad_hidden.masked_fill_(starts.unsqueeze(1), 0);
 }
 
-// Of each direction, in the order of arguments.weights: one GEMM over all rows for each weight.
+// Of each direction, in the order and dtypes of arguments.weights.
 std::vector<at::Tensor> weight_gradients(const Device& device, const Sequence& sequence,
                                          const BackwardTensors& layer,
                                          const LayerArguments& arguments) {
   const Sizes& s = sequence.sizes;
   const at::ScalarType storage = arguments.input.scalar_type();
-  at::Tensor x = operand(device, layer.input);
-  if (sequence.lengths) {
-    // The gradient is 0 in the padding, but 0 * x is NaN if x is, so x must be 0 too.
-    const at::Tensor steps = at::arange(s.T, sequence.lengths->options()).unsqueeze(1);
-    x = x.masked_fill(steps.ge(*sequence.lengths).unsqueeze(2), 0);
-  }
-  x = x.view({s.N, s.D});
-  const auto gradient = [&](const at::Tensor& rows, const at::Tensor& columns) {
-    at::Tensor grad = allocate({rows.size(1), columns.size(1)}, x.options());
-    device.gemm(grad, rows.t(), columns, /*accumulate=*/false);
-    return grad.to(storage);
-  };
+  const std::vector<Weights> gradients = device.weight_gradients(sequence, layer);
   std::vector<at::Tensor> all;
   for (int64_t d = 0; d < s.directions; ++d) {
-    const at::Tensor grad = layer.grad_preactivations.select(0, d);  // [N, 4H]
-    all.push_back(gradient(grad, x));
-    all.push_back(gradient(grad, layer.h_prev.select(0, d)));
+    const Weights& gradient = gradients[d];
+    all.push_back(gradient.ih.to(storage));
+    all.push_back(gradient.hh.to(storage));
     if (s.biases) {
       const Weights original = weights_of(arguments.weights, s, d);
-      const at::ScalarType ih = original.bias_ih.scalar_type();
-      const at::ScalarType hh = original.bias_hh.scalar_type();
-      const bool wide = ih != storage || hh != storage;
-      const at::Tensor sum =  // [4H]
-          wide ? grad.sum(0, /*keepdim=*/false, accum_type(storage)) : grad.sum(0);
-      all.push_back(sum.to(ih));
-      all.push_back(sum.to(hh, /*non_blocking=*/false, /*copy=*/true));
+      const at::Tensor& sum = gradient.bias_ih;  // [4H], of both biases
+      all.push_back(sum.to(original.bias_ih.scalar_type()));
+      all.push_back(sum.to(original.bias_hh.scalar_type(), /*non_blocking=*/false, /*copy=*/true));
     }
-    if (s.projected) {
-      all.push_back(gradient(layer.grad_projection.select(0, d), layer.unprojected.select(0, d)));
-    }
+    if (s.projected) all.push_back(gradient.hr.to(storage));
   }
   return all;
 }
@@ -309,7 +287,9 @@ InputGradients layer_backward(const Device& device, const LayerGradients& gradie
     TORCH_CHECK(states.output, "output is missing, must be given for more than one step");
     layer.output = states.output->contiguous();
   }
-  layer.h_prev = allocate({s.directions, s.N, s.P}, operands);
+  if (recompute || (weights_needed && device.reads_h_prev(sequence, storage))) {
+    layer.h_prev = allocate({s.directions, s.N, s.P}, operands);
+  }
   layer.cells = recompute ? allocate({s.directions, s.N, s.H}, options.dtype(accum))
                           : states.cells->contiguous();
   layer.gates =
@@ -339,12 +319,7 @@ InputGradients layer_backward(const Device& device, const LayerGradients& gradie
 
   at::Tensor grad_input = allocate({0}, options);
   if (input_needed) {
-    at::Tensor sum = allocate({s.N, s.D}, operands);
-    for (int64_t d = 0; d < s.directions; ++d) {
-      device.gemm(sum, layer.grad_preactivations.select(0, d), operand(device, layer.weights[d].ih),
-                  d > 0);
-    }
-    grad_input = sum.to(storage).view(arguments.input.sizes());
+    grad_input = device.input_gradient(sequence, layer).to(storage).view(arguments.input.sizes());
   }
 
   std::vector<at::Tensor> grad_weights;

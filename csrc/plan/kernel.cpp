@@ -39,6 +39,8 @@ const char* gemm_name(Gemm gemm) {
       return "packed_on_use";
     case Gemm::transposed:
       return "transposed";
+    case Gemm::unpacked:
+      return "unpacked";
   }
   return "unknown";
 }

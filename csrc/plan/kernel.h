@@ -26,6 +26,7 @@ enum class Gemm {
   packed_ahead,   // all of it is packed into panels before the first step
   packed_on_use,  // each panel is packed where it is needed: for a weight that is used once
   transposed,     // not packed: the activations are transposed, a row a SIMD lane
+  unpacked,       // backward, W [depth, columns]: tiles read vectors of its columns as stored
 };
 
 const char* gemm_name(Gemm gemm);

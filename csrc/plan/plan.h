@@ -33,7 +33,7 @@ struct Problem {
   // Of a CPU:
   int threads;
   bool concurrent_threads;  // of one parallel loop, so that they may meet at a barrier
-  int64_t lanes;            // SIMD lanes, if Gemm::transposed has the dtype; else 0
+  int64_t lanes;            // SIMD lanes, if weights can be read as they are stored; else 0
 
   // Of a GPU:
   bool backward;
@@ -49,10 +49,12 @@ struct Plan {
   // at a barrier each step.
   int64_t batch_slices;
   int64_t unit_slices;
-  bool parallel;        // run slices and directions on several threads
-  int64_t chunk;        // steps of one input GEMM
-  Gemm input_gemm;      // with weight_ih
-  Gemm recurrent_gemm;  // with weight_hh
+  bool parallel;             // run slices and directions on several threads
+  int64_t chunk;             // steps of one input GEMM
+  Gemm input_gemm;           // with weight_ih
+  Gemm recurrent_gemm;       // with weight_hh
+  Gemm backward_gemm;        // with weight_hh, transposed
+  Gemm input_gradient_gemm;  // with weight_ih, transposed
 
   // Of the GPU's kernels block, cluster and grid.
   Placement placement;

@@ -77,6 +77,11 @@ Plan make_cpu_plan(const Problem& problem) {
                         : problem.length > 1                                ? Gemm::packed_ahead
                         : can_transpose(problem, batch, problem.projection) ? Gemm::transposed
                                                                             : Gemm::packed_on_use;
+  const auto backward = [&](bool few_rows, bool once) {
+    return few_rows ? Gemm::dot : once && problem.lanes > 0 ? Gemm::unpacked : Gemm::packed_ahead;
+  };
+  plan.backward_gemm = backward(dot, problem.length == 1);
+  plan.input_gradient_gemm = backward(problem.rows <= kMaxDotRows, problem.length == 1);
   plan.kernel = dot ? Kernel::direct : Kernel::panels;
   return plan;
 }
