@@ -20,7 +20,7 @@ from fused_lstm import _C, FusedLSTM
 
 TESTS = Path(__file__).parent
 ISA = "FUSED_LSTM_CPU_ISA"
-SETS = ["portable", "avx2", "avx512", "amx"]
+SETS = ["portable", "avx2", "avx512", "avx512bf16", "amx"]
 
 
 def python(*arguments, **environment):

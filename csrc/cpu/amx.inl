@@ -1,6 +1,6 @@
 // GEMM of bfloat16 operands in AMX tiles, accumulated in float32: for BFloat16Operands, what
-// pack.inl, gemm.inl and gemv.inl have for the other types. Intel's Architecture Instruction Set
-// Extensions Programming Reference, chapter 3.
+// gemm.inl has for the other types. Intel's Architecture Instruction Set Extensions Programming
+// Reference, chapter 3.
 //
 //   a panel [depth / 2, 4 vectors, 16 lanes, 2]: pairs of k, depth padded with zeros to 32
 //
@@ -15,8 +15,7 @@
 // follows, which must be readable, and ignored.
 #pragma once
 
-#include "cpu/gemm.inl"
-#include "cpu/gemv.inl"
+#include "cpu/bf16.inl"
 
 namespace fused_lstm::cpu {
 namespace {
@@ -71,66 +70,6 @@ FUSED_LSTM_INLINE void multiply_amx(const BFloat16* a, int64_t a_stride, int64_t
   _tile_stored(2, to + 2 * vector, to_stride);
   _tile_stored(3, to + 3 * vector, to_stride);
 }
-
-// Pairs of elements as the lanes of a vector: neighbours in a row, or of two rows (second or zero).
-FUSED_LSTM_INLINE Floats pairs_in_row(const BFloat16* from, int64_t count) {
-  const int64_t most = 2 * Lanes<Floats>::count;
-  return copy_in<Floats>(from, static_cast<int>(count < most ? count : most));
-}
-FUSED_LSTM_INLINE Floats pairs_of_rows(const BFloat16* first, const BFloat16* second, int count) {
-  auto bits = load_bits16<Floats>(first, count);
-  if (second) bits |= load_bits16<Floats>(second, count) << 16;
-  return bits_as<Floats>(bits);
-}
-
-template <>
-void pack(const Packing<BFloat16Operands>& w, int64_t panel, BFloat16* to) {
-  to += panel * panel_size(w);
-  constexpr int lanes = Lanes<Floats>::count;
-  constexpr int64_t row = kTileVectors * lanes * 2;  // elements of a pair of k
-  const auto store_pairs = [&](int64_t pair, int v, Floats pairs) {
-    __builtin_memcpy(to + pair * row + v * lanes * 2, &pairs, sizeof(pairs));
-  };
-  for (int v = 0; v < kTileVectors; ++v) {
-    if (w.layout == PanelLayout::plain) {
-      const int64_t column = (panel * kTileVectors + v) * lanes;
-      const int count = count_columns(w, column);
-      for (int64_t k = 0; k < panel_depth<BFloat16Operands>(w.rows); k += 2) {
-        const BFloat16* const from = w.data + k * w.columns + column;
-        store_pairs(k / 2, v,
-                    k < w.rows
-                        ? pairs_of_rows(from, k + 1 < w.rows ? from + w.columns : nullptr, count)
-                        : Floats{});
-      }
-    } else {
-      const RowRange rows = rows_of_vector(w, panel, v);
-      const BFloat16* const from = w.data + rows.first * w.columns;
-      for (int64_t k = 0; k < panel_depth<BFloat16Operands>(w.columns); k += kAmxDepth) {
-        Floats square[lanes];
-        for (int n = 0; n < lanes; ++n) {
-          const int64_t left = n < rows.count ? w.columns - k : 0;
-          square[n] = pairs_in_row(from + n * w.columns + k, left < 0 ? 0 : left);
-        }
-        transpose(square);
-        for (int n = 0; n < lanes; ++n) store_pairs(k / 2 + n, v, square[n]);
-      }
-    }
-  }
-}
-
-template <class V>
-struct Dot<V, BFloat16, BFloat16> {
-  static constexpr int width = 2 * Lanes<V>::count;
-  static FUSED_LSTM_INLINE V load_x(const BFloat16* from, int count) {
-    return copy_in<V>(from, count);
-  }
-  static FUSED_LSTM_INLINE V load_w(const BFloat16* from, int count) {
-    return copy_in<V>(from, count);
-  }
-  static FUSED_LSTM_INLINE V add(V sum, V x, V w) {
-    return (V)_mm512_dpbf16_ps((__m512)sum, (__m512bh)x, (__m512bh)w);
-  }
-};
 
 // Tiles of a are read in place, or, where they would read past its end, from a padded copy in
 // stage [16, panel_depth].

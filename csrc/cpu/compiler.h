@@ -7,3 +7,8 @@
 #define FUSED_LSTM_HAS_AMX 1
 #endif
 #endif
+#if defined(__x86_64__) && defined(__has_include)
+#if __has_include(<avx512bf16intrin.h>)
+#define FUSED_LSTM_HAS_AVX512BF16 1
+#endif
+#endif

@@ -11,6 +11,9 @@
 #pragma once
 
 #ifdef FUSED_LSTM_BF16_OPERANDS
+#include "cpu/bf16.inl"
+#endif
+#ifdef FUSED_LSTM_AMX
 #include "cpu/amx.inl"
 #endif
 #include "cpu/gemm.inl"
@@ -48,7 +51,7 @@ struct GateTile {
 // Rows of memory that the tiles of `rows` rows may touch.
 template <class Types>
 constexpr int64_t touched_rows(int64_t rows) {
-  return has_bf16_operands<Types> ? rows + kAmxRows - 1 : rows;
+  return has_amx_tiles<Types> ? rows + kAmxRows - 1 : rows;
 }
 
 // Rows of a tile, at most.
@@ -60,7 +63,7 @@ template <class Types>
 Blocks tiles_of(Gemm strategy, int64_t rows) {
   if (strategy == Gemm::dot) return {rows, 1, kDotRows};
   if (strategy == Gemm::transposed) return {rows, kMaxTileRows<Types>, 1};
-  if (has_bf16_operands<Types>) return {rows, kAmxRows, 1};
+  if (has_amx_tiles<Types>) return {rows, kAmxRows, 1};
   return {rows, 1, FUSED_LSTM_TILE_ROWS};
 }
 
@@ -98,7 +101,7 @@ FUSED_LSTM_INLINE void multiply_gates(const GateTile<Types>& tile,
       multiply_transposed_tile<V>(g.transposed + tile.row * g.depth, tile.height, g.weight.data,
                                   g.depth, g.hidden_size, tile.j, start, start_stride, to);
     }
-  } else if constexpr (has_bf16_operands<Types>) {
+  } else if constexpr (has_amx_tiles<Types>) {
     multiply_amx(x[0], g.x_stride, panel_depth<Types>(g.depth), tile.panel, start, start_stride,
                  to);
   } else {

@@ -23,45 +23,62 @@ constexpr int kTileRows = vectors == 4   ? FUSED_LSTM_TILE_ROWS
                           : vectors == 2 ? 2 * FUSED_LSTM_TILE_ROWS
                                          : 2 * FUSED_LSTM_TILE_ROWS + 2;
 
+// How a tile multiplies operands of this type: `step` elements of depth at a time.
+template <class V, class Operand>
+struct Multiply {
+  static constexpr int step = 1;
+  static FUSED_LSTM_INLINE V load_weights(const Operand* from) {
+    return load<V>(from, Lanes<V>::count);
+  }
+  static FUSED_LSTM_INLINE V load_factor(const Operand* from) { return broadcast<V>(*from); }
+  static FUSED_LSTM_INLINE V load_last_factor(const Operand* from) { return load_factor(from); }
+  static FUSED_LSTM_INLINE V add(V sum, V factor, V weights) { return sum + factor * weights; }
+};
+
 // sums [rows, vectors] += x [rows, depth] panel [depth, vectors]. x: a pointer to each row, whose
 // elements are x_step apart; rows of the panel are panel_step elements apart.
-template <bool prefetches, int rows, int vectors, class V, class Scalar = typename Lanes<V>::Scalar>
-FUSED_LSTM_INLINE void multiply_tile(const Scalar* const (&x)[rows], int64_t x_step, int64_t depth,
-                                     const Scalar* panel, int64_t panel_step,
+template <bool prefetches, int rows, int vectors, class V, class Operand>
+FUSED_LSTM_INLINE void multiply_tile(const Operand* const (&x)[rows], int64_t x_step, int64_t depth,
+                                     const Operand* panel, int64_t panel_step,
                                      V (&sums)[rows][vectors]) {
-  constexpr int lanes = Lanes<V>::count;
-  constexpr int64_t prefetched_rows = 16;  // of the panel, which comes from the L2 cache
-  constexpr int line = 64 / sizeof(Scalar);
+  using M = Multiply<V, Operand>;
+  constexpr int width = Lanes<V>::count * M::step;  // elements of a panel's vector
+  constexpr int64_t prefetched_rows = 16;           // of the panel, which comes from the L2 cache
+  constexpr int line = 64 / sizeof(Operand);
   constexpr int copies = rows * vectors < 8 ? 2 : 1;  // few sums do not hide an FMA's latency
-  const Scalar* row[rows];
+  const Operand* row[rows];
   for (int r = 0; r < rows; ++r) {
     row[r] = x[r];
     // Opaque: GCC would keep the distances between the rows in registers and step two indices.
     __asm__("" : "+r"(row[r]));
   }
   V second[rows][vectors] = {};
-  const auto accumulate = [&](int64_t k, V(&to_sums)[rows][vectors]) {
-    const Scalar* from = panel + k * panel_step;
+  const auto accumulate = [&](int64_t k, V(&to_sums)[rows][vectors], bool last = false) {
+    const Operand* const from = panel + k * panel_step;
     V weights[vectors];
-    for (int v = 0; v < vectors; ++v) weights[v] = load<V>(from + v * lanes, lanes);
+    for (int v = 0; v < vectors; ++v) weights[v] = M::load_weights(from + v * width);
     if constexpr (prefetches) {
-      for (int n = 0; n < vectors * lanes; n += line) {
+      for (int n = 0; n < vectors * width; n += line) {
         __builtin_prefetch(from + prefetched_rows * panel_step + n);
       }
     }
     for (int r = 0; r < rows; ++r) {
-      const V factor = broadcast<V>(row[r][k * x_step]);
-      for (int v = 0; v < vectors; ++v) to_sums[r][v] += factor * weights[v];
+      const Operand* const at = row[r] + k * x_step;
+      const V factor = last ? M::load_last_factor(at) : M::load_factor(at);
+      for (int v = 0; v < vectors; ++v) to_sums[r][v] = M::add(to_sums[r][v], factor, weights[v]);
     }
   };
   int64_t k = 0;
   if constexpr (copies == 2) {
-    for (; k + 2 <= depth; k += 2) {
+    for (; k + 2 * M::step <= depth; k += 2 * M::step) {
       accumulate(k, sums);
-      accumulate(k + 1, second);
+      accumulate(k + M::step, second);
     }
   }
-  for (; k < depth; ++k) accumulate(k, sums);
+  for (; k + M::step <= depth; k += M::step) accumulate(k, sums);
+  if constexpr (M::step > 1) {
+    if (k < depth) accumulate(k, sums, /*last=*/true);
+  }
   if constexpr (copies == 2) {
     for (int r = 0; r < rows; ++r) {
       for (int v = 0; v < vectors; ++v) sums[r][v] += second[r][v];
@@ -71,11 +88,11 @@ FUSED_LSTM_INLINE void multiply_tile(const Scalar* const (&x)[rows], int64_t x_s
 
 // to [rows, 4, lanes] = start [rows, 4, lanes] + x times one panel. x: pointers to `rows` rows
 // [depth]. Rows of `start` are start_stride elements apart.
-template <int rows, class V, class Scalar = typename Lanes<V>::Scalar>
-FUSED_LSTM_INLINE void multiply_panel(const Scalar* const* x, int64_t depth, const Scalar* panel,
+template <int rows, class V, class Operand, class Scalar = typename Lanes<V>::Scalar>
+FUSED_LSTM_INLINE void multiply_panel(const Operand* const* x, int64_t depth, const Operand* panel,
                                       const Scalar* start, int64_t start_stride, Scalar* to) {
   constexpr int lanes = Lanes<V>::count;
-  const Scalar* row[rows];
+  const Operand* row[rows];
   V sums[rows][kTileVectors];
   for (int r = 0; r < rows; ++r) {
     row[r] = x[r];
@@ -131,24 +148,24 @@ template <class Types>
 class TileConfiguration {};
 
 // A matrix [rows, depth] as the left factor of a GEMM.
-template <class Scalar>
+template <class Operand>
 struct LeftFactor {
-  const Scalar* data;
+  const Operand* data;
   int64_t row_stride, depth_stride;  // elements
 };
 
 // c [rows, columns] (+)= a [rows, depth] times a panel of `vectors` vectors, of which the last has
 // `count` columns. One copy for all callers.
-template <int rows, int vectors, class V, class Scalar = typename Lanes<V>::Scalar>
-__attribute__((noinline)) void gemm_tile(const LeftFactor<Scalar>& a, int64_t depth,
-                                         const Scalar* panel, int64_t panel_step, Scalar* c,
+template <int rows, int vectors, class V, class Operand, class Scalar = typename Lanes<V>::Scalar>
+__attribute__((noinline)) void gemm_tile(const LeftFactor<Operand>& a, int64_t depth,
+                                         const Operand* panel, int64_t panel_step, Scalar* c,
                                          int64_t c_stride, int count, bool accumulate) {
   constexpr int lanes = Lanes<V>::count;
-  const Scalar* row[rows];
+  const Operand* row[rows];
   V sums[rows][vectors] = {};
   for (int r = 0; r < rows; ++r) {
     row[r] = a.data + r * a.row_stride;
-    __builtin_prefetch(c + r * c_stride);
+    for (int v = 0; v < vectors; ++v) __builtin_prefetch(c + r * c_stride + v * lanes);
   }
   multiply_tile<false>(row, a.depth_stride, depth, panel, panel_step, sums);
   for (int r = 0; r < rows; ++r) {
@@ -161,8 +178,8 @@ __attribute__((noinline)) void gemm_tile(const LeftFactor<Scalar>& a, int64_t de
 }
 
 // c [rows, columns] (+)= a [rows, depth] times one panel of at most 4 vectors.
-template <class V, class Scalar = typename Lanes<V>::Scalar>
-void gemm_panel(const LeftFactor<Scalar>& a, int64_t rows, int64_t depth, const Scalar* panel,
+template <class V, class Operand, class Scalar = typename Lanes<V>::Scalar>
+void gemm_panel(const LeftFactor<Operand>& a, int64_t rows, int64_t depth, const Operand* panel,
                 int64_t panel_step, Scalar* c, int64_t c_stride, int64_t columns, bool accumulate) {
   constexpr int lanes = Lanes<V>::count;
   with_constant<kTileVectors>((columns + lanes - 1) / lanes, [&](auto constant) {
@@ -171,8 +188,8 @@ void gemm_panel(const LeftFactor<Scalar>& a, int64_t rows, int64_t depth, const 
     Blocks(rows, 1, kTileRows<vectors>).for_each([&](int64_t row, int64_t height) {
       with_constant<kTileRows<vectors>>(height, [&](auto tile_rows) {
         gemm_tile<decltype(tile_rows)::value, vectors, V>(
-            {a.data + row * a.row_stride, a.row_stride, a.depth_stride}, depth, panel, panel_step,
-            c + row * c_stride, c_stride, count, accumulate);
+            LeftFactor<Operand>{a.data + row * a.row_stride, a.row_stride, a.depth_stride}, depth,
+            panel, panel_step, c + row * c_stride, c_stride, count, accumulate);
       });
     });
   });
@@ -203,14 +220,15 @@ void gemm(const typename Types::Operand* a, int64_t depth, const Weight<Types>& 
           typename Types::Accum* c, int64_t columns, int64_t begin, int64_t end, int64_t rows,
           bool accumulate, bool descending, typename Types::Operand* stage) {
   using V = VectorOfTypes<Types>;
-  using Scalar = typename Types::Accum;
+  using Operand = typename Types::Operand;
   constexpr int64_t lanes = lanes_of<Types>(), width = kTileVectors * lanes;
+  constexpr int step = Multiply<V, Operand>::step;
   const int64_t panels = (end - begin + width - 1) / width;
-  Blocks(depth, 1, kDepthBlock).for_each([&](int64_t k, int64_t block) {
+  Blocks(depth, step, kDepthBlock / step).for_each([&](int64_t k, int64_t block) {
     for (int64_t i = 0; i < panels; ++i) {
       const int64_t first = begin + (descending ? panels - 1 - i : i) * width;
       const int64_t last = first + width < end ? first + width : end;
-      const Scalar* panel = weight.panels + first * depth + k * width;
+      const Operand* panel = weight.panels + first * panel_depth<Types>(depth) + k * width;
       int64_t panel_step = width;
       if constexpr (reads_weights_in_place<Types>) {
         if (!weight.panels && (last - first) % lanes == 0) {
@@ -221,8 +239,8 @@ void gemm(const typename Types::Operand* a, int64_t depth, const Weight<Types>& 
           panel = stage;
         }
       }
-      gemm_panel<V>({a + k, depth, 1}, rows, block, panel, panel_step, c + first, columns,
-                    last - first, accumulate || k > 0);
+      gemm_panel<V>(LeftFactor<Operand>{a + k, depth, 1}, rows, block, panel, panel_step, c + first,
+                    columns, last - first, accumulate || k > 0);
     }
   });
 }

@@ -1,13 +1,13 @@
-// The CPU kernels for AMX: those for AVX-512, with bfloat16 GEMMs in AMX tiles.
+// The CPU kernels for bfloat16 operands in AMX tiles.
 #include "cpu/compiler.h"
 #ifdef FUSED_LSTM_HAS_AMX
 #include <type_traits>
 
-#define FUSED_LSTM_NAME "amx"
-#define FUSED_LSTM_TABLE kernels_amx
+#define FUSED_LSTM_TABLE bf16_operands_amx
 #define FUSED_LSTM_VECTOR_BYTES 64
 #define FUSED_LSTM_TILE_ROWS 6
 #define FUSED_LSTM_BF16_OPERANDS 1
+#define FUSED_LSTM_AMX 1
 
 #ifdef __clang__
 #pragma clang attribute push(                                                                 \

@@ -14,7 +14,7 @@ using HalfFloat = Types<Half, float, float>;
 using BFloat16Float = Types<BFloat16, float, float>;
 using BFloat16Operands = Types<BFloat16, float, BFloat16>;
 
-// What an AMX GEMM of BFloat16Operands reads at once of its left factor (amx.inl).
+// What a GEMM of BFloat16Operands in AMX tiles reads at once of its left factor (amx.inl).
 constexpr int kAmxRows = 16;
 constexpr int kAmxDepth = 32;
 
@@ -156,8 +156,12 @@ const Kernels& kernels_portable();
 const Kernels& kernels_avx2();
 const Kernels& kernels_avx512();
 #endif
+// With these an instruction set's table is that of AVX-512.
+#ifdef FUSED_LSTM_HAS_AVX512BF16
+const Functions<BFloat16Operands>& bf16_operands_avx512bf16();
+#endif
 #ifdef FUSED_LSTM_HAS_AMX
-const Kernels& kernels_amx();
+const Functions<BFloat16Operands>& bf16_operands_amx();
 #endif
 
 }  // namespace fused_lstm::cpu

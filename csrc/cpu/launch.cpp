@@ -9,6 +9,7 @@
 
 #include "cpu/kernels.h"
 #include "device/device.h"
+#include "device/pool.h"
 
 namespace fused_lstm {
 namespace {
@@ -125,7 +126,7 @@ at::Tensor pack(const cpu::Functions<Types>& functions, const std::vector<Weight
   using Operand = typename Types::Operand;
   const int64_t bytes = each * static_cast<int64_t>(sizeof(Operand));
   const at::Tensor packed =
-      allocate({static_cast<int64_t>(packings.size()), bytes}, at::TensorOptions(at::kByte));
+      allocate_pooled({static_cast<int64_t>(packings.size()), bytes}, at::TensorOptions(at::kByte));
   parallel_for(parallel, packed.size(0) * panels, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
       const int64_t d = i / panels;
@@ -226,8 +227,8 @@ class CpuDevice final : public Device {
       const int64_t rows = sizes.B + cpu::kAmxRows - 1;
       const int64_t states = 2 * rows * stride + sizes.B * (H + (sizes.projected ? H + P : 0));
       const at::Tensor scratch =
-          allocate({slices.parts(sizes.directions) * each + sizes.directions * states},
-                   at::TensorOptions(accum_type(layer.output.scalar_type())));
+          allocate_pooled({slices.parts(sizes.directions) * each + sizes.directions * states},
+                          at::TensorOptions(accum_type(layer.output.scalar_type())));
       Scalar* next = pointer<Scalar>(scratch) + slices.parts(sizes.directions) * each;
       const auto carve = [&](int64_t elements) {
         next += elements;
@@ -255,7 +256,7 @@ class CpuDevice final : public Device {
     const auto like = [](const at::Tensor& tensor) {
       return allocate(tensor.sizes(), tensor.options());
     };
-    const at::Tensor output = allocate({s.N, s.directions * s.P}, layer.h_0.options());
+    const at::Tensor output = allocate_pooled({s.N, s.directions * s.P}, layer.h_0.options());
     forward(sequence, {layer.weights, layer.input, layer.h_0, layer.c_0, output, like(layer.h_0),
                        like(layer.c_0), layer.gates, layer.cells});
   }
@@ -337,15 +338,15 @@ class CpuDevice final : public Device {
 
   // Without boundaries the hidden states that enter the steps are rows of h_0 and of the output.
   bool reads_h_prev(const Sequence& sequence, at::ScalarType storage) const override {
-    return sequence.sizes.packed || sequence.lengths || sequence.reset ||
+    return sequence.sizes.N == 0 || sequence.sizes.packed || sequence.lengths || sequence.reset ||
            operand_type(storage) != storage || !has_gradient_gemms(storage);
   }
 
   std::vector<Weights> weight_gradients(const Sequence& sequence,
                                         const BackwardTensors& layer) const override {
     const at::ScalarType storage = layer.gates.scalar_type();
-    if (!has_gradient_gemms(storage)) return Device::weight_gradients(sequence, layer);
     const Sizes& s = sequence.sizes;
+    if (s.N == 0 || !has_gradient_gemms(storage)) return Device::weight_gradients(sequence, layer);
     const at::TensorOptions options = layer.grad_preactivations.options();
     const bool parallel = plan_for(s, storage).parallel;
     std::vector<Weights> all(s.directions);
@@ -398,7 +399,7 @@ class CpuDevice final : public Device {
       for (const auto& p : params) {
         scratch_size = std::max(scratch_size, functions.gradients.weight_scratch_size(p));
       }
-      const at::Tensor scratch = allocate({slices, scratch_size}, options);
+      const at::Tensor scratch = allocate_pooled({slices, scratch_size}, options);
       parallel_for(parallel, slices, [&](int64_t begin, int64_t end) {
         for (const auto& p : params) {
           const int64_t M = p.grad_columns;
@@ -417,8 +418,8 @@ class CpuDevice final : public Device {
 
   template <class Operand>
   static at::Tensor allocate_stages(int64_t stages, int64_t size) {
-    return allocate({stages * size * static_cast<int64_t>(sizeof(Operand))},
-                    at::TensorOptions(at::kByte));
+    return allocate_pooled({stages * size * static_cast<int64_t>(sizeof(Operand))},
+                           at::TensorOptions(at::kByte));
   }
 };
 

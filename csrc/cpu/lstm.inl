@@ -38,8 +38,7 @@ struct Scratch {
   using Storage = typename Types::Storage;
   using Operand = typename Types::Operand;
   static constexpr int64_t width = kTileVectors * lanes_of<Types>();
-  static constexpr bool copies_input =
-      has_bf16_operands<Types> || !std::is_same_v<Storage, Operand>;
+  static constexpr bool copies_input = has_amx_tiles<Types> || !std::is_same_v<Storage, Operand>;
 
   // For a part of so many sequences and hidden units; `size` is right without memory too.
   Scratch(const CpuForwardParams<Types>& f, int64_t sequences, int64_t units, Scalar* memory)
@@ -63,7 +62,7 @@ struct Scratch {
     allocate(preactivations, blocks * rows * width);
     allocate(x, rows);
     allocate(input, copies_input ? rows * D : 0);
-    allocate(stage, has_bf16_operands<Types> && p.projected ? touched_rows<Types>(1) * H : 0);
+    allocate(stage, has_amx_tiles<Types> && p.projected ? touched_rows<Types>(1) * H : 0);
     size = (next - reinterpret_cast<char*>(memory)) / static_cast<int64_t>(sizeof(Scalar));
   }
 
@@ -285,7 +284,7 @@ void forward(const CpuForwardParams<Types>& f, const Part& part) {
 
 template <class Types>
 int64_t stage_size(int64_t depth) {
-  if (has_bf16_operands<Types>) return touched_rows<Types>(1) * panel_depth<Types>(depth);
+  if (has_amx_tiles<Types>) return touched_rows<Types>(1) * panel_depth<Types>(depth);
   return kDepthBlock * kTileVectors * lanes_of<Types>();
 }
 
@@ -361,19 +360,17 @@ constexpr Functions<Types> functions = {
     panel_count<Types>, panel_size<Types>, pack<Types>,     forward_scratch_size<Types>,
     stage_size<Types>,  forward<Types>,    backward<Types>, gradient_functions<Types>()};
 
-#ifdef FUSED_LSTM_BF16_OPERANDS
-constexpr const Functions<BFloat16Operands>* bf16_operands = &functions<BFloat16Operands>;
-#else
-constexpr const Functions<BFloat16Operands>* bf16_operands = nullptr;
-#endif
-
 }  // namespace
 
+#ifdef FUSED_LSTM_BF16_OPERANDS
+const Functions<BFloat16Operands>& FUSED_LSTM_TABLE() { return functions<BFloat16Operands>; }
+#else
 const Kernels& FUSED_LSTM_TABLE() {
   static constexpr Kernels table = {
       FUSED_LSTM_NAME,      kTileVectors * lanes_of<Float>(), functions<Float>, functions<Double>,
-      functions<HalfFloat>, functions<BFloat16Float>,         bf16_operands};
+      functions<HalfFloat>, functions<BFloat16Float>,         nullptr};
   return table;
 }
+#endif
 
 }  // namespace fused_lstm::cpu

@@ -12,7 +12,8 @@
 //   plain panel p of W [depth, columns], or of its transpose: the same shape; for each k, four
 //   neighbouring vectors of columns.
 //
-// Columns past the last are zero. AMX interleaves pairs of k and pads depth (amx.inl).
+// Columns past the last are zero. Panels of bfloat16 operands interleave pairs of k and pad depth
+// (bf16.inl).
 #pragma once
 
 #include "cpu/kernels.h"
@@ -31,19 +32,27 @@ constexpr int64_t lanes_of() {
   return Lanes<VectorOfTypes<Types>>::count;
 }
 
-// Whether GEMMs read bfloat16 itself, in AMX tiles, rather than bfloat16 widened to float32.
+// Whether GEMMs read bfloat16 itself rather than bfloat16 widened to float32, and in AMX tiles.
 template <class Types>
 constexpr bool has_bf16_operands = std::is_same_v<typename Types::Operand, BFloat16>;
+#ifdef FUSED_LSTM_AMX
+template <class Types>
+constexpr bool has_amx_tiles = has_bf16_operands<Types>;
+#else
+template <class Types>
+constexpr bool has_amx_tiles = false;
+#endif
 
 // Whether a weight can be multiplied as nn.LSTM stores it, in SIMD vectors of its own type.
 template <class Types>
 constexpr bool reads_weights_in_place =
     std::is_same_v<typename Types::Storage, typename Types::Accum>;
 
-// The depth of a panel: AMX tiles have a fixed one.
+// The depth of a panel: a multiple of what a GEMM reads at once.
 template <class Types>
 int64_t panel_depth(int64_t depth) {
-  return has_bf16_operands<Types> ? (depth + kAmxDepth - 1) / kAmxDepth * kAmxDepth : depth;
+  constexpr int64_t step = has_amx_tiles<Types> ? kAmxDepth : has_bf16_operands<Types> ? 2 : 1;
+  return (depth + step - 1) / step * step;
 }
 
 template <class Types>

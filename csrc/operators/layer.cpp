@@ -4,6 +4,8 @@
 
 #include <ATen/ops/zeros_like.h>
 
+#include "device/pool.h"
+
 namespace fused_lstm {
 namespace {
 
@@ -247,8 +249,8 @@ LayerResult layer_forward(const Device& device, const LayerArguments& arguments,
   layer.h_n = allocate(layer.h_0.sizes(), options);
   layer.c_n = allocate(layer.c_0.sizes(), layer.c_0.options());
   if (keep_states) {
-    layer.gates = allocate(rows_shape(s, 4 * s.H, s.directions), options);
-    layer.cells = allocate(rows_shape(s, s.H, s.directions), accums);
+    layer.gates = allocate_pooled(rows_shape(s, 4 * s.H, s.directions), options);
+    layer.cells = allocate_pooled(rows_shape(s, s.H, s.directions), accums);
   }
   if (s.N > 0) device.forward(sequence, layer);
 
@@ -288,12 +290,12 @@ InputGradients layer_backward(const Device& device, const LayerGradients& gradie
     layer.output = states.output->contiguous();
   }
   if (recompute || (weights_needed && device.reads_h_prev(sequence, storage))) {
-    layer.h_prev = allocate({s.directions, s.N, s.P}, operands);
+    layer.h_prev = allocate_pooled({s.directions, s.N, s.P}, operands);
   }
-  layer.cells = recompute ? allocate({s.directions, s.N, s.H}, options.dtype(accum))
+  layer.cells = recompute ? allocate_pooled({s.directions, s.N, s.H}, options.dtype(accum))
                           : states.cells->contiguous();
   layer.gates =
-      recompute ? allocate({s.directions, s.N, 4 * s.H}, options) : states.gates->contiguous();
+      recompute ? allocate_pooled({s.directions, s.N, 4 * s.H}, options) : states.gates->contiguous();
   if (recompute && s.N > 0) device.recompute(sequence, layer);
   layer.grad_output = given(gradients.output, storage);
   layer.grad_cells = given(gradients.cells, accum);
@@ -304,10 +306,10 @@ InputGradients layer_backward(const Device& device, const LayerGradients& gradie
     layer.grad_h_0 = at::zeros_like(layer.grad_hidden);
     layer.grad_c_0 = at::zeros_like(layer.grad_cell);
   }
-  layer.grad_preactivations = allocate({s.directions, s.N, 4 * s.H}, operands);
+  layer.grad_preactivations = allocate_pooled({s.directions, s.N, 4 * s.H}, operands);
   if (s.projected) {
-    layer.grad_projection = allocate({s.directions, s.N, s.P}, operands);
-    layer.unprojected = allocate({s.directions, s.N, s.H}, operands);
+    layer.grad_projection = allocate_pooled({s.directions, s.N, s.P}, operands);
+    layer.unprojected = allocate_pooled({s.directions, s.N, s.H}, operands);
   }
   if (s.N > 0) device.backward(sequence, layer);
 
