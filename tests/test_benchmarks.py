@@ -335,6 +335,14 @@ class TestLimits:
         assert (flush() != before).all()
 
 
+@pytest.mark.skipif(not hasattr(limits._C, "machine"), reason="the extension has no figures")
+def test_limits_of_this_machine():
+    for case in (layer(), replace(layer(), batch=1), layer(dtype="bfloat16")):
+        limit = limits.limit_of(case)
+        assert limit > 1 if case.dtype == "float32" else limit is None or limit > 1
+    assert limits.cache_flush()().nbytes > 2**20
+
+
 def pretend_a_call_takes(monkeypatch, seconds):
     class Calls:
         count = 0
