@@ -11,7 +11,50 @@ GRIDS = {
     "cuda": ((1, 8, 16, 64, 128), (32, 256, 1024), (64, 128, 256, 512, 768, 1024, 1536)),
 }
 DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16", "float16")}
+PEAKS = {"float32": "FMA peak", "bfloat16": "bf16 peak"}  # of a CPU
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# Shapes that nothing is tuned to: batch, steps, input, hidden, layers, bidirectional. On a CPU.
+ODD_SET = {
+    "float32": (
+        (1, 1, 48, 96, 1, False),
+        (1, 37, 10, 64, 1, False),
+        (1, 160, 80, 320, 1, False),
+        (1, 90, 256, 512, 2, False),
+        (4, 60, 24, 40, 1, True),
+        (32, 20, 10, 64, 1, False),
+        (32, 20, 10, 64, 1, True),
+        (24, 75, 100, 200, 1, False),
+        (20, 35, 200, 200, 2, False),
+        (48, 80, 160, 384, 1, True),
+        (96, 50, 300, 650, 1, False),
+        (64, 30, 512, 1024, 1, False),
+    ),
+    "bfloat16": ((32, 64, 128, 256, 1, False),),
+}
+README_CASES = (  # kinds of call, won and lost; each machine has those of its device
+    "packed-B32-T100-D128-H128-packed-float32-training-1t",
+    "grid-B1-T1-D64-H64-float32-inference-1t",
+    "grid-B1-T100-D128-H128-float32-training-1t",
+    "grid-B32-T20-D64-H64-float32-inference-1t",
+    "grid-B32-T100-D256-H256-float32-training-1t",
+    "grid-B128-T100-D512-H512-float32-inference-1t",
+    "packed-B32-T100-D512-H512-packed-bfloat16-training-cuda",
+    "grid-B1-T256-D256-H256-bfloat16-inference-cuda",
+    "grid-B16-T256-D512-H512-bfloat16-training-cuda",
+    "grid-B128-T1024-D1024-H1024-bfloat16-training-cuda",
+)
+# How the names begin of the cases that are run for the table of regimes
+IN_REGIMES = (
+    "odd-set",
+    "cold",
+    "model-classifier-B32-T20-D10-H64-float32",
+    "model-predictor-B32-T20-D10-H64-bi-float32",
+    "model-seq2seq-B32-T20-D10-H64-float32",
+    "packed-B8-T100-D128-H128-packed-float32",
+    "packed-B32-T100-D128-H128-packed-float32",
+    "odd-sizes-B32-T100-D650-H650-bfloat16",
+    *(name.removesuffix("1t") for name in README_CASES),
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +71,7 @@ class Case:
     bidirectional: bool = False
     packed: bool = False
     recompute: bool = False  # FusedLSTM's argument
+    cold: bool = False  # nothing of it is in the caches when a call begins
     device: str = "cpu"
     dtype: str = "float32"
     training: bool = False
@@ -44,7 +88,7 @@ class Case:
         sizes = f"B{self.batch}-T{self.steps}-D{self.input_size}-H{self.hidden_size}"
         words = [self.group, sizes] + [f"L{self.num_layers}"] * (self.num_layers > 1)
         words += ["bi"] * self.bidirectional + ["packed"] * self.packed
-        words += ["recompute"] * self.recompute + [self.dtype, self.mode]
+        words += ["recompute"] * self.recompute + ["cold"] * self.cold + [self.dtype, self.mode]
         return "-".join([*words, f"{self.threads}t" if self.threads else self.device])
 
     @property
@@ -65,10 +109,10 @@ class Case:
 
     @property
     def limit(self) -> str | None:
-        """What limits the case on a CPU: "GEMM" of wide layers, "reading" of one sequence, None."""
-        if self.device == "cpu" and self.batch >= 32 and self.hidden_size >= 256:
-            return "GEMM"
-        return "reading" if self.device == "cpu" and self.batch == 1 else None
+        """What limits the case on a CPU: "reading" of one sequence, the peak of its dtype, None."""
+        if self.device != "cpu" or self.cold:
+            return None
+        return "reading" if self.batch == 1 else PEAKS[self.dtype]
 
     @property
     def weight_bytes(self) -> int:
@@ -97,7 +141,13 @@ class Case:
         return [(gates * features, gates * self.hidden_size) for features in inputs]
 
 
-def _shapes(grid: str) -> Iterator[Case]:
+def _shapes(device: str, dtype: str) -> Iterator[Case]:
+    grid = "cpu, 16 bits" if (device, dtype) == ("cpu", "bfloat16") else device
+    if device == "cpu":
+        yield from (Case("odd-set", "layer", *sizes) for sizes in ODD_SET[dtype])
+    if (device, dtype) == ("cpu", "float32"):
+        for features, hidden in ((48, 96), (64, 64)):
+            yield Case("cold", "layer", 1, 1, features, hidden, cold=True)
     for model in ("classifier", "predictor", "seq2seq"):
         yield Case(f"model-{model}", model, 32, 20, 10, 64, bidirectional=model == "predictor")
     for batch in (1, 32):
@@ -119,8 +169,8 @@ def cases(device: str, threads: tuple[int, ...] = (1, 2), quick: bool = False) -
     found = [
         replace(shape, device=device, dtype=dtype, training=training, threads=count)
         for dtype in DTYPES[device]
-        for shape in _shapes("cpu, 16 bits" if (device, dtype) == ("cpu", "bfloat16") else device)
-        for training in ((True,) if shape.recompute else (False, True))  # it is about backward
+        for shape in _shapes(device, dtype)
+        for training in ((True,) if shape.recompute else (False,) if shape.cold else (False, True))
         for count in (threads if device == "cpu" else (None,))
     ]
     return [c for c in found if not quick or (c.dtype == "float32" and c.flops < 2e8)]

@@ -1,34 +1,36 @@
-"""Tables of ratios, the plot and the README's table from results files.
+"""The table of regimes, tables of ratios, the plot and the README's table from results files.
 
 ``python -m benchmarks.report [FILE ...]``; with no file, those of benchmarks/results/.
 """
 
 import argparse
 import sys
+from itertools import product
 from pathlib import Path
 from statistics import geometric_mean, median
 from typing import Any
 
 from benchmarks import plot, results
+from benchmarks.cases import README_CASES
+from benchmarks.regimes import REGIMES, outcome, records_in
 from benchmarks.results import Record, Run
 
 README = results.FOLDER.parent.parent / "README.md"
 BEGIN = "<!-- benchmarks: written by python -m benchmarks.report --readme -->"
 END = "<!-- end of benchmarks -->"
-README_CASES = (  # kinds of call, won and lost; each machine has those of its device
-    "packed-B32-T100-D128-H128-packed-float32-training-1t",
-    "grid-B1-T1-D64-H64-float32-inference-1t",
-    "grid-B1-T100-D128-H128-float32-training-1t",
-    "grid-B32-T20-D64-H64-float32-inference-1t",
-    "grid-B32-T100-D256-H256-float32-training-1t",
-    "grid-B128-T100-D512-H512-float32-inference-1t",
-    "packed-B32-T100-D512-H512-packed-bfloat16-training-cuda",
-    "grid-B1-T256-D256-H256-bfloat16-inference-cuda",
-    "grid-B16-T256-D512-H512-bfloat16-training-cuda",
-    "grid-B128-T1024-D1024-H1024-bfloat16-training-cuda",
-)
 README_HEADER = "| call (CPU: 1 thread) | nn.LSTM us | FusedLSTM us | ratio |\n|---|--:|--:|--:|"
-COMPARED = {"ratio": "nn.LSTM", "ratio_onnxruntime": "onnxruntime", "ratio_kept": "recompute=False"}
+COMPARED = {
+    "ratio": "nn.LSTM",
+    "ratio_onnxruntime": "onnxruntime",
+    "ratio_kept": "recompute=False",
+    "ratio_padded": "padded input",
+}
+# The columns of the table of regimes, and what asks for something in each
+ASKED = {
+    "limit": ("share", "us", "ratio_padded"),
+    "against nn.LSTM": ("ratio", "mean ratio"),
+    "against onnxruntime": ("ratio_onnxruntime", "mean ratio_onnxruntime"),
+}
 MODES = {"inference": "forward", "training": "forward + backward"}
 Panels = dict[tuple[str, str, str, str], dict[str, list[Record]]]
 
@@ -79,8 +81,60 @@ def table(panel: dict[str, list[Record]]) -> str:
     header = ["", *(f"{COMPARED[key]}'s time / FusedLSTM's" for key in keys)]
     lines = [header, ["---"] * len(header)]
     lines += [[row, *(summary(panel[row], key) for key in keys)] for row in panel]
+    return markdown(lines)
+
+
+def markdown(lines: list[list[str]]) -> str:
+    """Rows of cells, the header and its rule first, as a table with even columns."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)
+
+
+def regimes(run: Run) -> str:
+    """What a CPU's run reached in each regime beside what is asked; the misses, worst case named.
+
+    "" if no case is in a regime.
+    """
+    threads = sorted({r["threads"] for r in run["cases"] if r["device"] == "cpu"})
+    header = [f"asked: reached with threads {', '.join(map(str, threads))}", *ASKED]
+    lines, misses = [header, ["---"] * len(header)], []
+    for regime, mode in product(REGIMES, MODES):
+        asked, records = getattr(regime, mode), records_in(regime, mode, run["cases"])
+        if not (asked and records):
+            continue
+        by_threads = [[r for r in records if r["threads"] == count] for count in threads]
+        row = [f"{regime.name}, {MODES[mode]}"]
+        for keys in ASKED.values():
+            found = [regime_cell(key, asked[key], by_threads) for key in keys if key in asked]
+            row.append("; ".join(cell for cell, _ in found))
+            misses += [f"{row[0]}: {miss}" for _, of_cell in found for miss in of_cell]
+        lines.append(row)
+    least = min(run["cases"], key=lambda r: r["ratio"])
+    parts = [markdown(lines), "Missed (!), with the worst case:", *misses]
+    return "\n".join([*parts, "The least ratio:", case_line(least)]) if lines[2:] else ""
+
+
+def regime_cell(key: str, asked: float, by_threads: list[list[Record]]) -> tuple[str, list[str]]:
+    """A cell of the table of regimes, a figure for each thread count, and a line for each miss."""
+    figures, misses = [], []
+    of_each = key.removeprefix("mean ")
+    prefix = "mean " * (of_each != key) + "padded " * (key == "ratio_padded")
+    what = prefix + _figure(key, asked)
+    for found in (outcome(key, asked, records) for records in by_threads):
+        figures.append("-")
+        if found:
+            value, is_missed, worst = found
+            of_limit = f" of {worst['limit']['at_most']:g}" if key == "share" else ""
+            figures[-1] = _figure(key, value) + of_limit + " !" * is_missed
+            reached = f"{_figure(key, value)} {COMPARED.get(of_each, '')}".strip()
+            misses += [f"{reached}, asked {what}: {worst['name']}"] * is_missed
+    return f"{what}: {', '.join(figures)}", misses
+
+
+def _figure(key: str, value: float) -> str:
+    """A figure of a regime with its unit."""
+    units = {"share": f"{100 * value:.0f} %", "us": f"{value:.3g} us"}
+    return units.get(key, f"{value:.2f}x")
 
 
 def smallest_gains(records: list[Record]) -> str:
@@ -123,17 +177,25 @@ def facts_line(run: Run) -> str:
 def text(runs: list[Run]) -> str:
     """The terminal's report on one machine: facts, a table a panel, where it gains least."""
     parts = [facts_line(run) for run in runs]
+    if in_regimes := regimes(runs[-1]):
+        parts += ["", f"The run of {runs[-1]['facts']['date']}:", in_regimes]
     for title, panel in panels(runs).items():
         parts += ["", ", ".join(title), table(panel)]
     return "\n".join([*parts, "", smallest_gains(records_of(runs))])
 
 
 def readme_block(machines: list[list[Run]]) -> str:
-    """The README's part, between and with its two marker comments."""
+    """The README's part, between and with its two marker comments.
+
+    Of the CPUs and of the GPUs that with the newest run, and of its runs those with cases shown.
+    """
     lines = [BEGIN]
-    for runs in machines:
+    by_date = sorted(machines, key=lambda runs: runs[-1]["facts"]["date"])
+    newest = {runs[0]["facts"]["device"] == runs[0]["facts"]["cpu"]: runs for runs in by_date}
+    for runs in newest.values():
         lines.append(README_HEADER)
-        by_name = {r["name"]: r for r in records_of(runs)}
+        shown = [run for run in runs if any(r["name"] in README_CASES for r in run["cases"])]
+        by_name = {r["name"]: r for r in records_of(shown)}
         for r in (by_name[name] for name in README_CASES if name in by_name):
             call = f"{rows(r)[0]}, B {r['batch']}, T {r['steps']}, H {r['hidden_size']}"
             nn, fused = (f"{r['us'][name][1]:,g}" for name in ("nn", "fused"))
@@ -142,7 +204,7 @@ def readme_block(machines: list[list[Run]]) -> str:
             lines.append(f"| {call} | {nn} | {fused} | {ratio} |")
         faster = sum(r["ratio"] >= 1 for r in by_name.values())
         lines += ["", f"Faster in {faster} of {len(by_name)} cases (~: wide spread). Measured:"]
-        lines += [f"{facts_line(run)}." for run in runs]
+        lines += [f"{facts_line(run)}." for run in shown]
     return "\n".join([*lines, END])
 
 

@@ -21,7 +21,7 @@ from benchmarks import onnx_lstm
 from benchmarks.cases import Case
 
 Record = dict[str, Any]
-Run = dict[str, Any]  # {"facts": {...}, "cases": [Record, ...]}
+Run = dict[str, Any]  # {"facts": {...}, "cases": [Record, ...]}; a file's newest is its last
 
 FOLDER = Path(__file__).resolve().parent / "results"
 
@@ -100,11 +100,11 @@ def record(case: Case, measured: Mapping[str, Measurement], limit: float | None 
     for name in list(measured)[:-1]:
         kept["ratio" if name == "nn" else f"ratio_{name}"] = _short(median[name] / median["fused"])
     if limit is not None:
-        is_gemm = case.limit == "GEMM"
-        reached = (case.flops if is_gemm else case.weight_bytes) / median["fused"] / 1e3
+        is_reading = case.limit == "reading"
+        reached = (case.weight_bytes if is_reading else case.flops) / median["fused"] / 1e3
         kept["limit"] = {
             "kind": case.limit,
-            "unit": "GFLOP/s" if is_gemm else "GB/s",
+            "unit": "GB/s" if is_reading else "GFLOP/s",
             "at_most": _short(limit),
             "reached": _short(reached),
             "share": _short(reached / limit),

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from benchmarks import results, workloads
-from benchmarks.cases import Case, cases
+from benchmarks.cases import IN_REGIMES, Case, cases
 from benchmarks.conftest import RUN
-from benchmarks.limits import limit_of
+from benchmarks.limits import cache_flush, limit_of
 from benchmarks.timing import alternate
 
 
@@ -16,6 +16,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     option = metafunc.config.getoption
     threads = tuple(map(int, option("--threads").split(",")))
     chosen = cases(option("--device"), threads, option("--quick"))
+    if option("--regimes"):
+        chosen = [case for case in chosen if case.name.startswith(IN_REGIMES)]
     metafunc.parametrize("case", chosen, ids=[case.name for case in chosen])
 
 
@@ -25,7 +27,8 @@ def test_speed(case: Case, pytestconfig: pytest.Config) -> None:
         torch.set_num_threads(case.threads)
     calls = workloads.implementations(case)
     workloads.check_agreement(case, calls)
-    measured = alternate(calls, case.device, pytestconfig.getoption("--budget"))
+    flush = cache_flush() if case.cold else None
+    measured = alternate(calls, case.device, pytestconfig.getoption("--budget"), flush)
     record = results.record(case, measured, limit_of(case))
     if case.device == "cuda":
         record["peak_bytes"] = {name: workloads.peak_bytes(call) for name, call in calls.items()}

@@ -23,18 +23,25 @@ Call = Callable[[], object]
 class Sampler:
     """Times one function: ``calls`` calls in a row, without garbage collection, are one sample.
 
-    Calls just before bring its weights back into the caches and its threads onto the cores.
+    Calls just before bring its weights back into the caches and its threads onto the cores; with
+    ``flush``, which empties the caches, that is called instead, and a sample is one call.
     """
 
-    def __init__(self, run: Call, device: str) -> None:
+    def __init__(self, run: Call, device: str, flush: Call | None = None) -> None:
         self._run = run
+        self._flush = flush
         self._on_cuda = device == "cuda"
         self._warms_up = True
         self.calls = 1
         self.samples: list[float] = []  # seconds a call
 
     def calibrate(self, budget: float) -> float:
-        """Choose ``calls``; return the seconds of a sample and its warm-up."""
+        """Choose ``calls``; return the seconds of a sample and of what comes before it."""
+        if self._flush:
+            start = time.perf_counter()
+            self._flush()
+            self._measure()
+            return time.perf_counter() - start
         seconds = self._measure()
         if seconds < budget:  # or else this call was the warm-up
             self._warm_up()
@@ -46,7 +53,9 @@ class Sampler:
         return seconds * self.calls + (max(seconds, WARM_SECONDS) if self._warms_up else 0)
 
     def sample(self) -> None:
-        if self._warms_up:
+        if self._flush:
+            self._flush()
+        elif self._warms_up:
             self._warm_up()
         self.samples.append(self._measure())
 
@@ -68,9 +77,11 @@ class Sampler:
         return start.elapsed_time(end) / 1e3 / self.calls
 
 
-def alternate(calls: Mapping[str, Call], device: str, budget: float) -> dict[str, Measurement]:
+def alternate(
+    calls: Mapping[str, Call], device: str, budget: float, flush: Call | None = None
+) -> dict[str, Measurement]:
     """Take a sample of each implementation a round, in the rounds that ``budget`` seconds hold."""
-    samplers = {name: Sampler(call, device) for name, call in calls.items()}
+    samplers = {name: Sampler(call, device, flush) for name, call in calls.items()}
     a_round = sum(sampler.calibrate(budget) for sampler in samplers.values())
     for _ in range(max(MIN_ROUNDS, min(MAX_ROUNDS, int(budget / a_round)))):
         for sampler in samplers.values():

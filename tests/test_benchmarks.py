@@ -5,6 +5,7 @@ import importlib.util
 import itertools
 import json
 import sys
+import types
 from dataclasses import fields, replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -27,7 +28,8 @@ sys.modules["benchmarks"] = importlib.util.module_from_spec(_spec)
 from torch.utils.benchmark import Measurement, TaskSpec  # noqa: E402
 
 from benchmarks import limits, onnx_lstm, plot, report, results, steps, workloads  # noqa: E402
-from benchmarks.cases import Case, cases  # noqa: E402
+from benchmarks.cases import IN_REGIMES, README_CASES, Case, cases  # noqa: E402
+from benchmarks.regimes import REGIMES  # noqa: E402
 from benchmarks.timing import MAX_ROUNDS, MIN_ROUNDS, Sampler, alternate  # noqa: E402
 from fused_lstm import FusedLSTM  # noqa: E402
 
@@ -121,12 +123,12 @@ class TestCases:
         assert Case("", "seq2seq", **small).flops == 2 * forward.flops
 
     def test_limits(self):
-        wide = layer(256)
-        assert wide.limit == "GEMM"
-        assert layer(128).limit is None
-        assert replace(wide, batch=8).limit is None
-        assert replace(wide, batch=1).limit == "reading"
-        assert replace(wide, device="cuda").limit is None
+        assert layer().limit == "FMA peak"
+        assert layer(dtype="bfloat16").limit == "bf16 peak"
+        one = replace(layer(), batch=1)
+        assert one.limit == "reading"
+        assert replace(one, cold=True).limit is None
+        assert layer(device="cuda").limit is None
 
     def test_weights_read(self):
         hh, ih = 4 * 5 * 5, 4 * 5 * 3  # elements
@@ -141,6 +143,31 @@ class TestCases:
         assert deep.weight_bytes == 4 * (2 * (7 * hh + ih) + 2 * (7 * hh + 2 * hh))
         assert deep.resident_bytes == long.resident_bytes
 
+    def test_odd_set(self):
+        odd = [c for c in cases("cpu") if c.group == "odd-set"]
+        assert len(odd) == 13 * 2 * 2  # modes, threads
+        assert {(c.batch, c.hidden_size) for c in odd if c.dtype == "bfloat16"} == {(32, 256)}
+        assert not any(c.group == "odd-set" for c in cases("cuda"))
+
+    def test_cold_is_about_one_step_forward(self):
+        cold = [c for c in cases("cpu") if c.cold]
+        assert {(c.batch, c.steps, c.dtype, c.mode) for c in cold} == {
+            (1, 1, "float32", "inference")
+        }
+        assert all("-cold-" in c.name for c in cold)
+
+    def test_those_for_the_table_of_regimes(self):
+        chosen = [c for c in cases("cpu") if c.name.startswith(IN_REGIMES)]
+        assert 60 <= len(chosen) <= 90
+        assert {n for n in README_CASES if n.endswith("1t")} < {c.name for c in chosen}
+        for mode, count, regime in itertools.product(("inference", "training"), (1, 2), REGIMES):
+            of_regime = [c for c in chosen if c.mode == mode and regime.has(c)]
+            if getattr(regime, mode):
+                assert any(c.threads == count for c in of_regime), (regime.name, mode)
+        planned = [c.name for c in cases("cpu") + cases("cuda")]
+        for start in IN_REGIMES:
+            assert any(name.startswith(start) for name in planned), start
+
     def test_recompute_is_about_training(self):
         found = [c for c in cases("cpu") if c.recompute]
         assert {(c.group, c.mode) for c in found} == {("recompute", "training")}
@@ -149,7 +176,8 @@ class TestCases:
 
     def test_onnxruntime_is_asked_for_layers_forward_in_float32(self):
         asked = [c for c in cases("cpu") if c.in_onnx]
-        assert {c.group for c in asked} == {"grid", "odd-sizes", "bidirectional", "two-layers"}
+        plain = {"grid", "odd-sizes", "bidirectional", "two-layers"}
+        assert {c.group for c in asked} == plain | {"odd-set", "cold"}
         assert {(c.dtype, c.mode) for c in asked} == {("float32", "inference")}
         assert not any(c.in_onnx for c in cases("cuda"))
 
@@ -176,6 +204,18 @@ class TestTiming:
         assert sampler.samples == [pytest.approx(seconds)]
         assert calls.count - sampler.calls == warming
         assert calls.count * seconds == pytest.approx(takes, rel=0.2)
+
+    def test_cold_calls_come_after_a_flush(self, monkeypatch):
+        order = []
+        calls = {n: functools.partial(order.append, n) for n in "AB"}
+        measured = alternate(calls, "cpu", 0.01, flush=lambda: order.append("flush"))
+        rounds = len(measured["A"].times)
+        assert order == ["flush", "A", "flush", "B"] * (rounds + 1)
+        counted = pretend_a_call_takes(monkeypatch, 1e-5)
+        sampler = Sampler(counted.run, "cpu", flush=lambda: (counted.run(), counted.run()))
+        assert sampler.calibrate(budget=1.0) == pytest.approx(3e-5)
+        sampler.sample()
+        assert sampler.samples == [pytest.approx(1e-5)]  # without the flush
 
     def test_over_budget_gets_the_fewest_rounds(self, monkeypatch):
         calls = pretend_a_call_takes(monkeypatch, seconds=7.0)
@@ -233,6 +273,14 @@ class TestImplementations:
         saved = {name: saved_elements(calls[name]) for name in calls}
         assert saved["fused"] < saved["kept"]
 
+    def test_packed_beside_as_many_rows_padded(self):
+        case = layer(8, packed=True)
+        calls = workloads.implementations(case)
+        assert list(calls) == ["nn", "padded", "fused"]
+        steps, batch, _ = calls["padded"]()[0].shape
+        assert batch == case.batch
+        assert abs(steps * batch - sum(case.lengths)) <= batch / 2
+
     def test_without_onnxruntime(self, monkeypatch):
         monkeypatch.setattr(onnx_lstm, "onnxruntime", None)
         assert list(workloads.implementations(layer(8))) == ["nn", "fused"]
@@ -250,33 +298,49 @@ def saved_elements(call):
 
 
 class TestLimits:
+    MACHINE = types.MappingProxyType(
+        {
+            "fma_gflops": 100.0,
+            "bf16_gflops": 200.0,
+            "read_gbps": [400.0, 300.0, 200.0, 100.0],
+            "cache_bytes": [2**15, 2**20, 2**25],
+        }
+    )
+
     @pytest.fixture(autouse=True)
-    def _soon(self, monkeypatch):
-        monkeypatch.setattr(limits, "BUDGET", 0.001)
-        monkeypatch.setattr(limits, "MIN_BYTES_READ", 2**20)
-        limits.read_rate.cache_clear()
-        limits.gemm_rate.cache_clear()
+    def _machine(self, monkeypatch):
+        monkeypatch.setattr(limits._C, "machine", lambda: self.MACHINE, raising=False)
 
-    def test_are_measured_once_for_each_size(self):
-        one = replace(layer(8), batch=1)
-        assert limits.limit_of(one) == limits.limit_of(replace(one, training=True)) > 0
-        limits.limit_of(replace(one, dtype="bfloat16"))  # half as many bytes
-        limits.limit_of(replace(one, threads=2))
-        assert limits.read_rate.cache_info().misses == 3
-        wide = replace(layer(256), steps=2)
-        assert limits.limit_of(wide) == limits.limit_of(replace(wide, training=True)) > 0
-        assert limits.gemm_rate.cache_info().misses == 2  # a step's, the input's
-        assert limits.limit_of(layer(128)) is None
+    def test_peak_of_the_dtype_on_all_threads(self, monkeypatch):
+        assert limits.limit_of(layer()) == 100
+        assert limits.limit_of(layer(threads=2)) == 200
+        bf16 = layer(dtype="bfloat16", threads=2)
+        assert limits.limit_of(bf16) == 400
+        monkeypatch.setattr(limits._C, "machine", lambda: {**self.MACHINE, "bf16_gflops": 0.0})
+        assert limits.limit_of(bf16) is None
+        assert limits.limit_of(layer(device="cuda")) is None
 
-    @pytest.mark.parametrize("threads", [1, 2])
-    @pytest.mark.parametrize("hidden", [64, 100, 256])
-    def test_reading_reads_the_whole_size(self, threads, hidden, monkeypatch):
-        size = 4 * 4 * hidden * hidden
-        assert limits.read_rate(threads, size) > 0
-        limits.read_rate.cache_clear()
-        monkeypatch.setattr(limits, "_fastest", lambda call: 1.0)  # a second for any call
-        repeats = -(-limits.MIN_BYTES_READ // size)
-        assert 0.97 < limits.read_rate(threads, size) * 1e9 / (repeats * size) <= 1
+    @pytest.mark.parametrize(
+        ("hidden", "threads", "expected"),
+        [(32, 1, 400), (64, 1, 300), (64, 2, 2 * 400), (512, 1, 200), (2048, 2, 2 * 100)],
+    )
+    def test_reading_of_the_level_that_holds_a_threads_part(self, hidden, threads, expected):
+        one = replace(layer(hidden, threads=threads), batch=1)
+        assert limits.limit_of(one) == expected
+
+    def test_the_flush_writes_more_than_the_largest_cache(self):
+        flush = limits.cache_flush()
+        before = flush().clone()
+        assert before.nbytes == 2 * 2**25
+        assert (flush() != before).all()
+
+
+@pytest.mark.skipif(not hasattr(limits._C, "machine"), reason="the extension has no figures")
+def test_limits_of_this_machine():
+    for case in (layer(), replace(layer(), batch=1), layer(dtype="bfloat16")):
+        limit = limits.limit_of(case)
+        assert limit > 1 if case.dtype == "float32" else limit is None or limit > 1
+    assert limits.cache_flush()().nbytes > 2**20
 
 
 def pretend_a_call_takes(monkeypatch, seconds):
@@ -319,7 +383,7 @@ class TestReport:
     def test_record_beside_its_limit(self):
         case = layer(256)
         kept = record(2.0, case, limit=2 * case.flops / 100 / 1e3)  # GFLOP/s
-        assert kept["limit"]["share"] == 0.5
+        assert (kept["limit"]["kind"], kept["limit"]["share"]) == ("FMA peak", 0.5)
         assert kept["limit"]["reached"] == kept["gflops"]["fused"]
         one = replace(case, batch=1)
         kept = record(2.0, one, limit=4 * one.weight_bytes / 100 / 1e3)  # GB/s
@@ -345,12 +409,12 @@ class TestReport:
         ]
         lines = table(records)
         assert lines[0] == "||nn.LSTM's time / FusedLSTM's|onnxruntime's time / FusedLSTM's|"
-        cells = "2.00x (min 2.00x), 90 % of GEMM|0.87x (min 0.50x, 1 of 2 under 1)|"
+        cells = "2.00x (min 2.00x), 90 % of FMA peak|0.87x (min 0.50x, 1 of 2 under 1)|"
         assert lines[2:] == [f"|one layer|{cells}", f"|one layer, B 32|{cells}"]
-        assert "90 % of GEMM, 1.50x onnxruntime" in report.case_line(records[0])
+        assert "90 % of FMA peak, 1.50x onnxruntime" in report.case_line(records[0])
         assert "Slower than onnxruntime in 1 of 2 cases" in report.smallest_gains(records)
         reading = record(2.0, replace(layer(256), batch=1), limit=1.0)
-        assert "GEMM" not in table([*records, reading])[2]  # two kinds
+        assert "peak" not in table([*records, reading])[2]  # two kinds
 
     def test_table_has_the_price_of_recompute(self):
         case = layer(training=True, group="recompute", recompute=True)
@@ -389,6 +453,73 @@ def table(records):
     panel, *_ = report.panels([{"facts": FACTS, "cases": records}]).values()
     rows = ([cell.strip() for cell in line.split("|")] for line in report.table(panel).splitlines())
     return ["|".join(row) for row in rows]
+
+
+class TestRegimes:
+    """On a run of the cases for the table in which each reaches what its arguments say."""
+
+    def lines(self, *changed, share=0.9, us=None):
+        """The table's rows and the misses; ``changed`` replaces records of the same names."""
+        records = {}
+        for case in (c for c in cases("cpu") if c.name.startswith(IN_REGIMES)):
+            work = case.weight_bytes if case.limit == "reading" else case.flops
+            limit = work / 1e5 / share if case.limit else None
+            others = (
+                {"onnxruntime": 2.0} if case.in_onnx else {"padded": 1.0} if case.packed else {}
+            )
+            records[case.name] = record(6.0, case, limit=limit, **others)
+        records |= {r["name"]: r for r in changed}
+        text = report.regimes({"facts": FACTS, "cases": list(records.values())})
+        found, _, misses = text.partition("\nMissed (!), with the worst case:\n")
+        rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in found.splitlines()]
+        return {row[0]: row[1:] for row in rows}, misses.splitlines()
+
+    def test_each_is_a_row_of_each_mode_in_which_it_asks(self):
+        rows, misses = self.lines()
+        asking = [(r, mode) for r in REGIMES for mode in report.MODES if getattr(r, mode)]
+        assert len(rows) == 2 + len(asking)
+        # A record takes 100 us, which is too long for one step, hot or cold, with each thread count
+        assert sum("asked 10 us" in line or "asked 25 us" in line for line in misses) == 4
+        assert misses[4] == "The least ratio:"
+
+    def test_reached_beside_what_is_asked(self):
+        name = "odd-set-B24-T75-D100-H200-float32-training-2t"
+        case = next(c for c in cases("cpu") if c.name == name)
+        slow = record(1.02, case, limit=case.flops / 1e5 / 0.76)
+        rows, misses = self.lines(slow)
+        row = rows["float32, B >= 24, H >= 200, forward + backward"]
+        at_most = f"{slow['limit']['at_most']:g}"
+        assert row[0].startswith("75 %: 90 % of ")
+        assert row[0].endswith(f", 76 % of {at_most}")
+        # Four more cases at 6x
+        mean = (1.02 * 6.0**4) ** (1 / 5)
+        assert row[1] == f"1.05x: 6.00x, 1.02x !; mean 1.15x: 6.00x, {mean:.2f}x"
+        assert rows["float32, B >= 24, H > 200, forward + backward"][0].count("90 %") == 2
+        title = "float32, B >= 24, H >= 200, forward + backward"
+        assert f"{title}: 1.02x nn.LSTM, asked 1.05x: {name}" in misses
+        assert "1.02x" in misses[-1]
+        assert name in misses[-1]
+
+    def test_packed_beside_padded(self):
+        rows, _ = self.lines()
+        assert rows["packed, lengths 1:4, forward"][:2] == [
+            "padded 1.00x: 1.00x, 1.00x",
+            "1.50x: 6.00x, 6.00x",
+        ]
+
+    def test_a_file_from_before_the_peaks(self):
+        """Its rates of plain GEMMs are no peak, and it has no cold cases and no padded input."""
+        old = record(2.0, layer(256), limit=1.0)
+        del old["cold"]
+        old |= {"name": README_CASES[4], "mode": "training"}
+        old["limit"]["kind"] = "GEMM"
+        text = report.text([{"facts": FACTS, "cases": [old]}])
+        assert "of GEMM" in text
+        assert "B >= 24" not in text
+        assert "any shape, forward + backward" in text
+
+    def test_none(self):
+        assert report.regimes({"facts": FACTS, "cases": [record(2.0, layer(8))]}) == ""
 
 
 class TestPlot:
@@ -449,7 +580,7 @@ class TestReadme:
     @pytest.fixture
     def measured(self, tmp_path):
         file = tmp_path / "a.json"
-        shown = next(c for c in cases("cpu") if c.name == report.README_CASES[1])
+        shown = next(c for c in cases("cpu") if c.name == README_CASES[1])
         results.save(file, FACTS, [record(2.5, shown), record(0.5, layer(8))])
         return str(file)
 
@@ -468,6 +599,17 @@ class TestReadme:
         assert "old" not in text
         report.main([measured, "--readme", str(readme), "--check"])
 
+    def test_is_of_the_newest_run(self, tmp_path, measured):
+        later = {**FACTS, "device": "B", "cpu": "B", "date": "2026-01-03"}
+        shown = next(c for c in cases("cpu") if c.name == README_CASES[1])
+        results.save(tmp_path / "0.json", later | {"commit": "older"}, [record(2.0, layer(8))])
+        results.save(tmp_path / "0.json", later, [record(3.5, shown)])
+        block = report.readme_block([results.load(tmp_path / f) for f in ("0.json", "a.json")])
+        assert "| 3.50x |" in block
+        assert "2.50x" not in block
+        assert "older" not in block
+        assert "Faster in 1 of 1 cases" in block
+
     def test_without_markers_is_left_alone(self, tmp_path, measured):
         readme = tmp_path / "README.md"
         readme.write_text("mine")
@@ -476,7 +618,7 @@ class TestReadme:
         assert readme.read_text() == "mine"
 
     def test_cases_are_planned(self):
-        assert set(report.README_CASES) < {c.name for c in cases("cpu") + cases("cuda")}
+        assert set(README_CASES) < {c.name for c in cases("cpu") + cases("cuda")}
 
     @pytest.mark.skipif(not (ROOT / "README.md").exists(), reason="no README here")
     def test_of_the_project_is_up_to_date(self):
