@@ -108,5 +108,18 @@ void gemm(const BFloat16* a, int64_t depth, const Weight<BFloat16Operands>& weig
   }
 }
 
+// `times` products of two tiles for each of four sums, for the plan's figure.
+constexpr int64_t kAmxProbeFlops = 4 * 2 * kAmxRows * 16 * kAmxDepth;
+float probe_amx(int64_t times) {
+  const TileConfiguration<BFloat16Operands> tiles;
+  for (int64_t i = 0; i < times; ++i) {
+    _tile_dpbf16ps(0, 4, 5);
+    _tile_dpbf16ps(1, 4, 6);
+    _tile_dpbf16ps(2, 4, 7);
+    _tile_dpbf16ps(3, 4, 5);
+  }
+  return 0;
+}
+
 }  // namespace
 }  // namespace fused_lstm::cpu

@@ -38,11 +38,10 @@ bool request_amx() {
 
 // AVX-512's table with the GEMMs of bfloat16 operands by another instruction set.
 #ifdef __x86_64__
-[[maybe_unused]] Kernels with_bf16_operands(const char* name,
-                                            const Functions<BFloat16Operands>& functions) {
+[[maybe_unused]] Kernels with_bf16_operands(const char* name, const Bf16Operands& operands) {
   Kernels table = kernels_avx512();
   table.name = name;
-  table.bf16_operands = &functions;
+  table.bf16_operands = &operands;
   return table;
 }
 #endif

@@ -5,6 +5,7 @@
 #include "cpu/barrier.h"
 #include "cpu/compiler.h"
 #include "plan/kernel.h"
+#include "plan/machine.h"
 
 namespace fused_lstm::cpu {
 
@@ -137,6 +138,23 @@ struct Functions {
   GradientFunctions<Types> gradients;  // null for bfloat16 operands
 };
 
+// Loops that are timed once, for the plan (probe.inl). Their results mean nothing.
+struct Probes {
+  int64_t lanes;                     // of float32
+  int64_t tile_rows;                 // of a tile of four vectors
+  int64_t sums;                      // that `multiply` adds to at each of its times
+  float (*multiply)(int64_t times);  // an FMA
+  float (*divide)(int64_t times);    // four vectors
+  float (*read)(const float* from, int64_t elements);
+};
+
+// The functions for bfloat16 operands, and what they multiply in a nanosecond.
+struct Bf16Operands {
+  Functions<BFloat16Operands> functions;
+  float (*multiply)(int64_t times);  // for a probe
+  int64_t flops;                     // of each time
+};
+
 struct Kernels {
   const char* name;
   int64_t unit_block;  // hidden units of a float32 plain panel
@@ -144,12 +162,20 @@ struct Kernels {
   Functions<Double> of_double;
   Functions<HalfFloat> of_half;
   Functions<BFloat16Float> of_bfloat16;
-  const Functions<BFloat16Operands>* bf16_operands;  // replaces of_bfloat16 unless null
+  Probes probes;
+  const Bf16Operands* bf16_operands;  // replaces of_bfloat16 unless null
 };
 
 // The table of the best instruction set that this processor has, or of the one that the environment
 // variable FUSED_LSTM_CPU_ISA names. Throws std::runtime_error if the processor lacks that one.
 const Kernels& kernels();
+
+// The machine as a plan sees it, measured at the first call, in about a millisecond; the figures of
+// threads are left to the caller, who has them.
+const Machine& measured_machine();
+// Replaces the figures that FUSED_LSTM_MACHINE gives: it names a file or is what that would hold
+// (plan/machine.h). Throws std::runtime_error if it is neither.
+void apply_given_figures(Machine& machine);
 
 const Kernels& kernels_portable();
 #ifdef __x86_64__
@@ -158,10 +184,10 @@ const Kernels& kernels_avx512();
 #endif
 // With these an instruction set's table is that of AVX-512.
 #ifdef FUSED_LSTM_HAS_AVX512BF16
-const Functions<BFloat16Operands>& bf16_operands_avx512bf16();
+const Bf16Operands& bf16_operands_avx512bf16();
 #endif
 #ifdef FUSED_LSTM_HAS_AMX
-const Functions<BFloat16Operands>& bf16_operands_amx();
+const Bf16Operands& bf16_operands_amx();
 #endif
 
 }  // namespace fused_lstm::cpu

@@ -5,6 +5,7 @@
 #include <ATen/ops/mm.h>
 
 #include <algorithm>
+#include <chrono>
 #include <deque>
 
 #include "cpu/kernels.h"
@@ -26,26 +27,18 @@ void with_types(at::ScalarType storage, const Body& body) {
     case at::kHalf:
       return body(cpu::HalfFloat{}, table.of_half);
     case at::kBFloat16:
-      if (table.bf16_operands) return body(cpu::BFloat16Operands{}, *table.bf16_operands);
+      if (table.bf16_operands) return body(cpu::BFloat16Operands{}, table.bf16_operands->functions);
       return body(cpu::BFloat16Float{}, table.of_bfloat16);
     default:
       TORCH_CHECK(false, "fused_lstm: no CPU kernel for dtype ", storage);
   }
 }
 
-Plan plan_for(const Sizes& sizes, at::ScalarType storage) {
 #if AT_PARALLEL_OPENMP
-  constexpr bool concurrent_threads = true;  // all threads of a loop run, so a barrier is safe
+constexpr bool kConcurrentThreads = true;  // all threads of a loop run, so a barrier is safe
 #else
-  constexpr bool concurrent_threads = false;
+constexpr bool kConcurrentThreads = false;
 #endif
-  Problem problem = problem_of(sizes);
-  problem.threads = at::get_num_threads();
-  problem.concurrent_threads = concurrent_threads;
-  // 0: 16-bit weights are not transposed, because packing widens them more cheaply.
-  problem.lanes = storage == accum_type(storage) ? cpu::kernels().unit_block / 4 : 0;
-  return make_plan(problem);
-}
 
 // Calls body(begin, end) for ranges of 0 .. n, on all threads or on this one.
 template <class Body>
@@ -55,6 +48,53 @@ void parallel_for(bool parallel, int64_t n, const Body& body) {
   } else {
     body(0, n);
   }
+}
+
+// The machine with what its threads cost: a parallel loop, and a barrier in one, each the quickest
+// of a few, measured at the first call that has threads. Bounded, for another process may just have
+// been busy on a core.
+const Machine& machine() {
+  static const Machine with_threads = [] {
+    Machine m = cpu::measured_machine();
+    const auto quickest_us = [](const auto& body) {
+      double best = 1e6;
+      for (int run = 0; run < 10; ++run) {
+        const auto begin = std::chrono::steady_clock::now();
+        body();
+        const std::chrono::duration<double, std::micro> taken =
+            std::chrono::steady_clock::now() - begin;
+        best = std::min(best, taken.count());
+      }
+      return best;
+    };
+    const int64_t threads = at::get_num_threads();
+    m.parallel_us = quickest_us([&] { parallel_for(true, threads, [](int64_t, int64_t) {}); });
+    constexpr int barriers = 20;
+    const double all = quickest_us([&] {
+      cpu::Barrier barrier(threads);
+      parallel_for(true, threads, [&](int64_t begin, int64_t end) {
+        for (int i = 0; i < barriers; ++i) barrier.arrive_and_wait(end - begin);
+      });
+    });
+    m.barrier_us = std::clamp((all - m.parallel_us) / barriers, 0.1, 2.0);
+    m.parallel_us = std::clamp(m.parallel_us, 1.0, 20.0);
+    cpu::apply_given_figures(m);
+    return m;
+  }();
+  return at::get_num_threads() > 1 ? with_threads : cpu::measured_machine();
+}
+
+Plan plan_for(const Sizes& sizes, at::ScalarType storage, bool backward) {
+  Problem problem = problem_of(sizes);
+  problem.backward = backward;
+  problem.machine = machine();
+  problem.threads = at::get_num_threads();
+  problem.concurrent_threads = kConcurrentThreads;
+  problem.element_bytes = static_cast<int>(at::elementSize(storage));
+  const bool bf16_operands = storage == at::kBFloat16 && cpu::kernels().bf16_operands;
+  problem.operand_bytes =
+      bf16_operands ? 2 : static_cast<int>(at::elementSize(accum_type(storage)));
+  return make_plan(problem);
 }
 
 // Bounds of `slices` slices of the batch with nearly the same number of rows each.
@@ -183,7 +223,7 @@ class CpuDevice final : public Device {
 
   void forward(const Sequence& sequence, const ForwardTensors& layer) const override {
     const Sizes& sizes = sequence.sizes;
-    const Plan plan = plan_for(sizes, layer.output.scalar_type());
+    const Plan plan = plan_for(sizes, layer.output.scalar_type(), /*backward=*/false);
     const Slices slices = {slice_batch(sequence, plan.batch_slices),
                            slice_units(sizes.H, plan.unit_slices, cpu::kernels().unit_block / 4),
                            plan.parallel};
@@ -263,7 +303,7 @@ class CpuDevice final : public Device {
 
   void backward(const Sequence& sequence, const BackwardTensors& layer) const override {
     const Sizes& sizes = sequence.sizes;
-    const Plan plan = plan_for(sizes, layer.gates.scalar_type());
+    const Plan plan = plan_for(sizes, layer.gates.scalar_type(), /*backward=*/true);
     const Slices slices = {slice_batch(sequence, plan.batch_slices),
                            slice_units(sizes.H, plan.unit_slices, cpu::kernels().unit_block),
                            plan.parallel};
@@ -275,7 +315,7 @@ class CpuDevice final : public Device {
       const auto packed = [&](at::Tensor Weights::* name, bool needed) {
         return pack(functions, layer.weights, name, cpu::PanelLayout::plain, needed, plan.parallel);
       };
-      const at::Tensor recurrent = packed(&Weights::hh, plan.backward_gemm == Gemm::packed_ahead);
+      const at::Tensor recurrent = packed(&Weights::hh, plan.recurrent_gemm == Gemm::packed_ahead);
       const at::Tensor projection = packed(&Weights::hr, sizes.projected);
       at::Tensor grad_unprojected;
       if (sizes.projected) {
@@ -288,7 +328,7 @@ class CpuDevice final : public Device {
         cpu::CpuBackwardParams<Types>& f = params[d];
         f.layer = backward_params<Types>(sequence, layer, d);
         f.layer.grad_unprojected = pointer<Scalar>(grad_unprojected, d);
-        f.recurrent_gemm = plan.backward_gemm;
+        f.recurrent_gemm = plan.recurrent_gemm;
         f.weight_hh = {pointer<Storage>(w.hh), panels_of<Operand>(recurrent, d)};
         f.weight_hr = {pointer<Storage>(w.hr), panels_of<Operand>(projection, d)};
       }
@@ -307,20 +347,20 @@ class CpuDevice final : public Device {
     const at::ScalarType storage = layer.gates.scalar_type();
     if (!has_gradient_gemms(storage)) return Device::input_gradient(sequence, layer);
     const at::Tensor sum = allocate({s.N, s.D}, layer.grad_preactivations.options());
-    const Plan plan = plan_for(s, storage);
+    const Plan plan = plan_for(s, storage, /*backward=*/true);
     with_types(storage, [&](auto types, const auto& functions) {
       using Types = decltype(types);
       using Operand = typename Types::Operand;
       const at::Tensor panels =
           pack(functions, layer.weights, &Weights::ih, cpu::PanelLayout::plain,
-               plan.input_gradient_gemm == Gemm::packed_ahead, plan.parallel);
+               plan.input_gemm == Gemm::packed_ahead, plan.parallel);
       const int64_t stage_size = functions.stage_size(4 * s.H);
       const int64_t slices = plan.parallel ? at::get_num_threads() : 1;
       const at::Tensor stage = allocate_stages<Operand>(slices, stage_size);
       parallel_for(plan.parallel, slices, [&](int64_t begin, int64_t end) {
         for (int64_t d = 0; d < s.directions; ++d) {
           const cpu::InputGradientParams<Types> p = {
-              plan.input_gradient_gemm,
+              plan.input_gemm,
               4 * s.H,
               s.D,
               pointer<Operand>(layer.grad_preactivations, d),
@@ -348,7 +388,7 @@ class CpuDevice final : public Device {
     const Sizes& s = sequence.sizes;
     if (s.N == 0 || !has_gradient_gemms(storage)) return Device::weight_gradients(sequence, layer);
     const at::TensorOptions options = layer.grad_preactivations.options();
-    const bool parallel = plan_for(s, storage).parallel;
+    const bool parallel = plan_for(s, storage, /*backward=*/true).parallel;
     std::vector<Weights> all(s.directions);
     with_types(storage, [&](auto types, const auto& functions) {
       using Types = decltype(types);

@@ -21,6 +21,7 @@
 
 #include "cpu/gate_gemm.inl"
 #include "cpu/gradients.inl"
+#include "cpu/probe.inl"
 
 namespace fused_lstm::cpu {
 namespace {
@@ -363,12 +364,28 @@ constexpr Functions<Types> functions = {
 }  // namespace
 
 #ifdef FUSED_LSTM_BF16_OPERANDS
-const Functions<BFloat16Operands>& FUSED_LSTM_TABLE() { return functions<BFloat16Operands>; }
+const Bf16Operands& FUSED_LSTM_TABLE() {
+#ifdef FUSED_LSTM_AMX
+  static constexpr Bf16Operands table = {functions<BFloat16Operands>, probe_amx, kAmxProbeFlops};
+#else
+  constexpr int64_t flops = 2 * 2 * Lanes<Floats>::count * kProbeSums;
+  static constexpr Bf16Operands table = {functions<BFloat16Operands>,
+                                         probe_multiply<Floats, BFloat16>, flops};
+#endif
+  return table;
+}
 #else
 const Kernels& FUSED_LSTM_TABLE() {
   static constexpr Kernels table = {
-      FUSED_LSTM_NAME,      kTileVectors * lanes_of<Float>(), functions<Float>, functions<Double>,
-      functions<HalfFloat>, functions<BFloat16Float>,         nullptr};
+      FUSED_LSTM_NAME,
+      kTileVectors * lanes_of<Float>(),
+      functions<Float>,
+      functions<Double>,
+      functions<HalfFloat>,
+      functions<BFloat16Float>,
+      {Lanes<Floats>::count, FUSED_LSTM_TILE_ROWS, kProbeSums, probe_multiply<Floats, float>,
+       probe_divide<Floats>, probe_read<Floats>},
+      nullptr};
   return table;
 }
 #endif

@@ -22,7 +22,8 @@ namespace fused_lstm {
 namespace {
 
 constexpr size_t kHugePage = size_t{2} << 20;
-constexpr size_t kMinPooled = size_t{1} << 20;  // bytes
+constexpr size_t kMinPooled = size_t{64} << 10;  // bytes
+constexpr size_t kMinHuge = size_t{1} << 20;     // of a block in huge pages
 
 struct Block {
   void* data;
@@ -66,7 +67,7 @@ class Pool {
   // Keeps a block, and instead of it the oldest ones no longer where that is over the limit.
   void give(const Block& block) {
 #ifdef MADV_FREE
-    madvise(block.data, block.bytes, MADV_FREE);  // the system may take its pages
+    if (block.bytes >= kMinHuge) madvise(block.data, block.bytes, MADV_FREE);  // may be taken back
 #endif
     std::vector<Block> released;
     {
@@ -101,8 +102,13 @@ class Pool {
   void unlock() { mutex_.unlock(); }
 
  private:
-  // Whole huge pages: a mapping that is one longer, without what lies outside of them.
+  // A large block is whole huge pages: of a mapping that is one longer, without the rest.
   static Block map(size_t bytes) {
+    if (bytes < kMinHuge) {
+      void* const data =
+          mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      return data == MAP_FAILED ? Block{nullptr, 0} : Block{data, bytes};
+    }
     void* const raw = mmap(nullptr, bytes + kHugePage, PROT_READ | PROT_WRITE,
                            MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (raw == MAP_FAILED) return {nullptr, 0};
@@ -147,7 +153,8 @@ at::Tensor allocate_pooled(at::IntArrayRef sizes, const at::TensorOptions& optio
   size_t bytes = options.dtype().itemsize();
   for (const int64_t size : sizes) bytes *= static_cast<size_t>(size);
   if (!options.device().is_cpu() || bytes < kMinPooled) return allocate(sizes, options);
-  const Block block = pool().take((bytes + kHugePage - 1) / kHugePage * kHugePage);
+  const size_t unit = bytes < kMinHuge ? kMinPooled : kHugePage;
+  const Block block = pool().take((bytes + unit - 1) / unit * unit);
   if (!block.data) return allocate(sizes, options);  // which says so
   report(block, true);
   const auto release = [block](void*) {

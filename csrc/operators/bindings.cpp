@@ -60,13 +60,28 @@ Problem problem_of(const GpuFacts& gpu, int64_t length, int64_t batch, int64_t i
   return problem;
 }
 
+py::dict machine() {
+  const Machine& m = cpu::measured_machine();
+  py::dict figures;
+  for (const auto& [name, value] : figures_of(m)) figures[py::str(name)] = value;
+  figures["cache_bytes"] = m.cache_bytes;
+  figures["read_gbps"] = m.read_gbps;
+  return figures;
+}
+
+// The machine is this one, with the figures of `machine_figures` replaced (plan/machine.h).
 py::dict cpu_plan(int threads, bool concurrent_threads, int64_t length, int64_t batch,
                   int64_t input, int64_t hidden, int64_t projection, int64_t directions,
-                  int64_t lanes) {
+                  bool backward, int element_bytes, int operand_bytes,
+                  const std::string& machine_figures) {
   Problem problem = problem_of({}, length, batch, input, hidden, projection, directions);
+  problem.machine = cpu::measured_machine();
+  from_text(machine_figures, problem.machine);
   problem.threads = threads;
   problem.concurrent_threads = concurrent_threads;
-  problem.lanes = lanes;
+  problem.backward = backward;
+  problem.element_bytes = element_bytes;
+  problem.operand_bytes = operand_bytes;
   const Plan plan = make_plan(problem);
   py::dict result;
   result["kernel"] = kernel_name(plan.kernel);
@@ -76,6 +91,7 @@ py::dict cpu_plan(int threads, bool concurrent_threads, int64_t length, int64_t 
   result["chunk"] = plan.chunk;
   result["input_gemm"] = gemm_name(plan.input_gemm);
   result["recurrent_gemm"] = gemm_name(plan.recurrent_gemm);
+  result["microseconds"] = plan.microseconds;
   return result;
 }
 
@@ -141,10 +157,12 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "cpu_instruction_set", [] { return cpu::kernels().name; },
       "The instruction set of the CPU kernels; FUSED_LSTM_CPU_ISA forces a lower one.");
+  m.def("machine", &machine, "What a plan knows of this CPU.");
   m.def("cpu_plan", &cpu_plan, "How a call with padded input runs on a CPU.", py::kw_only(),
         py::arg("threads"), py::arg("concurrent_threads"), py::arg("length"), py::arg("batch"),
         py::arg("input"), py::arg("hidden"), py::arg("projection"), py::arg("directions"),
-        py::arg("lanes") = 16);
+        py::arg("backward") = false, py::arg("element_bytes") = 4, py::arg("operand_bytes") = 4,
+        py::arg("machine_figures") = "");
   m.def("gpu_plan", &gpu_plan, "Which kernel a call takes on a GPU, and what the others would be.",
         py::kw_only(), py::arg("gpu"), py::arg("length"), py::arg("batch"), py::arg("input"),
         py::arg("hidden"), py::arg("projection"), py::arg("directions"), py::arg("backward"),

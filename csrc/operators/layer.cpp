@@ -294,8 +294,8 @@ InputGradients layer_backward(const Device& device, const LayerGradients& gradie
   }
   layer.cells = recompute ? allocate_pooled({s.directions, s.N, s.H}, options.dtype(accum))
                           : states.cells->contiguous();
-  layer.gates =
-      recompute ? allocate_pooled({s.directions, s.N, 4 * s.H}, options) : states.gates->contiguous();
+  layer.gates = recompute ? allocate_pooled({s.directions, s.N, 4 * s.H}, options)
+                          : states.gates->contiguous();
   if (recompute && s.N > 0) device.recompute(sequence, layer);
   layer.grad_output = given(gradients.output, storage);
   layer.grad_cells = given(gradients.cells, accum);

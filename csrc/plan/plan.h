@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <optional>
 
+#include "plan/machine.h"
 #include "plan/placement.h"
 
 namespace fused_lstm {
@@ -29,15 +30,16 @@ struct Problem {
   int64_t projection;  // P; H without a projection
   bool projected;
   int64_t directions;
+  bool backward;
+  int element_bytes;  // of a weight: 2, 4, 8
 
   // Of a CPU:
+  Machine machine;
   int threads;
   bool concurrent_threads;  // of one parallel loop, so that they may meet at a barrier
-  int64_t lanes;            // SIMD lanes, if weights can be read as they are stored; else 0
+  int operand_bytes;        // of what GEMMs multiply: 2 for bfloat16 operands, 4, 8
 
   // Of a GPU:
-  bool backward;
-  int element_bytes;                      // of a weight: 2, 4, 8
   bool tensor_cores;                      // float32: in TF32
   std::optional<Kernel> kernel_override;  // chosen if it can run
 };
@@ -49,12 +51,11 @@ struct Plan {
   // at a barrier each step.
   int64_t batch_slices;
   int64_t unit_slices;
-  bool parallel;             // run slices and directions on several threads
-  int64_t chunk;             // steps of one input GEMM
-  Gemm input_gemm;           // with weight_ih
-  Gemm recurrent_gemm;       // with weight_hh
-  Gemm backward_gemm;        // with weight_hh, transposed
-  Gemm input_gradient_gemm;  // with weight_ih, transposed
+  bool parallel;        // run slices and directions on several threads
+  int64_t chunk;        // steps of one input GEMM
+  Gemm input_gemm;      // with weight_ih; backward, for the gradient of the input
+  Gemm recurrent_gemm;  // with weight_hh
+  double microseconds;  // estimated, of the GEMMs with both
 
   // Of the GPU's kernels block, cluster and grid.
   Placement placement;

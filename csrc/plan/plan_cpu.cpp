@@ -1,5 +1,11 @@
-// The plan of a CPU: parts of the batch or of the hidden units for the threads, and a GEMM strategy
-// for each weight.
+// The plan of a CPU: slices of the batch or of the hidden units for the threads, and a GEMM
+// strategy for each weight: those with the least time by a model of the machine.
+//
+//   time of a GEMM = the sum over its tiles of max(FMAs, loads, bytes / GB/s of the level that
+//                    holds them), + packing
+//
+// The level is the one that holds all of the weight where each step reads it again. What all
+// choices have in common (gates, states) is left out.
 #include <algorithm>
 
 #include "plan/plan.h"
@@ -7,83 +13,219 @@
 namespace fused_lstm {
 namespace {
 
-// Dot products read a weight once for each row of activations, packing reads and writes it once: up
-// to this many rows, over this many steps, dot products move fewer bytes. With one row they always
-// do, as each weight element is used once a step (benchmarks/NOTES.md).
-constexpr int64_t kMaxDotRows = 3;
-constexpr int64_t kMaxDotSteps = 8;
-
-// Rows of the input GEMM between two reads of weight_ih.
+// Rows of activations of one input GEMM, whose results stay in the L2 cache until their step.
 constexpr int64_t kChunkRows = 96;
-
-// The thresholds below were measured on two cores (benchmarks/NOTES.md).
-// Floating-point operations of a call below which waking a second thread does not pay.
-constexpr int64_t kMinParallelWork = 500'000;
-// The same of one step of one part, where threads meet at a barrier each step. Half of it pays on
-// idle cores, but a busy core delays all threads.
-constexpr int64_t kMinSharedStep = 100'000;
-// Elements of weight_hh that fit the cache of one core. Then each thread takes its own sequences
-// and all hidden units, if it gets enough sequences to fill a register tile.
-constexpr int64_t kMaxCachedWeights = 262'144;
-constexpr int64_t kMinBatchSlice = 6;
-// Hidden units of one part.
-constexpr int64_t kMinUnitSlice = 64;
-
-// Gemm::transposed: the weight is so large that packing it costs, and the rows fill three quarters
-// of their SIMD lanes, but are not so many that packing is negligible beside the GEMM.
-constexpr int64_t kMinTransposedWeight = 65'536;
-constexpr int64_t kMaxTransposedRows = 64;
+constexpr int64_t kTileVectors = 4;
+constexpr int64_t kDotRows = 3;
+constexpr int64_t kAmxRows = 16;
+// Vectors that a thread's slice of the hidden units fills at least.
+constexpr int64_t kMinUnitVectors = 4;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-bool can_transpose(const Problem& problem, int64_t rows, int64_t features) {
-  if (problem.lanes == 0 || rows > kMaxTransposedRows) return false;
-  const int64_t all_lanes = ceil_div(rows, problem.lanes) * problem.lanes;
-  return 4 * rows >= 3 * all_lanes && 4 * problem.hidden * features >= kMinTransposedWeight;
+struct Choice {
+  Gemm gemm;
+  double ns;
+};
+
+void keep_cheaper(Choice& best, const Choice& other) {
+  if (other.ns < best.ns) best = other;
+}
+
+// The times, in nanoseconds, of GEMMs of one thread.
+class Model {
+ public:
+  explicit Model(const Problem& p)
+      : machine_(p.machine),
+        operand_bytes_(p.operand_bytes),
+        element_bytes_(p.element_bytes),
+        lanes_(machine_.vector_bytes / (p.operand_bytes == 8 ? 8 : 4)),
+        in_place_(p.element_bytes == p.operand_bytes && p.operand_bytes != 2) {
+    const int64_t float_lanes = machine_.vector_bytes / 4;
+    fma_ = machine_.fma_ns(float_lanes);
+    step_ = p.operand_bytes == 2 ? 2 : 1;
+    if (step_ == 2) {
+      const double pairs = 4.0 * static_cast<double>(float_lanes) / machine_.bf16_gflops;
+      has_tiles_ = pairs < 0.4 * fma_;  // no dot product is so fast: AMX
+      multiply_ = pairs;
+    } else {
+      multiply_ = fma_;
+    }
+    // What a call reads again at each of its steps, or else the next call reads again.
+    const int64_t weights = 4 * p.hidden * (p.projection + (p.length == 1 ? p.input : 0));
+    resident_bytes_ = size(weights * p.directions, p.operand_bytes);
+    // All weights and their panels.
+    packed_bytes_ = size(4 * p.hidden * (p.projection + p.input) * p.directions,
+                         p.operand_bytes + p.element_bytes);
+    load_ = static_cast<double>(machine_.vector_bytes) / machine_.read_gbps[0];
+  }
+
+  // x [rows, depth] times the transpose of a gate weight [4 units, depth], `times` times; a weight
+  // that is used once may also be packed on use or multiplied by transposed activations.
+  Choice gates(int64_t rows, int64_t units, int64_t depth, int64_t times, bool once) const {
+    const double n = static_cast<double>(times);
+    const int64_t elements = 4 * units * depth;
+    const double tiles = n * panels(rows, units, depth);
+    Choice best = {Gemm::packed_ahead, pack_ahead(elements) + tiles};
+    if (once) best = {Gemm::packed_on_use, pack_on_use(elements) + tiles};
+    keep_cheaper(best, {Gemm::dot, n * dot(rows, units, depth)});
+    if (once && in_place_ && rows <= kTileVectors * lanes_) {
+      keep_cheaper(best, {Gemm::transposed, n * transposed(rows, units, depth)});
+    }
+    return best;
+  }
+
+  // a [rows, depth] times a weight [depth, columns], `times` times.
+  Choice plain(int64_t rows, int64_t columns, int64_t depth, int64_t times) const {
+    const double n = static_cast<double>(times), bytes = size(columns * depth, operand_bytes_);
+    const double vectors = static_cast<double>(ceil_div(columns, lanes_));  // of a row
+    const double panels = vectors / kTileVectors;
+    const double tiles = panels * tile_column(rows, depth, bytes / std::max(1.0, panels));
+    Choice best = {Gemm::packed_ahead, pack_ahead(columns * depth) + n * tiles};
+    // Row by row: each FMA loads its weight, every eighth a sum, to which eight are added in turn.
+    const double latency = 8 * fma_, reading = vectors * machine_.vector_bytes / far_gbps();
+    const double computing = std::max({vectors * fma_, vectors * 1.25 * load_, latency});
+    const double dot = std::max(computing, reading) + static_cast<double>(rows - 1) * computing;
+    keep_cheaper(best, {Gemm::dot, n * static_cast<double>(depth) * dot});
+    if (in_place_) {
+      // Neighbouring rows of the weight lie far apart: beyond the L2 cache in other pages.
+      const bool near = resident_bytes_ <= static_cast<double>(machine_.cache_bytes[1]);
+      keep_cheaper(best, {Gemm::unpacked, n * (near ? 1.1 : 1.5) * tiles});
+    }
+    return best;
+  }
+
+ private:
+  static double size(int64_t elements, int64_t bytes) {
+    return static_cast<double>(elements * bytes);
+  }
+
+  // A weight into panels of its own, which are read before they are written.
+  double pack_ahead(int64_t elements) const {
+    const double bytes = size(elements, element_bytes_);
+    const double moved = bytes + 2 * size(elements, operand_bytes_);
+    return std::max(bytes / machine_.pack_gbps, moved / machine_.gbps_of(packed_bytes_));
+  }
+  // Into one panel after the other, which stay in a near cache.
+  double pack_on_use(int64_t elements) const {
+    const double bytes = size(elements, element_bytes_);
+    return bytes / std::min(machine_.pack_gbps, far_gbps());
+  }
+
+  double far_gbps() const { return machine_.gbps_of(resident_bytes_); }
+
+  // All tiles of `rows` rows by one panel, whose bytes the first tile reads from the level that
+  // holds the weights, the others from a near one.
+  double tile_column(int64_t rows, int64_t depth, double panel_bytes) const {
+    const int64_t most = has_tiles_ ? kAmxRows : machine_.tile_rows;
+    const int64_t tiles = ceil_div(rows, most);
+    const double steps = static_cast<double>(ceil_div(depth, step_));
+    const double height = has_tiles_ ? static_cast<double>(kAmxRows)
+                                     : static_cast<double>(rows) / static_cast<double>(tiles);
+    const double loads = has_tiles_ ? 0 : (kTileVectors + height) * load_;
+    const double computing = steps * std::max(kTileVectors * height * multiply_, loads);
+    const double first = std::max(computing, panel_bytes / far_gbps());
+    const double other = std::max(computing, panel_bytes / machine_.gbps_of(panel_bytes));
+    return first + static_cast<double>(tiles - 1) * other;
+  }
+
+  double panels(int64_t rows, int64_t units, int64_t depth) const {
+    const int64_t count = ceil_div(units, lanes_);
+    const double panel_bytes = size(kTileVectors * lanes_ * depth, operand_bytes_);
+    return static_cast<double>(count) * tile_column(rows, depth, panel_bytes);
+  }
+
+  double dot(int64_t rows, int64_t units, int64_t depth) const {
+    const double bytes = size(4 * units * depth, element_bytes_);
+    const int64_t passes = ceil_div(rows, kDotRows);
+    const double height = static_cast<double>(rows) / static_cast<double>(passes);
+    const double vectors = size(4 * units, ceil_div(depth, lanes_ * step_));
+    // A block of weight rows shares each load of x; then each sum is added up over its lanes.
+    const double block = static_cast<double>(rows == 1 ? lanes_ : lanes_ / 2);
+    const double computing = vectors * std::max(height * multiply_, (1 + height / block) * load_);
+    const double adding_up = 3 * fma_ * height * static_cast<double>(4 * units);
+    // Its rows are as many streams, which come at three quarters of the rate.
+    const double block_bytes = size(kTileVectors * lanes_ * depth, element_bytes_);
+    const double first = std::max(computing, bytes / (0.75 * far_gbps()));
+    const double other = std::max(computing, bytes / (0.75 * machine_.gbps_of(block_bytes)));
+    return first + static_cast<double>(passes - 1) * other +
+           static_cast<double>(passes) * adding_up;
+  }
+
+  double transposed(int64_t rows, int64_t units, int64_t depth) const {
+    const double groups = static_cast<double>(ceil_div(rows, lanes_));
+    const double height = static_cast<double>(machine_.tile_rows);
+    const double elements = size(4 * units, depth);
+    const double computing = elements * std::max(groups * fma_, (1 + groups / height) * load_);
+    const double reading = elements * static_cast<double>(element_bytes_) / far_gbps();
+    const double turning = 5 * fma_ * groups * static_cast<double>(4 * units + depth);
+    return std::max(computing, reading) + turning;
+  }
+
+  const Machine& machine_;
+  int64_t operand_bytes_, element_bytes_;
+  double resident_bytes_;  // of weights that are read again and again
+  double packed_bytes_;
+  int64_t lanes_;           // of a sum
+  bool in_place_;           // weights can be multiplied as they are stored
+  int64_t step_;            // elements of depth that one instruction multiplies
+  bool has_tiles_ = false;  // AMX
+  double fma_, multiply_;   // of one vector; of operands
+  double load_;             // of a vector from the L1 cache
+};
+
+// The plan for these slices, with its time.
+Plan plan_slices(const Problem& p, const Model& model, int64_t batch_slices, int64_t unit_slices,
+                 bool parallel) {
+  Plan plan = {};
+  plan.batch_slices = batch_slices;
+  plan.unit_slices = unit_slices;
+  plan.parallel = parallel;
+  const int64_t batch = ceil_div(p.batch, batch_slices);
+  const int64_t units = ceil_div(p.hidden, unit_slices);
+  const int64_t rows = ceil_div(p.rows, batch_slices);
+  const int64_t chunks = std::max<int64_t>(1, p.length * batch / kChunkRows);
+  plan.chunk = ceil_div(p.length, chunks);
+  const int64_t chunk_rows = std::max<int64_t>(1, ceil_div(rows, chunks));
+  Choice input, recurrent;
+  if (p.backward) {
+    const int64_t columns = p.projected ? p.projection : units;
+    recurrent = model.plain(batch, columns, 4 * p.hidden, p.length);
+    input = model.plain(ceil_div(rows, unit_slices), p.input, 4 * p.hidden, 1);
+  } else {
+    recurrent = model.gates(batch, units, p.projection, p.length, p.length == 1);
+    input = model.gates(chunk_rows, units, p.input, chunks, chunks == 1);
+  }
+  plan.input_gemm = input.gemm;
+  plan.recurrent_gemm = recurrent.gemm;
+  const int64_t groups = p.directions * batch_slices * unit_slices;  // of which each has a thread
+  const double rounds =
+      parallel ? static_cast<double>(ceil_div(groups, p.threads)) : static_cast<double>(groups);
+  plan.microseconds = rounds * (input.ns + recurrent.ns) / 1e3;
+  if (unit_slices > 1) plan.microseconds += static_cast<double>(p.length) * p.machine.barrier_us;
+  if (parallel) plan.microseconds += p.machine.parallel_us;
+  plan.kernel = recurrent.gemm == Gemm::dot ? Kernel::direct : Kernel::panels;
+  return plan;
 }
 
 }  // namespace
 
-Plan make_cpu_plan(const Problem& problem) {
-  Plan plan = {};
-  plan.batch_slices = plan.unit_slices = 1;
-
-  const int64_t recurrent = 4 * problem.hidden * problem.projection;
-  const int64_t work = problem.rows * problem.directions * 2 * recurrent;
-  const int64_t threads = work >= kMinParallelWork ? problem.threads : 1;
-  const int64_t each = ceil_div(threads, problem.directions);  // threads for each direction
-  const bool shares_units = problem.concurrent_threads && problem.projection == problem.hidden &&
-                            2 * recurrent * problem.batch / each >= kMinSharedStep;
-  const int64_t units = std::min(each, ceil_div(problem.hidden, kMinUnitSlice));
-  const bool few = problem.batch < kMinBatchSlice * each;
-  const bool once = problem.length == 1 && units == each;  // each thread packs only its own part
-  if (shares_units && (few || once || recurrent > kMaxCachedWeights)) {
-    plan.unit_slices = units;
-  } else {
-    plan.batch_slices = std::max<int64_t>(1, std::min(each, problem.batch));
-  }
-  plan.parallel = threads > 1 && plan.batch_slices * plan.unit_slices * problem.directions > 1;
-
-  const int64_t batch = ceil_div(problem.batch, plan.batch_slices);
-  const int64_t chunks = std::max<int64_t>(1, problem.length * batch / kChunkRows);
-  plan.chunk = ceil_div(problem.length, chunks);
-  const int64_t input_rows = problem.length * batch;
-  plan.input_gemm = input_rows <= kMaxDotRows                           ? Gemm::dot
-                    : plan.chunk < problem.length                       ? Gemm::packed_ahead
-                    : can_transpose(problem, input_rows, problem.input) ? Gemm::transposed
-                                                                        : Gemm::packed_on_use;
-  const bool dot = batch == 1 || (batch <= kMaxDotRows && problem.length <= kMaxDotSteps);
-  plan.recurrent_gemm = dot                                                 ? Gemm::dot
-                        : problem.length > 1                                ? Gemm::packed_ahead
-                        : can_transpose(problem, batch, problem.projection) ? Gemm::transposed
-                                                                            : Gemm::packed_on_use;
-  const auto backward = [&](bool few_rows, bool once) {
-    return few_rows ? Gemm::dot : once && problem.lanes > 0 ? Gemm::unpacked : Gemm::packed_ahead;
+Plan make_cpu_plan(const Problem& p) {
+  const Model model(p);
+  Plan best = plan_slices(p, model, 1, 1, /*parallel=*/false);
+  if (p.threads == 1) return best;
+  const auto consider = [&](int64_t batch_slices, int64_t unit_slices) {
+    if (p.directions * batch_slices * unit_slices == 1) return;
+    const Plan plan = plan_slices(p, model, batch_slices, unit_slices, /*parallel=*/true);
+    if (plan.microseconds < best.microseconds) best = plan;
   };
-  plan.backward_gemm = backward(dot, problem.length == 1);
-  plan.input_gradient_gemm = backward(problem.rows <= kMaxDotRows, problem.length == 1);
-  plan.kernel = dot ? Kernel::direct : Kernel::panels;
-  return plan;
+  const int64_t each = ceil_div(p.threads, p.directions);  // threads for each direction
+  consider(std::max<int64_t>(1, std::min(each, p.batch)), 1);
+  // Slices of the hidden units meet at a barrier each step.
+  const int64_t lanes = p.machine.vector_bytes / (p.operand_bytes == 8 ? 8 : 4);
+  const int64_t units = std::min(each, p.hidden / (kMinUnitVectors * lanes));
+  if (p.concurrent_threads && !p.projected && units > 1) consider(1, units);
+  return best;
 }
 
 }  // namespace fused_lstm

@@ -1,0 +1,175 @@
+// Measures what a plan knows of this machine.
+#include <algorithm>
+#include <chrono>
+#include <cstdlib>
+#include <fstream>
+#include <memory>
+#include <sstream>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+#if __has_include(<unistd.h>)
+#include <unistd.h>
+#endif
+#ifdef __APPLE__
+#include <sys/sysctl.h>
+#endif
+#ifdef __x86_64__
+#include <emmintrin.h>
+#endif
+
+namespace fused_lstm::cpu {
+namespace {
+
+// Nanoseconds of the quickest of a few runs: others can only make a run slower.
+template <class Body>
+double quickest_ns(int runs, const Body& body) {
+  using Clock = std::chrono::steady_clock;
+  double best = 1e18;
+  for (int run = 0; run < runs; ++run) {
+    const Clock::time_point begin = Clock::now();
+    body();
+    const std::chrono::duration<double, std::nano> taken = Clock::now() - begin;
+    best = std::min(best, taken.count());
+  }
+  return std::max(best, 1.0);
+}
+
+// Bytes of a core's data cache of this level, 1 to 3; 0 if the system does not say.
+int64_t cache_bytes(int level) {
+#ifdef __APPLE__
+  const char* const names[] = {"hw.l1dcachesize", "hw.l2cachesize", "hw.l3cachesize"};
+  int64_t bytes = 0;
+  size_t size = sizeof(bytes);
+  return sysctlbyname(names[level - 1], &bytes, &size, nullptr, 0) == 0 ? bytes : 0;
+#elif defined(__linux__)
+  for (int index = 0; index < 8; ++index) {
+    const std::string folder =
+        "/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) + "/";
+    std::ifstream level_file(folder + "level"), type_file(folder + "type"),
+        size_file(folder + "size");
+    int of_file = 0;
+    std::string type, unit;
+    int64_t size = 0;
+    if (!(level_file >> of_file) || !(type_file >> type) || !(size_file >> size)) continue;
+    if (of_file != level || type == "Instruction") continue;
+    size_file >> unit;
+    return size << (unit == "M" ? 20 : unit == "K" ? 10 : 0);
+  }
+  // glibc's figure of L3 is that of all its instances.
+#ifdef _SC_LEVEL1_DCACHE_SIZE
+  const int names[] = {_SC_LEVEL1_DCACHE_SIZE, _SC_LEVEL2_CACHE_SIZE, _SC_LEVEL3_CACHE_SIZE};
+  return std::max(0L, sysconf(names[level - 1]));
+#else
+  return 0;
+#endif
+#else
+  return 0;
+#endif
+}
+
+// GB/s of reading `bytes` again and again.
+double read_gbps(const Probes& probes, const float* from, int64_t bytes) {
+  const int64_t elements = bytes / 4 / (8 * probes.lanes) * (8 * probes.lanes);
+  const int64_t repeats = std::max<int64_t>(1, (1 << 20) / bytes);
+  volatile float sink = 0;
+  const double ns = quickest_ns(4, [&] {
+    for (int64_t i = 0; i < repeats; ++i) sink = probes.read(from, elements);
+  });
+  return static_cast<double>(4 * elements * repeats) / ns;
+}
+
+// The same from memory: of lines that no cache has.
+double memory_gbps(const Probes& probes, const float* from, int64_t bytes) {
+#ifdef __x86_64__
+  const int64_t elements = bytes / 4 / (8 * probes.lanes) * (8 * probes.lanes);
+  volatile float sink = 0;
+  double best = 0;
+  for (int run = 0; run < 3; ++run) {
+    for (int64_t i = 0; i < elements; i += 16) _mm_clflush(from + i);
+    _mm_mfence();
+    const double ns = quickest_ns(1, [&] { sink = probes.read(from, elements); });
+    best = std::max(best, static_cast<double>(4 * elements) / ns);
+  }
+  return best;
+#else
+  return read_gbps(probes, from, bytes) / 2;  // a guess: lines cannot be put out of the caches
+#endif
+}
+
+double pack_gbps(const Functions<Float>& functions, const float* weight, int64_t rows,
+                 int64_t columns) {
+  const Packing<Float> packing = {weight, rows, columns, PanelLayout::gates};
+  const int64_t panels = functions.panel_count(packing);
+  const int64_t elements = panels * functions.panel_size(packing);
+  const std::unique_ptr<float[]> to(new float[elements]());
+  const double ns = quickest_ns(3, [&] {
+    for (int64_t panel = 0; panel < panels; ++panel) functions.pack(packing, panel, to.get());
+  });
+  return static_cast<double>(4 * rows * columns) / ns;
+}
+
+Machine measure() {
+  const Kernels& table = kernels();
+  const Probes& probes = table.probes;
+  Machine m;
+  m.vector_bytes = 4 * probes.lanes;
+  m.tile_rows = probes.tile_rows;
+  for (int level = 1; level <= 3; ++level) {
+    if (const int64_t bytes = cache_bytes(level)) m.cache_bytes[level - 1] = bytes;
+  }
+  if (m.cache_bytes[2] < m.cache_bytes[1]) m.cache_bytes[2] = m.cache_bytes[1];  // there is none
+
+  constexpr int64_t times = 400;
+  volatile float sink = 0;
+  const double flops = 2.0 * static_cast<double>(probes.lanes * probes.sums * times);
+  m.fma_gflops = flops / quickest_ns(12, [&] { sink = probes.multiply(times); });
+  m.division_ns = quickest_ns(4, [&] { sink = probes.divide(times); }) / (4 * times);
+  if (const Bf16Operands* const bf16 = table.bf16_operands) {
+    const double all = static_cast<double>(bf16->flops * times);
+    m.bf16_gflops = all / quickest_ns(6, [&] { sink = bf16->multiply(times); });
+  }
+
+  // L3 is measured by twice what L2 holds: the lines that come first are gone when the last came.
+  const int64_t bytes = std::min<int64_t>(2 * m.cache_bytes[1], 8 << 20);
+  constexpr int64_t line = 64;
+  const std::vector<float> memory(static_cast<size_t>((bytes + line) / 4), 1.0f);
+  const auto address = reinterpret_cast<uintptr_t>(memory.data());
+  const float* const lines = memory.data() + (line - address % line) % line / 4;
+  m.read_gbps[0] = read_gbps(probes, lines, m.cache_bytes[0] / 2);
+  m.read_gbps[1] = read_gbps(probes, lines, m.cache_bytes[1] / 2);
+  m.read_gbps[2] = read_gbps(probes, lines, bytes);
+  m.read_gbps[3] = memory_gbps(probes, lines, bytes / 2);
+  for (size_t level = 1; level < m.read_gbps.size(); ++level) {
+    m.read_gbps[level] = std::min(m.read_gbps[level], m.read_gbps[level - 1]);
+  }
+  m.pack_gbps = pack_gbps(table.of_float, lines, 256, std::min<int64_t>(256, bytes / 1024));
+  return m;
+}
+
+}  // namespace
+
+void apply_given_figures(Machine& machine) {
+  const char* const given = std::getenv("FUSED_LSTM_MACHINE");
+  if (!given || !*given) return;
+  if (std::string(given).find('=') != std::string::npos) return from_text(given, machine);
+  std::ostringstream text;
+  std::ifstream file(given);
+  if (!(text << file.rdbuf())) {
+    throw std::runtime_error("FUSED_LSTM_MACHINE is '" + std::string(given) +
+                             "', must be a file, or name=number for each figure");
+  }
+  from_text(text.str(), machine);
+}
+
+const Machine& measured_machine() {
+  static const Machine machine = [] {
+    Machine measured = measure();
+    apply_given_figures(measured);
+    return measured;
+  }();
+  return machine;
+}
+
+}  // namespace fused_lstm::cpu
