@@ -2,6 +2,7 @@ from typing import Any
 
 def build_info() -> dict[str, Any]: ...
 def cpu_instruction_set() -> str: ...
+def machine() -> dict[str, Any]: ...
 def cpu_plan(
     *,
     threads: int,
@@ -12,7 +13,10 @@ def cpu_plan(
     hidden: int,
     projection: int,
     directions: int,
-    lanes: int = 16,
+    backward: bool = False,
+    element_bytes: int = 4,
+    operand_bytes: int = 4,
+    machine_figures: str = "",
 ) -> dict[str, Any]: ...
 def gpu_plan(
     *,

@@ -86,10 +86,12 @@ class PassPlan:
     unit_slices: int = 1
     """On a CPU, parts of the hidden units that do, with a barrier at each step."""
     input_gemm: str | None = None
-    """On a CPU, the strategy of the GEMM with weight_ih: "dot", "packed_ahead", "packed_on_use" or
-    "transposed" (csrc/plan/kernel.h)."""
+    """On a CPU, the strategy of the GEMM with weight_ih: "dot", "packed_ahead", "packed_on_use",
+    "transposed" or "unpacked" (csrc/plan/kernel.h)."""
     recurrent_gemm: str | None = None
     """Likewise with weight_hh."""
+    microseconds: float | None = None
+    """On a CPU, of both GEMMs over all steps, estimated: by this the plan compares strategies."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,7 @@ def explain(
         if weight.dtype not in KERNEL_DTYPES:
             forward = backward = PassPlan("reference")
         elif gpu is None:
-            forward = backward = _on_cpu(sizes)
+            forward, backward = (_on_cpu(weight.dtype, sizes, b) for b in (False, True))
         else:
             forward, backward = (_on_gpu(gpu, weight.dtype, sizes, b) for b in (False, True))
         plans.append(LayerPlan(layer, forward, backward))
@@ -229,14 +231,18 @@ def _tensor_cores(dtype: torch.dtype) -> bool:
     return dtype != torch.float64
 
 
-def _on_cpu(sizes: dict[str, int]) -> PassPlan:
+def _on_cpu(dtype: torch.dtype, sizes: dict[str, int], backward: bool) -> PassPlan:
+    bf16_operands = dtype == torch.bfloat16 and _C.machine()["bf16_gflops"] > 0
     plan = _C.cpu_plan(
         threads=torch.get_num_threads(),
         concurrent_threads=_C.build_info()["openmp"],
+        backward=backward,
+        element_bytes=dtype.itemsize,
+        operand_bytes=2 if bf16_operands else max(4, dtype.itemsize),
         **sizes,
     )
     names = ("kernel", "batch_slices", "unit_slices", "input_gemm", "recurrent_gemm")
-    return PassPlan(**{name: plan[name] for name in names})
+    return PassPlan(**{name: plan[name] for name in names}, microseconds=plan["microseconds"])
 
 
 def _on_gpu(gpu: Gpu, dtype: torch.dtype, sizes: dict[str, int], backward: bool) -> PassPlan:

@@ -81,7 +81,8 @@ def test_linkage_of_each_instruction_set(name):
     symbols = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     # "name type value size"; V is data, such as the exceptions' tables
     code = {s.rsplit(maxsplit=3)[0] for s in symbols.splitlines() if s.rsplit(maxsplit=3)[1] != "V"}
-    assert code == {f"fused_lstm::cpu::kernels_{name}()"}
+    table = "bf16_operands" if name in ("avx512bf16", "amx") else "kernels"
+    assert code == {f"fused_lstm::cpu::{table}_{name}()"}
 
 
 # Threads
@@ -149,103 +150,6 @@ def test_calls_from_several_threads():
             found = pool.map(lambda x: evaluate(module, x), inputs)
             for a, b in zip(found, expected, strict=True):
                 assert_same_bits(a, b)
-
-
-# The choice of a kernel
-
-
-def plan(**shape):
-    defaults = {"threads": 2, "concurrent_threads": True, "length": 50, "batch": 32, "hidden": 128}
-    defaults |= {"projection": 128, "input": 64, "directions": 1}
-    return _C.cpu_plan(**defaults | shape)
-
-
-def test_few_sequences_read_the_weights_unpacked():
-    def kernel(batch, length):
-        return plan(batch=batch, length=length, threads=1)["kernel"]
-
-    assert [kernel(1, length) for length in (1, 8, 1000)] == ["direct"] * 3
-    assert [kernel(3, length) for length in (1, 8, 9)] == ["direct", "direct", "panels"]
-    assert kernel(4, 1) == "panels"
-
-
-def test_weights_used_once_are_not_packed_ahead():
-    def packed(**shape):
-        chosen = plan(threads=1, **shape)
-        return tuple(chosen[f"{name}_gemm"] == "packed_ahead" for name in ("input", "recurrent"))
-
-    assert packed(length=1) == (False, False)
-    assert packed(length=2) == (False, True)  # both steps' inputs at once
-    assert packed(length=50) == (True, True)
-    assert packed(length=50, batch=1) == (False, False)
-
-
-def test_weights_used_once_are_not_packed_where_rows_fill_the_lanes():
-    def transposed(**shape):
-        chosen = plan(threads=1, **{"length": 1, "input": 128} | shape)
-        return tuple(chosen[f"{name}_gemm"] == "transposed" for name in ("input", "recurrent"))
-
-    assert [transposed(batch=batch) for batch in (3, 11, 12, 16)] == [(False,) * 2] * 2 + [
-        (True,) * 2
-    ] * 2
-    assert [transposed(batch=batch)[0] for batch in (17, 23, 24, 64, 65)] == [
-        False,
-        False,
-        True,
-        True,
-        False,
-    ]
-    assert transposed(batch=16, lanes=0) == (False, False)  # 16-bit weights
-    assert transposed(batch=16, input=127) == (False, True)
-    assert transposed(batch=16, length=2) == (True, False)  # weight_hh is used at both steps
-    assert transposed(batch=16, length=12) == (False, False)
-
-
-@pytest.mark.parametrize("batch", [1, 3, 32, 96, 200])
-@pytest.mark.parametrize("length", [1, 2, 7, 100, 1001])
-def test_chunks_of_steps(batch, length):
-    """A chunk has enough rows of input to share one reading of the weight, no more than a cache
-    holds, and nearly the same number of steps as the others."""
-    steps = plan(batch=batch, length=length, threads=1)["chunk"]
-    chunks = -(-length // steps)
-    assert chunks * steps - length < chunks
-    assert steps == 1 or steps * batch < 2 * 96 + batch
-    assert steps == length or (steps + 1) * batch > 96
-
-
-def test_small_work_stays_on_one_thread():
-    assert not plan(batch=1, length=2, hidden=8, projection=8)["parallel"]
-    assert [plan(batch=1, length=1, hidden=h, projection=h)["parallel"] for h in (247, 250)] == [
-        False,
-        True,
-    ]
-    assert plan()["parallel"]
-    assert not plan(threads=1)["parallel"]
-
-
-def slices(**shape):
-    chosen = plan(**shape)
-    return chosen["batch_slices"], chosen["unit_slices"]
-
-
-def test_threads_divide_the_batch_where_each_core_can_cache_the_weights():
-    assert slices() == (2, 1)
-    assert slices(directions=2) == (1, 1)
-    assert slices(threads=1) == (1, 1)
-    assert slices(threads=64, batch=3, concurrent_threads=False) == (3, 1)
-
-
-def test_threads_divide_the_units_where_sequences_are_few_or_weights_large():
-    wide = {"hidden": 512, "projection": 512}
-    assert slices(**wide) == (1, 2)
-    assert slices(batch=1, **wide) == (1, 2)
-    assert slices(batch=8, threads=64, **wide) == (1, 8)  # 64 units each at least
-    assert slices(length=1) == (1, 2)  # weights that are used once
-    assert slices(length=1, hidden=64, projection=64) == (2, 1)
-    # A step shorter than a barrier, a projection, threads that may not run concurrently
-    assert slices(batch=1, hidden=64, projection=64) == (1, 1)
-    assert slices(hidden=512, projection=64)[1] == 1
-    assert slices(concurrent_threads=False, **wide) == (2, 1)
 
 
 # Sigmoid and tanh

@@ -78,7 +78,7 @@ FUSED_LSTM_INLINE V sigmoid(V x) {
   constexpr Scalar largest = Exponential<Scalar>::largest;
   const V bounded = Arithmetic<V>::at_least(Arithmetic<V>::at_most(-x, largest), -largest);
   const Split<V> e = exponential(bounded);
-  return Arithmetic<V>::quotient(broadcast<V>(1), e.rest * e.power + Scalar(1) + e.power, V{});
+  return Arithmetic<V>::quotient(broadcast<V>(1), e.rest * e.power + Scalar(1) + e.power);
 }
 
 template <class V>

@@ -83,7 +83,9 @@ struct Arithmetic {
     const V bound = broadcast<V>(limit);
     return x < bound ? bound : x;
   }
-  // x / (y + rest) for y between 0.5 and 2^126 and a rest below its rounding, which may be ignored.
+  // x / y, and x / (y + rest), for y between 0.5 and 2^126 and a rest below its rounding, which may
+  // be ignored.
+  static FUSED_LSTM_INLINE V quotient(V x, V y) { return x / y; }
   static FUSED_LSTM_INLINE V quotient(V x, V y, V /*rest*/) { return x / y; }
 };
 

@@ -8,8 +8,7 @@
 //         2, 3  | w2 w3 | w2 w3 | ..
 #pragma once
 
-#include "cpu/gemm.inl"
-#include "cpu/gemv.inl"
+#include "cpu/gradients.inl"
 
 namespace fused_lstm::cpu {
 namespace {
@@ -82,6 +81,40 @@ void pack(const Packing<BFloat16Operands>& w, int64_t panel, BFloat16* to) {
       });
     }
   }
+}
+
+// Pairs of rows side by side, the last of an odd number with zeros.
+template <>
+void pack_right(const RightFactor<BFloat16Operands>& right, int64_t k, int64_t depth, int64_t j,
+                int64_t columns, BFloat16* to) {
+  const int64_t width = padded_columns<BFloat16Operands>(columns);
+  for (int64_t n = 0; n < depth; n += 2, to += 2 * width) {
+    const BFloat16* const first = right.row(k + n) + j;
+    const BFloat16* const second = n + 1 < depth ? right.row(k + n + 1) + j : nullptr;
+    for_vectors<Floats>(0, columns, [&](int64_t column, int count) {
+      const Floats pairs = pairs_of_rows(first + column, second ? second + column : nullptr, count);
+      __builtin_memcpy(to + 2 * column, &pairs, sizeof(pairs));
+    });
+  }
+}
+
+template <>
+void copy_and_sum<BFloat16Operands>(const BFloat16* from, int64_t from_stride, int64_t depth,
+                                    int64_t columns, BFloat16* to, int64_t to_stride, float* sums,
+                                    bool accumulate) {
+  for_vectors<Floats>(0, columns, [&](int64_t j, int count) {
+    Floats sum = {};
+    for (int64_t k = 0; k < depth; k += 2) {
+      const BFloat16* const first = from + k * from_stride + j;
+      const BFloat16* const second = k + 1 < depth ? first + from_stride : nullptr;
+      copy_out(to + k * to_stride + 2 * j, pairs_of_rows(first, second, count), 2 * count);
+      sum += load<Floats>(first, count);
+      if (second) sum += load<Floats>(second, count);
+    }
+    if (sums) {
+      store<Floats>(sums + j, accumulate ? load<Floats>(sums + j, count) + sum : sum, count);
+    }
+  });
 }
 
 template <class V>

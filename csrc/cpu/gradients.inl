@@ -44,96 +44,118 @@ void input_gradient(const InputGradientParams<Types>& p, int64_t begin, int64_t 
   });
 }
 
-// Panels of `columns` columns: full ones, then one of fewer vectors.
-template <class V>
+template <class Types>
 int64_t padded_columns(int64_t columns) {
-  constexpr int64_t lanes = Lanes<V>::count;
+  constexpr int64_t lanes = lanes_of<Types>();
   return (columns + lanes - 1) / lanes * lanes;
 }
 
-// Elements of the scratch memory of weight_gradient.
+// The sizes of what weight_gradient packs at most, in elements.
+template <class Types>
+struct GradientScratch {
+  explicit GradientScratch(const WeightGradientParams<Types>& p)
+      : stride(kGradRows < p.grad_columns ? kGradRows : p.grad_columns) {
+    const int64_t rows = kDepthRows < p.rows ? kDepthRows : p.rows;
+    const int64_t depth = panel_depth<Types>(rows);
+    block = depth * stride;
+    panels = 0;
+    for (int i = 0; i < p.factors; ++i) {
+      panels += depth * padded_columns<Types>(p.right[i].columns);
+    }
+  }
+
+  int64_t stride;         // columns of the block of grad
+  int64_t block, panels;  // [panel_depth, stride]; of all factors
+};
+
 template <class Types>
 int64_t weight_gradient_scratch_size(const WeightGradientParams<Types>& p) {
-  using V = VectorOfTypes<Types>;
-  int64_t columns = kGradRows < p.grad_columns ? kGradRows : p.grad_columns;
-  for (int i = 0; i < p.factors; ++i) columns += padded_columns<V>(p.right[i].columns);
-  return (kDepthRows < p.rows ? kDepthRows : p.rows) * columns;
+  const GradientScratch<Types> scratch(p);
+  return scratch.block + scratch.panels;
 }
 
-// Copies a block [depth, columns] with the rows `from_stride` apart to rows `to_stride` apart.
-// sums [columns] (+)= its rows, unless null.
-template <class V, class Scalar = typename Lanes<V>::Scalar>
-void copy_and_sum(const Scalar* from, int64_t from_stride, int64_t depth, int64_t columns,
-                  Scalar* to, int64_t to_stride, Scalar* sums, bool accumulate) {
+// The columns j .. j + columns of the rows k .. k + depth of a right factor as a panel.
+template <class Types>
+void pack_right(const RightFactor<Types>& right, int64_t k, int64_t depth, int64_t j,
+                int64_t columns, typename Types::Operand* to) {
+  using V = VectorOfTypes<Types>;
+  const int64_t width = padded_columns<Types>(columns);
+  for (int64_t n = 0; n < depth; ++n, to += width) {
+    const auto* const from = right.row(k + n) + j;
+    for_vectors<V>(0, columns, [&](int64_t column, int count) {
+      store<V>(to + column, load<V>(from + column, count), Lanes<V>::count);
+    });
+  }
+}
+
+// Copies a block [depth, columns] of a matrix with rows `from_stride` apart to one with rows
+// `to_stride` apart. sums [columns] (+)= its rows, unless null.
+template <class Types>
+void copy_and_sum(const typename Types::Operand* from, int64_t from_stride, int64_t depth,
+                  int64_t columns, typename Types::Operand* to, int64_t to_stride,
+                  typename Types::Accum* sums, bool accumulate) {
+  using V = VectorOfTypes<Types>;
   constexpr int lanes = Lanes<V>::count;
   for (int64_t j = 0; j < columns; j += kTileVectors * lanes) {
-    const int64_t left_vectors = (columns - j + lanes - 1) / lanes;
-    with_constant<kTileVectors>(
-        left_vectors < kTileVectors ? left_vectors : kTileVectors, [&](auto constant) {
-          constexpr int vectors = decltype(constant)::value;
-          const int64_t left = columns - j - (vectors - 1) * lanes;
-          const int last = left < lanes ? static_cast<int>(left) : lanes;
-          const auto count = [&](int v) { return v + 1 < vectors ? lanes : last; };
-          V sum[vectors] = {};
-          for (int64_t k = 0; k < depth; ++k) {
-            for (int v = 0; v < vectors; ++v) {
-              const V x = load<V>(from + k * from_stride + j + v * lanes, count(v));
-              store<V>(to + k * to_stride + j + v * lanes, x, count(v));
-              sum[v] += x;
-            }
-          }
-          for (int v = 0; sums && v < vectors; ++v) {
-            Scalar* const s = sums + j + v * lanes;
-            store<V>(s, accumulate ? load<V>(s, count(v)) + sum[v] : sum[v], count(v));
-          }
-        });
+    const int64_t left = (columns - j + lanes - 1) / lanes;
+    with_constant<kTileVectors>(left < kTileVectors ? left : kTileVectors, [&](auto constant) {
+      constexpr int vectors = decltype(constant)::value;
+      const int64_t rest = columns - j - (vectors - 1) * lanes;
+      const int last = rest < lanes ? static_cast<int>(rest) : lanes;
+      V sum[vectors] = {};
+      for (int64_t k = 0; k < depth; ++k) {
+        for (int v = 0; v < vectors; ++v) {
+          const int count = v + 1 < vectors ? lanes : last;
+          const V x = load<V>(from + k * from_stride + j + v * lanes, count);
+          store<V>(to + k * to_stride + j + v * lanes, x, count);
+          sum[v] += x;
+        }
+      }
+      for (int v = 0; sums && v < vectors; ++v) {
+        const int count = v + 1 < vectors ? lanes : last;
+        auto* const s = sums + j + v * lanes;
+        store<V>(s, accumulate ? load<V>(s, count) + sum[v] : sum[v], count);
+      }
+    });
   }
 }
 
 // Rows [begin, end) of the gradients of the weights, which have M rows in all.
 template <class Types>
 void weight_gradient(const WeightGradientParams<Types>& p, int64_t begin, int64_t end,
-                     typename Types::Accum* scratch) {
-  using Scalar = typename Types::Accum;
+                     typename Types::Operand* scratch) {
   using V = VectorOfTypes<Types>;
-  constexpr int64_t lanes = Lanes<V>::count, width = kTileVectors * lanes;
-  const int64_t stride = kGradRows < p.grad_columns ? kGradRows : p.grad_columns;
-  Scalar* const grad_block = scratch;  // [kDepthRows, stride] at most
-  Scalar* const panels = scratch + (kDepthRows < p.rows ? kDepthRows : p.rows) * stride;
-  const auto for_panels = [&](const RightFactor<Scalar>& right, const auto& body) {
-    for (int64_t j = 0; j < right.columns; j += width) {
-      const int64_t columns = right.columns - j < width ? right.columns - j : width;
-      body(j, columns, padded_columns<V>(columns));
+  using Operand = typename Types::Operand;
+  constexpr int step = Multiply<V, Operand>::step;
+  constexpr int64_t width = kTileVectors * lanes_of<Types>();
+  const GradientScratch<Types> sizes(p);
+  Operand* const block = scratch;
+  Operand* const panels = scratch + sizes.block;
+  // Calls body(factor, first column, columns, panel) for each panel of `depth` rows.
+  const auto for_panels = [&](int64_t depth, const auto& body) {
+    Operand* panel = panels;
+    for (int i = 0; i < p.factors; ++i) {
+      for (int64_t j = 0; j < p.right[i].columns; j += width) {
+        const int64_t left = p.right[i].columns - j, columns = left < width ? left : width;
+        body(p.right[i], j, columns, panel);
+        panel += panel_depth<Types>(depth) * padded_columns<Types>(columns);
+      }
     }
   };
-  Blocks(p.rows, 1, kDepthRows).for_each([&](int64_t k, int64_t depth) {
-    Scalar* to = panels;
-    for (int i = 0; i < p.factors; ++i) {
-      const RightFactor<Scalar>& right = p.right[i];
-      for_panels(right, [&](int64_t j, int64_t columns, int64_t padded) {
-        for (int64_t n = k; n < k + depth; ++n, to += padded) {
-          const Scalar* const from = right.row(n) + j;
-          for_vectors<V>(0, columns, [&](int64_t column, int count) {
-            store<V>(to + column, load<V>(from + column, count), lanes);
-          });
-        }
-      });
-    }
+  Blocks(p.rows, step, kDepthRows / step).for_each([&](int64_t k, int64_t depth) {
+    for_panels(depth, [&](const RightFactor<Types>& right, int64_t j, int64_t columns,
+                          Operand* panel) { pack_right(right, k, depth, j, columns, panel); });
     Blocks(end - begin, kTileRows<kTileVectors>, kGradRows / kTileRows<kTileVectors>)
         .for_each([&](int64_t first, int64_t rows) {
           const int64_t m = begin + first;
-          copy_and_sum<V>(p.grad + k * p.grad_columns + m, p.grad_columns, depth, rows, grad_block,
-                          stride, p.grad_bias ? p.grad_bias + m : nullptr, k > 0);
-          const Scalar* panel = panels;
-          for (int i = 0; i < p.factors; ++i) {
-            const RightFactor<Scalar>& right = p.right[i];
-            for_panels(right, [&](int64_t j, int64_t columns, int64_t padded) {
-              gemm_panel<V>(LeftFactor<Scalar>{grad_block, 1, stride}, rows, depth, panel, padded,
-                            right.grad + m * right.columns + j, right.columns, columns,
-                            /*accumulate=*/k > 0);
-              panel += depth * padded;
-            });
-          }
+          copy_and_sum<Types>(p.grad + k * p.grad_columns + m, p.grad_columns, depth, rows, block,
+                              sizes.stride, p.grad_bias ? p.grad_bias + m : nullptr, k > 0);
+          for_panels(depth, [&](const RightFactor<Types>& right, int64_t j, int64_t columns,
+                                const Operand* panel) {
+            gemm_panel<V>(LeftFactor<Operand>{block, step, sizes.stride}, rows, depth, panel,
+                          padded_columns<Types>(columns), right.grad + m * right.columns + j,
+                          right.columns, columns, /*accumulate=*/k > 0);
+          });
         });
   });
 }

@@ -85,15 +85,17 @@ struct InputGradientParams {
 };
 
 // A matrix [N, columns] whose rows from `split` on lie in `rest`: h_0, then the output, say.
-template <class Scalar>
+template <class Types>
 struct RightFactor {
-  const Scalar* first;
-  const Scalar* rest;
+  using Operand = typename Types::Operand;
+
+  const Operand* first;
+  const Operand* rest;
   int64_t split, first_stride, rest_stride;  // elements
   int64_t columns;
-  Scalar* grad;  // [M, columns] out: grad^T times this matrix
+  typename Types::Accum* grad;  // [M, columns] out: grad^T times this matrix
 
-  FUSED_LSTM_INLINE const Scalar* row(int64_t n) const {
+  FUSED_LSTM_INLINE const Operand* row(int64_t n) const {
     return n < split ? first + n * first_stride : rest + (n - split) * rest_stride;
   }
 };
@@ -101,14 +103,12 @@ struct RightFactor {
 // The gradients of weights [M, columns] from `grad` [N, M], that of the weights' outputs.
 template <class Types>
 struct WeightGradientParams {
-  using Scalar = typename Types::Accum;
-
-  int64_t rows;          // N
-  const Scalar* grad;    // [N, M]
-  int64_t grad_columns;  // M
-  RightFactor<Scalar> right[2];
-  int factors;        // of `right`
-  Scalar* grad_bias;  // [M] out: the sum of grad's rows, or null
+  int64_t rows;                         // N
+  const typename Types::Operand* grad;  // [N, M]
+  int64_t grad_columns;                 // M
+  RightFactor<Types> right[2];
+  int factors;                       // of `right`
+  typename Types::Accum* grad_bias;  // [M] out: the sum of grad's rows, or null
 };
 
 template <class Types>
@@ -119,7 +119,7 @@ struct GradientFunctions {
   int64_t (*weight_scratch_size)(const WeightGradientParams<Types>&);  // elements
   // Rows begin .. end of M
   void (*weight)(const WeightGradientParams<Types>&, int64_t begin, int64_t end,
-                 typename Types::Accum* scratch);
+                 typename Types::Operand* scratch);
 };
 
 template <class Types>
@@ -135,7 +135,7 @@ struct Functions {
   // A part through all steps
   void (*forward)(const CpuForwardParams<Types>&, const Part&);
   void (*backward)(const CpuBackwardParams<Types>&, const Part&);
-  GradientFunctions<Types> gradients;  // null for bfloat16 operands
+  GradientFunctions<Types> gradients;  // null in AMX tiles
 };
 
 // Loops that are timed once, for the plan (probe.inl). Their results mean nothing.
@@ -173,6 +173,8 @@ const Kernels& kernels();
 // The machine as a plan sees it, measured at the first call, in about a millisecond; the figures of
 // threads are left to the caller, who has them.
 const Machine& measured_machine();
+// Set with it: whether gates divide.
+extern bool divides;
 // Replaces the figures that FUSED_LSTM_MACHINE gives: it names a file or is what that would hold
 // (plan/machine.h). Throws std::runtime_error if it is neither.
 void apply_given_figures(Machine& machine);

@@ -346,7 +346,8 @@ class CpuDevice final : public Device {
     const Sizes& s = sequence.sizes;
     const at::ScalarType storage = layer.gates.scalar_type();
     if (!has_gradient_gemms(storage)) return Device::input_gradient(sequence, layer);
-    const at::Tensor sum = allocate({s.N, s.D}, layer.grad_preactivations.options());
+    const at::Tensor sum =  // [N, D]
+        allocate({s.N, s.D}, layer.gates.options().dtype(accum_type(storage)));
     const Plan plan = plan_for(s, storage, /*backward=*/true);
     with_types(storage, [&](auto types, const auto& functions) {
       using Types = decltype(types);
@@ -387,49 +388,51 @@ class CpuDevice final : public Device {
     const at::ScalarType storage = layer.gates.scalar_type();
     const Sizes& s = sequence.sizes;
     if (s.N == 0 || !has_gradient_gemms(storage)) return Device::weight_gradients(sequence, layer);
-    const at::TensorOptions options = layer.grad_preactivations.options();
+    const at::TensorOptions operands = layer.grad_preactivations.options();
+    const at::TensorOptions options = operands.dtype(accum_type(storage));
     const bool parallel = plan_for(s, storage, /*backward=*/true).parallel;
     std::vector<Weights> all(s.directions);
     with_types(storage, [&](auto types, const auto& functions) {
       using Types = decltype(types);
       using Scalar = typename Types::Accum;
-      const at::Tensor x = masked_input(sequence, layer.input).to(accum_type(storage));  // [N, D]
+      using Operand = typename Types::Operand;
+      const at::Tensor x = masked_input(sequence, layer.input).to(operands.dtype());  // [N, D]
       std::vector<cpu::WeightGradientParams<Types>> params;
       // The gradient [M, columns] of a weight, as a factor's.
       const auto allocate_gradient = [&](at::Tensor& grad, int64_t rows,
-                                         cpu::RightFactor<Scalar> right) {
+                                         cpu::RightFactor<Types> right) {
         grad = allocate({rows, right.columns}, options);
         right.grad = pointer<Scalar>(grad);
         return right;
       };
-      const auto matrix = [](const Scalar* rows, int64_t columns) -> cpu::RightFactor<Scalar> {
+      const auto matrix = [](const Operand* rows, int64_t columns) -> cpu::RightFactor<Types> {
         return {nullptr, rows, 0, 0, columns, columns, nullptr};
       };
       for (int64_t d = 0; d < s.directions; ++d) {
         Weights& w = all[d];
         if (s.biases) w.bias_ih = allocate({4 * s.H}, options);
-        cpu::RightFactor<Scalar> h_prev = matrix(pointer<Scalar>(layer.h_prev, d), s.P);
+        cpu::RightFactor<Types> h_prev = matrix(pointer<Operand>(layer.h_prev, d), s.P);
         if (!layer.h_prev.defined()) {
           const int64_t stride = s.directions * s.P, later = s.N - s.B;
-          const Scalar* const h_0 = pointer<Scalar>(layer.h_0, d);               // [B, P]
-          const Scalar* const output = pointer<Scalar>(layer.output) + d * s.P;  // [N, stride]
-          h_prev = d == 0 ? cpu::RightFactor<Scalar>{h_0, output, s.B, s.P, stride, s.P, nullptr}
-                          : cpu::RightFactor<Scalar>{
+          const Operand* const h_0 = pointer<Operand>(layer.h_0, d);               // [B, P]
+          const Operand* const output = pointer<Operand>(layer.output) + d * s.P;  // [N, stride]
+          h_prev = d == 0 ? cpu::RightFactor<Types>{h_0, output, s.B, s.P, stride, s.P, nullptr}
+                          : cpu::RightFactor<Types>{
                                 output + s.B * stride, h_0, later, stride, s.P, s.P, nullptr};
         }
         params.push_back({s.N,
-                          pointer<Scalar>(layer.grad_preactivations, d),
+                          pointer<Operand>(layer.grad_preactivations, d),
                           4 * s.H,
-                          {allocate_gradient(w.ih, 4 * s.H, matrix(pointer<Scalar>(x), s.D)),
+                          {allocate_gradient(w.ih, 4 * s.H, matrix(pointer<Operand>(x), s.D)),
                            allocate_gradient(w.hh, 4 * s.H, h_prev)},
                           2,
                           pointer<Scalar>(w.bias_ih)});
         if (s.projected) {
           params.push_back(
               {s.N,
-               pointer<Scalar>(layer.grad_projection, d),
+               pointer<Operand>(layer.grad_projection, d),
                s.P,
-               {allocate_gradient(w.hr, s.P, matrix(pointer<Scalar>(layer.unprojected, d), s.H))},
+               {allocate_gradient(w.hr, s.P, matrix(pointer<Operand>(layer.unprojected, d), s.H))},
                1,
                nullptr});
         }
@@ -439,12 +442,12 @@ class CpuDevice final : public Device {
       for (const auto& p : params) {
         scratch_size = std::max(scratch_size, functions.gradients.weight_scratch_size(p));
       }
-      const at::Tensor scratch = allocate_pooled({slices, scratch_size}, options);
+      const at::Tensor scratch = allocate_pooled({slices, scratch_size}, operands);
       parallel_for(parallel, slices, [&](int64_t begin, int64_t end) {
         for (const auto& p : params) {
           const int64_t M = p.grad_columns;
           functions.gradients.weight(p, M * begin / slices, M * end / slices,
-                                     pointer<Scalar>(scratch, begin));
+                                     pointer<Operand>(scratch, begin));
         }
       });
     });
@@ -453,7 +456,8 @@ class CpuDevice final : public Device {
 
  private:
   static bool has_gradient_gemms(at::ScalarType storage) {
-    return storage != at::kBFloat16 || !cpu::kernels().bf16_operands;
+    const cpu::Bf16Operands* const bf16 = cpu::kernels().bf16_operands;
+    return storage != at::kBFloat16 || !bf16 || bf16->functions.gradients.weight;
   }
 
   template <class Operand>

@@ -346,10 +346,10 @@ void backward(const CpuBackwardParams<Types>& f, const Part& part) {
   }
 }
 
-// The GEMMs of the gradients; for bfloat16 operands the library has them.
+// The GEMMs of the gradients; the library has those in AMX tiles.
 template <class Types>
 constexpr GradientFunctions<Types> gradient_functions() {
-  if constexpr (has_bf16_operands<Types>) {
+  if constexpr (has_amx_tiles<Types>) {
     return {};
   } else {
     return {input_gradient<Types>, weight_gradient_scratch_size<Types>, weight_gradient<Types>};

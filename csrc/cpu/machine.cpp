@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "plan/plan.h"
 
 #if __has_include(<unistd.h>)
 #include <unistd.h>
@@ -150,6 +151,8 @@ Machine measure() {
 
 }  // namespace
 
+bool divides = false;
+
 void apply_given_figures(Machine& machine) {
   const char* const given = std::getenv("FUSED_LSTM_MACHINE");
   if (!given || !*given) return;
@@ -167,6 +170,7 @@ const Machine& measured_machine() {
   static const Machine machine = [] {
     Machine measured = measure();
     apply_given_figures(measured);
+    divides = make_division_plan(measured);
     return measured;
   }();
   return machine;

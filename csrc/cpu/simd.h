@@ -10,6 +10,12 @@
 #include "core/numeric.h"
 
 namespace fused_lstm {
+
+namespace cpu {
+// Whether gates divide, rather than multiply by a refined estimate of the reciprocal (plan.h).
+extern bool divides;
+}  // namespace cpu
+
 namespace {
 
 template <class T, int lanes>
@@ -47,7 +53,7 @@ struct VectorFor<double> {
   using Type = Doubles;
 };
 
-// The compiler would not emit min and max, because NaN must pass, and would divide, which is slow.
+// The compiler would not emit min and max, because NaN must pass, and would always divide.
 #if defined(__x86_64__) && FUSED_LSTM_VECTOR_BYTES >= 32
 template <>
 struct Arithmetic<Floats> {
@@ -57,15 +63,26 @@ struct Arithmetic<Floats> {
   static FUSED_LSTM_INLINE Floats at_least(Floats x, float limit) {
     return maximum(broadcast<Floats>(limit), x);
   }
-  // An estimate of 1 / y, Newton's step, then a step that corrects the quotient.
+  static FUSED_LSTM_INLINE Floats quotient(Floats x, Floats y) {
+    if (cpu::divides) return x / y;
+    const Floats inverse = reciprocal(y), ratio = x * inverse;
+    return ratio + inverse * (x - y * ratio);
+  }
   static FUSED_LSTM_INLINE Floats quotient(Floats x, Floats y, Floats rest) {
-    const Floats rough = estimate(y);
-    const Floats inverse = rough + rough * (1.0f - y * rough);
-    const Floats ratio = x * inverse;
+    if (cpu::divides) {
+      const Floats ratio = x / y;
+      return ratio - ratio * (rest * estimate(y));
+    }
+    const Floats inverse = reciprocal(y), ratio = x * inverse;
     return ratio + inverse * (x - y * ratio - rest * ratio);
   }
 
  private:
+  // An estimate of 1 / y and Newton's step; the callers' last step corrects the quotient.
+  static FUSED_LSTM_INLINE Floats reciprocal(Floats y) {
+    const Floats rough = estimate(y);
+    return rough + rough * (1.0f - y * rough);
+  }
   // min and max return the second argument if either is NaN. (Masked forms: GCC warns of the
   // others.)
 #if FUSED_LSTM_VECTOR_BYTES == 64
@@ -111,6 +128,15 @@ struct Partial<Floats, T> {
     }
   }
 };
+#endif
+
+#ifdef FUSED_LSTM_BF16_OPERANDS
+// AVX512-BF16 rounds to nearest even in one instruction; it flushes subnormals.
+template <>
+FUSED_LSTM_INLINE void store<Floats>(BFloat16* to, Floats value, int count) {
+  using Bits16 = Lanes<Floats>::Bits16;
+  copy_out(to, bits_as<Bits16>(_mm512_cvtneps_pbh((__m512)value)), count);
+}
 #endif
 
 // Lane i of the result is lane indices[i] of the concatenation of a and b.

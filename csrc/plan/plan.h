@@ -71,6 +71,8 @@ struct Candidate {
 };
 
 Plan make_plan(const Problem& problem);
+// Whether a CPU's gates are quicker by divisions than by estimates of reciprocals.
+bool make_division_plan(const Machine& machine);
 // Its two halves, plan_cpu.cpp and plan_cuda.cpp.
 Plan make_cpu_plan(const Problem& problem);
 Plan make_gpu_plan(const Problem& problem);

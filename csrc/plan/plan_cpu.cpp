@@ -18,6 +18,8 @@ constexpr int64_t kChunkRows = 96;
 constexpr int64_t kTileVectors = 4;
 constexpr int64_t kDotRows = 3;
 constexpr int64_t kAmxRows = 16;
+// The part of a level's rate at which several rows of a weight come, each a stream of its own.
+constexpr double kStreams = 0.75;
 // Vectors that a thread's slice of the hidden units fills at least.
 constexpr int64_t kMinUnitVectors = 4;
 
@@ -144,10 +146,9 @@ class Model {
     const double block = static_cast<double>(rows == 1 ? lanes_ : lanes_ / 2);
     const double computing = vectors * std::max(height * multiply_, (1 + height / block) * load_);
     const double adding_up = 3 * fma_ * height * static_cast<double>(4 * units);
-    // Its rows are as many streams, which come at three quarters of the rate.
     const double block_bytes = size(kTileVectors * lanes_ * depth, element_bytes_);
-    const double first = std::max(computing, bytes / (0.75 * far_gbps()));
-    const double other = std::max(computing, bytes / (0.75 * machine_.gbps_of(block_bytes)));
+    const double first = std::max(computing, bytes / (kStreams * far_gbps()));
+    const double other = std::max(computing, bytes / (kStreams * machine_.gbps_of(block_bytes)));
     return first + static_cast<double>(passes - 1) * other +
            static_cast<double>(passes) * adding_up;
   }
@@ -157,7 +158,7 @@ class Model {
     const double height = static_cast<double>(machine_.tile_rows);
     const double elements = size(4 * units, depth);
     const double computing = elements * std::max(groups * fma_, (1 + groups / height) * load_);
-    const double reading = elements * static_cast<double>(element_bytes_) / far_gbps();
+    const double reading = elements * static_cast<double>(element_bytes_) / (kStreams * far_gbps());
     const double turning = 5 * fma_ * groups * static_cast<double>(4 * units + depth);
     return std::max(computing, reading) + turning;
   }
@@ -209,6 +210,13 @@ Plan plan_slices(const Problem& p, const Model& model, int64_t batch_slices, int
 }
 
 }  // namespace
+
+// The gates of a vector have five quotients, each a division, which runs beside FMAs, or seven FMAs
+// more: 105 FMAs in all, or 140.
+bool make_division_plan(const Machine& machine) {
+  const double fma = machine.fma_ns(machine.vector_bytes / 4);
+  return std::max(105 * fma, 5 * machine.division_ns) < 140 * fma;
+}
 
 Plan make_cpu_plan(const Problem& p) {
   const Model model(p);
