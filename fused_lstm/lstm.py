@@ -171,11 +171,11 @@ class FusedLSTM(GateInitialization, nn.RNNBase):
             RuntimeError: a size, dtype or device that does not fit; the message names it.
         """
         if (
-            lengths is None
+            not torch.compiler.is_compiling()
+            and lengths is None
             and reset is None
             and return_states is False
             and not (self.training and self.dropout)
-            and not torch.compiler.is_compiling()
         ):
             plain = ops.plain_lstm(
                 input,

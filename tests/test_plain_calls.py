@@ -4,6 +4,8 @@ for every other call."""
 from __future__ import annotations
 
 import copy
+import threading
+import time
 
 import pytest
 import torch
@@ -146,6 +148,52 @@ def test_second_derivatives(name, taken):
         lambda x, *hx: tuple(tensors(module(x, hx))), leaves, fast_mode=True
     )
     assert all(taken)
+
+
+@pytest.mark.parametrize("name", ["one layer", "cell"])
+def test_an_error_of_python_passes_through(name, taken):
+    module, x, _ = make(name)
+    calls = []
+
+    def pack(tensor):
+        calls.append(tensor)
+        raise LookupError("of a hook")
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        pytest.raises(LookupError, match="of a hook"),
+    ):
+        module(x)
+    assert len(calls) == 1
+    assert taken == []  # it did not return
+
+
+@pytest.mark.parametrize("name", ["one layer", "cell"])
+def test_the_interpreter_goes_on_meanwhile(name):
+    """Another thread runs Python while a call computes."""
+    module = MODULES[name](dtype=torch.float32)
+    x = rand(*((20000, D) if name == "cell" else (2000, 20, D)), dtype=torch.float32)
+    ticks, stop = [], threading.Event()
+
+    def tick():
+        while not stop.is_set():
+            ticks.append(time.perf_counter())
+            time.sleep(0)
+
+    def ticked_inside_a_call():
+        start = time.perf_counter()
+        module(x)
+        end = time.perf_counter()
+        middle = (end - start) / 4
+        return any(start + middle < t < end - middle for t in list(ticks))
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    with torch.no_grad():
+        seen = any(ticked_inside_a_call() for _ in range(100))
+    stop.set()
+    thread.join()
+    assert seen
 
 
 @pytest.mark.parametrize("name", ["everything", "cell"])

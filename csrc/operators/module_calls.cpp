@@ -4,6 +4,7 @@
 #include <ATen/record_function.h>
 #include <c10/util/SmallVector.h>
 #include <pybind11/pybind11.h>
+#include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 
 #include <cstring>
@@ -151,10 +152,12 @@ struct Lstm {
   }
 };
 
-// body() with the interpreter's lock released; None if that or `wrap`, which makes a Python object
-// of its result, raises.
+// body() with the interpreter's lock released, and its result as `wrap` makes a Python object of
+// it. None for an error of torch, which the module finds again; one of Python, as a hook of
+// saved tensors may raise, passes through.
 template <class Body, class Wrap>
 PyObject* run(const Body& body, const Wrap& wrap) {
+  HANDLE_TH_ERRORS
   try {
     decltype(body()) result;
     {
@@ -162,9 +165,10 @@ PyObject* run(const Body& body, const Wrap& wrap) {
       result = body();
     }
     return wrap(result);
-  } catch (const std::exception&) {
+  } catch (const c10::Error&) {
     Py_RETURN_NONE;
   }
+  END_HANDLE_TH_ERRORS
 }
 
 // plain_lstm(input, hx, reset_to, weights, names, parameters, num_layers, input_size, hidden_size,
