@@ -388,6 +388,8 @@ def unusual_inputs(name):
     yield "a subclass", module, (x.as_subclass(Subclass), hx)
     yield "a subclass in the state", module, (x, (hx[0], hx[1].as_subclass(Subclass)))
     yield "a list for a state", module, (x, list(hx))
+    complex_module, complex_x = copy.deepcopy(module).to(torch.complex64), x.to(torch.complex64)
+    yield "complex numbers", complex_module, (complex_x,)
     yield "nothing in the batch", module, (x[..., :0, :], tuple(s[..., :0, :] for s in hx))
     if name == "cell":
         yield "no batch", module, (x[0], (hx[0][0], hx[1][0]))
@@ -455,7 +457,15 @@ def wrong_inputs(name):
     other = copy.deepcopy(module)
     setattr(other, list(other._parameters)[1], None)
     yield "a missing weight", other, (x, None)
+    other = copy.deepcopy(module)
+    other.input_size = D + 1
+    yield "another input_size", other, (x, None)
     if name == "one layer":
+        layers = FusedLSTM(D, H, 2)
+        state, longer = rand_state(layers, B), rand_state(FusedLSTM(D, H, 3), B)
+        yield "too many hidden states", layers, (x, (longer[0], state[1]))
+        yield "too many cell states", layers, (x, (state[0], longer[1]))
+        yield "a state without a batch", layers, (x, rand_state(layers, None))
         yield "dtype of c_0", module, (x, (hx[0], hx[1].double()))
         yield "no steps", module, (x[:0], None)
         yield "no such reset_to", module, (x, None, None, None, "nothing")

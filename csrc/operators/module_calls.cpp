@@ -88,10 +88,9 @@ class Reader {
   bool plain_ = true;
 };
 
-// Whether `input` has the dtype of the weights, and the kernels compute in it.
-bool fits(const at::Tensor& input, const at::Tensor& weight) {
-  const at::ScalarType dtype = input.scalar_type();
-  return dtype == weight.scalar_type() && at::isFloatingType(dtype) && input.numel() > 0;
+// The kernels refuse other dtypes, but complex numbers have another way.
+bool computes(const at::Tensor& input) {
+  return at::isFloatingType(input.scalar_type()) && input.numel() > 0;
 }
 
 at::Tensor zeros(at::IntArrayRef shape, const at::Tensor& like) {
@@ -190,8 +189,8 @@ PyObject* plain_lstm(PyObject*, PyObject* const* args, Py_ssize_t count) {
                      read.truth(args[10]),
                      read.truth(args[11]),
                      read.truth(args[12])};
-  if (!read.plain() || !reset_to_zero || layers < 1 || weights.empty() ||
-      !fits(input, weights[0]) || !lstm.takes(input, state)) {
+  if (!read.plain() || !reset_to_zero || layers < 1 || weights.empty() || !computes(input) ||
+      !lstm.takes(input, state)) {
     Py_RETURN_NONE;
   }
   return run([&] { return lstm(input, state, weights); },
@@ -216,7 +215,7 @@ PyObject* plain_cell(PyObject*, PyObject* const* args, Py_ssize_t count) {
     weights.push_back(read.tensor(read.parameter(args[2], names[i])));
   }
   const int64_t D = read.integer(args[4]), H = read.integer(args[5]);
-  if (!read.plain() || !fits(input, weights[0]) || input.dim() != 2 || input.size(1) != D) {
+  if (!read.plain() || !computes(input) || input.dim() != 2 || input.size(1) != D) {
     Py_RETURN_NONE;
   }
   const int64_t shape[] = {input.size(0), H};
