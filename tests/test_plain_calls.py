@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import threading
 import time
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -28,6 +29,11 @@ T, B, D, H = 4, 3, 5, 6
 
 class Subclass(torch.Tensor):
     """One that changes nothing."""
+
+
+class Pair(NamedTuple):
+    h: torch.Tensor
+    c: torch.Tensor
 
 
 @pytest.fixture
@@ -138,6 +144,13 @@ class TestThePlainWay:
             with_gradients(module, x, hx), the_whole_way(lambda: with_gradients(module, x, hx))
         )
         assert taken == [True, True]
+
+
+@pytest.mark.parametrize("name", ["everything", "cell"])
+def test_a_list_for_a_state(name, taken):
+    module, x, hx = make(name)
+    assert_same(module(x, list(hx)), module(x, hx))
+    assert taken == [True, True]
 
 
 @pytest.mark.parametrize("name", ["everything", "cell"])
@@ -387,7 +400,7 @@ def unusual_inputs(name):
     module, x, hx = make(name, torch.bfloat16)
     yield "a subclass", module, (x.as_subclass(Subclass), hx)
     yield "a subclass in the state", module, (x, (hx[0], hx[1].as_subclass(Subclass)))
-    yield "a list for a state", module, (x, list(hx))
+    yield "a tuple of its own class", module, (x, Pair(*hx))
     complex_module, complex_x = copy.deepcopy(module).to(torch.complex64), x.to(torch.complex64)
     yield "complex numbers", complex_module, (complex_x,)
     yield "nothing in the batch", module, (x[..., :0, :], tuple(s[..., :0, :] for s in hx))

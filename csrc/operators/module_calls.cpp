@@ -33,12 +33,13 @@ class Reader {
     plain_ = plain_ && !torch_private::has_tangent(tensor, 0);
     return tensor;
   }
-  // The tensors of a tuple of two; undefined for None.
+  // The tensors of a tuple or list of two; undefined for None.
   State state(PyObject* hx) {
     if (hx == Py_None) return {};
-    plain_ = plain_ && PyTuple_CheckExact(hx) && PyTuple_GET_SIZE(hx) == 2;
+    plain_ = plain_ && (PyTuple_CheckExact(hx) || PyList_CheckExact(hx)) &&
+             PySequence_Fast_GET_SIZE(hx) == 2;
     if (!plain_) return {};
-    return {tensor(PyTuple_GET_ITEM(hx, 0)), tensor(PyTuple_GET_ITEM(hx, 1))};
+    return {tensor(PySequence_Fast_GET_ITEM(hx, 0)), tensor(PySequence_Fast_GET_ITEM(hx, 1))};
   }
   // What the dict `parameters` has under `name`; not plain if that is absent or None.
   PyObject* parameter(PyObject* parameters, PyObject* name) {
