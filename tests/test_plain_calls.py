@@ -334,6 +334,13 @@ class TestModes:
             self.module(self.x)
         assert taken == [False]
 
+    def test_below_autograd(self, grad, taken):
+        """Where the kernel of an operator in Python calls a module."""
+        with torch._C._AutoDispatchBelowAutograd():
+            found = self.module(self.x)
+        assert not any(t.requires_grad for t in tensors(found))
+        assert taken == [not grad]
+
     def test_vmap(self, taken):
         many = torch.stack([self.x, -self.x])
         expected = [self.module(x) for x in many]

@@ -1,5 +1,6 @@
 #include "operators/module_calls.h"
 
+#include <ATen/core/grad_mode.h>
 #include <ATen/ops/cat.h>
 #include <ATen/record_function.h>
 #include <c10/util/SmallVector.h>
@@ -66,14 +67,16 @@ class Reader {
     const bool value = PyObject_IsTrue(object) == 1;
     return !failed() && value;
   }
-  // Whether the dispatcher would hand the call to autograd, to the kernel of a CPU, and to nothing
-  // else, and Python would not interfere.
+  // Whether the dispatcher would hand the call to autograd, if it records, to the kernel of a CPU,
+  // and to nothing else, and Python would not interfere.
   bool plain() const {
     using Key = c10::DispatchKey;
     // Every thread includes BackendSelect, for which the operators have no kernel.
     constexpr c10::DispatchKeySet allowed(
         {Key::CPU, Key::AutogradCPU, Key::ADInplaceOrView, Key::BackendSelect});
-    return plain_ && allowed.has_all(torch_private::with_modes(keys_)) && !at::hasCallbacks() &&
+    const c10::DispatchKeySet keys = torch_private::with_modes(keys_);
+    return plain_ && allowed.has_all(keys) && !at::hasCallbacks() &&
+           (keys.has_any(c10::autograd_dispatch_keyset) || !at::GradMode::is_enabled()) &&
            !torch_private::function_mode_enabled();
   }
 

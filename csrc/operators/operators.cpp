@@ -43,7 +43,7 @@ CellResult cell(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor
     x.unsafeGetTensorImpl()->set_sizes_contiguous({B, features});
   };
   const int64_t H = c_0.size(1);
-  take_shape(h_n, H);
+  take_shape(h_n, h_0.size(1));
   take_shape(c_n, H);
   if (keep_states) {
     take_shape(cells, H);
