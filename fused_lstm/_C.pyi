@@ -1,5 +1,8 @@
 from typing import Any
 
+from torch import Tensor
+from torch.nn import Parameter
+
 def build_info() -> dict[str, Any]: ...
 def cpu_instruction_set() -> str: ...
 def machine() -> dict[str, Any]: ...
@@ -35,3 +38,28 @@ def gpu_plan(
 def gpu(index: int) -> tuple[int, int, int, int]: ...
 def kernel_override() -> str | None: ...
 def use_kernel(name: str | None) -> None: ...
+def plain_lstm(
+    input: object,
+    hx: object,
+    reset_to: object,
+    weights: list[Tensor | None],
+    names: list[str],
+    parameters: dict[str, Parameter | None],
+    num_layers: int,
+    input_size: int,
+    hidden_size: int,
+    proj_size: int,
+    bidirectional: bool,
+    batch_first: bool,
+    recompute: bool,
+    /,
+) -> tuple[Tensor, tuple[Tensor, Tensor]] | None: ...
+def plain_cell(
+    input: object,
+    hx: object,
+    parameters: dict[str, Parameter | None],
+    bias: bool,
+    input_size: int,
+    hidden_size: int,
+    /,
+) -> tuple[Tensor, Tensor] | None: ...

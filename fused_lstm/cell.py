@@ -52,6 +52,12 @@ class FusedLSTMCell(GateInitialization, nn.RNNCellBase):
             ValueError: input or a state has neither one nor two dimensions.
             RuntimeError: a shape, dtype or device that does not fit; the message names it.
         """
+        if not torch.compiler.is_compiling():
+            plain = ops.plain_cell(
+                input, hx, self._parameters, self.bias, self.input_size, self.hidden_size
+            )
+            if plain is not None:
+                return plain
         if isinstance(input, fx.Proxy) or (hx is not None and is_traced(hx)):
             states: tuple[Tensor, Tensor] = leaf_call(self, FusedLSTMCell.forward, input, hx)
             return states

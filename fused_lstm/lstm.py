@@ -170,6 +170,30 @@ class FusedLSTM(GateInitialization, nn.RNNBase):
                 reset beside a PackedSequence.
             RuntimeError: a size, dtype or device that does not fit; the message names it.
         """
+        if (
+            not torch.compiler.is_compiling()
+            and lengths is None
+            and reset is None
+            and return_states is False
+            and not (self.training and self.dropout)
+        ):
+            plain = ops.plain_lstm(
+                input,
+                hx,
+                reset_to,
+                self._flat_weights,
+                self._flat_weights_names,
+                self._parameters,
+                self.num_layers,
+                self.input_size,
+                self.hidden_size,
+                self.proj_size,
+                self.bidirectional,
+                self.batch_first,
+                self.recompute,
+            )
+            if plain is not None:
+                return plain
         options = (lengths, reset, reset_to, return_states)
         if isinstance(input, fx.Proxy) or (hx is not None and is_traced(hx)):
             return leaf_call(self, FusedLSTM.forward, input, hx, *options)

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_lstm import _extension, _torch, reference  # noqa: F401  (_C registers the operators)
+from fused_lstm import _extension, _torch, reference  # noqa: F401  (before _C: it may not fit)
+from fused_lstm._C import plain_cell as plain_cell  # csrc/operators/module_calls.h
+from fused_lstm._C import plain_lstm as plain_lstm
 
 Result = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 

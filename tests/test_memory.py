@@ -60,12 +60,13 @@ def test_does_not_grow_over_calls_of_varying_lengths(kind, training):
     assert grown < GROWTH, f"{grown / 2**20:.1f} MB more after {CALLS} calls"
 
 
-def forward_bytes(module, x):
+def forward_bytes(module, x, hx=None):
     """Bytes that a forward leaves: saved for backward, and those with its results together.
 
-    Whole storages, each once; those of the parameters and the input are not counted.
+    Whole storages, each once; those of the parameters, the input and the state are not counted.
     """
     inputs = (x.data, x.batch_sizes) if isinstance(x, PackedSequence) else (x,)
+    inputs += hx or ()
     given = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *inputs)}
     saved = []
 
@@ -74,7 +75,7 @@ def forward_bytes(module, x):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        results = flatten(module(x)).values()
+        results = flatten(module(x, hx)).values()
 
     def size(tensors):
         storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
@@ -120,9 +121,10 @@ def test_saves_no_more_for_backward_than_nn_lstm(shape, dtype, packed):
 def test_what_is_saved_is_seen(kind):
     """C++ nodes too hold nothing that the test above misses: the allocator counts the same."""
     module = kind(64, 64, num_layers=2, bidirectional=True)
-    x = torch.randn(20, 8, 64)
-    _, expected = forward_bytes(module, x)
+    x, state = torch.randn(20, 8, 64), torch.zeros(4, 8, 64)
+    hx = (state, state)  # a call that is not profiled makes fewer zeros of its own
+    _, expected = forward_bytes(module, x, hx)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as memory:
-        results = module(x)
+        results = module(x, hx)
     assert sum(event.self_cpu_memory_usage for event in memory.key_averages()) == expected
     del results  # which had to be kept until here

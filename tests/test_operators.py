@@ -80,12 +80,21 @@ def test_cell(device, bias):
     opcheck(torch.ops.fused_lstm.cell.default, requiring_grad((*tensors, weights)))
 
 
+@pytest.mark.parametrize("recorded", [False, True])
 @pytest.mark.parametrize("kept", [False, True])
-def test_states_are_kept_only_on_request(device, kept):
+def test_states_are_kept_only_on_request(device, kept, recorded):
     call, _ = arguments(device, "plain", "padded")
-    *_, cells, gates = ops.layer(*call, keep_states=kept)
+    *_, cells, gates = ops.layer(*(requiring_grad(call) if recorded else call), keep_states=kept)
     assert cells.shape == ((1, T, B, H) if kept else (0,))
     assert gates.shape == ((1, T, B, 4 * H) if kept else (0,))
+
+    x, h_0, c_0, weights = call
+    call = (x[0], h_0[0], c_0[0], weights)
+    *_, cells, gates = torch.ops.fused_lstm.cell(
+        *(requiring_grad(call) if recorded else call), keep_states=kept
+    )
+    assert cells.shape == ((B, H) if kept else (0,))
+    assert gates.shape == ((B, 4 * H) if kept else (0,))
 
 
 def test_the_state_that_goes_in_may_come_out(device):

@@ -16,7 +16,11 @@ ROOT = Path(__file__).parents[1]
     ("folder", "home", "pattern"),
     [
         ("fused_lstm", "_torch.py", r"\b(torch|torch\.[\w.]+|forward_ad|nn|F)\._[A-Za-z]\w*"),
-        ("csrc", "torch_private.h", r"\b(at::(detail|native)|torch::detail|c10::(impl|detail))::"),
+        (
+            "csrc",
+            "torch_private.h",
+            r"\b(at::(detail|impl|native)|torch::detail|c10::(impl|detail))::",
+        ),
     ],
 )
 def test_they_stand_in_one_file(folder, home, pattern):

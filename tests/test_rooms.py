@@ -25,7 +25,7 @@ TORCH = re.compile(r"(torch|ATen|c10)/")
 IMPORTS = {
     "reference": set(),
     "_torch": set(),
-    "ops": {"_extension", "_torch", "reference"},
+    "ops": {"_C", "_extension", "_torch", "reference"},
     "init": set(),
     "cell": {"init", "leaf", "legacy_onnx", "ops"},
     "lstm": {"init", "leaf", "legacy_onnx", "ops"},

@@ -1,5 +1,6 @@
 // First derivatives by the operator layer_backward; higher ones by differentiating the reference.
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -7,6 +8,7 @@
 
 #include <algorithm>
 
+#include "device/device.h"
 #include "device/torch_private.h"
 #include "operators/operators.h"
 
@@ -35,7 +37,7 @@ struct SavedLayer {
     }
     tensors.insert(tensors.end(), weights.begin(), weights.end());
     ctx->save_for_backward(std::move(tensors));
-    ctx->saved_data["reset_to_initial"] = options.reset_to_initial;
+    if (options.reset_to_initial) ctx->saved_data["reset_to_initial"] = true;
   }
 
   static SavedLayer unpack(AutogradContext* ctx) {
@@ -45,10 +47,14 @@ struct SavedLayer {
             t[2],
             {t.begin() + 9, t.end()},
             {if_defined(t[6]), if_defined(t[7]), if_defined(t[8]),
-             ctx->saved_data["reset_to_initial"].toBool()},
+             /*reset_to_initial=*/!ctx->saved_data.empty()},
             {if_defined(t[3]), if_defined(t[4]), if_defined(t[5])}};
   }
 };
+
+at::Tensor or_empty(const at::Tensor& tensor, const at::Tensor& input, at::ScalarType dtype) {
+  return tensor.defined() ? tensor : at::empty({0}, input.options().dtype(dtype));
+}
 
 bool differentiates(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor& c_0,
                     at::TensorList weights) {
@@ -133,7 +139,7 @@ variable_list as_layer(const variable_list& gradients) {
 }
 
 // The node of a layer or of a cell: forward runs the operator, backward treats the cell, whose h_0
-// is [B, H], as a layer of one step.
+// is [B, H], as a layer of one step. Without keep_states cells and gates are not among the results.
 class LayerFunction : public torch::autograd::Function<LayerFunction> {
  public:
   static variable_list forward(AutogradContext* ctx, const at::Tensor& input, const at::Tensor& h_0,
@@ -142,29 +148,32 @@ class LayerFunction : public torch::autograd::Function<LayerFunction> {
                                bool is_cell) {
     ctx->set_materialize_grads(false);
     SavedLayer saved = {input, h_0, c_0, weights.vec(), options, {}};
+    variable_list results;
+    at::Tensor cells, gates;
     if (is_cell) {
-      const auto [h_n, c_n, cells, gates] = call_cell(input, h_0, c_0, weights, keep_states);
-      saved.states = {{}, cells, gates};
-      saved.pack(ctx);
-      return {h_n, c_n, cells, gates};
+      results.resize(2);
+      std::tie(results[0], results[1], cells, gates) =
+          call_cell(input, h_0, c_0, weights, /*keep_states=*/true);
+    } else {
+      results.resize(3);
+      std::tie(results[0], results[1], results[2], cells, gates) =
+          call_layer({input, h_0, c_0, weights, options}, keep_states || !recompute);
+      if (reads_output(input, options.batch_sizes)) saved.states.output = results[0];
     }
-    const auto [output, h_n, c_n, cells, gates] =
-        call_layer({input, h_0, c_0, weights, options}, keep_states || !recompute);
-    if (reads_output(input, options.batch_sizes)) saved.states.output = output;
     if (!recompute) {
       saved.states.cells = cells;
       saved.states.gates = gates;
-    } else if (!keep_states) {
-      ctx->mark_non_differentiable({cells, gates});  // empty
     }
     saved.pack(ctx);
-    return {output, h_n, c_n, cells, gates};
+    if (keep_states) results.insert(results.end(), {cells, gates});
+    return results;
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& gradients) {
+  static variable_list backward(AutogradContext* ctx, variable_list gradients) {
     SavedLayer saved = SavedLayer::unpack(ctx);
     const bool is_cell = saved.h_0.dim() == 2;
     const size_t inputs = 3 + saved.weights.size();
+    gradients.resize(is_cell ? 4 : 5);
     variable_list found = needs_reference(gradients) ? by_reference(saved, gradients, is_cell)
                                                      : by_operator(ctx, saved, gradients, is_cell);
     found.resize(inputs + 4);  // the other arguments of forward have no gradient
@@ -224,24 +233,38 @@ class LayerFunction : public torch::autograd::Function<LayerFunction> {
 };
 
 LayerResult layer(const LayerArguments& a, bool keep_states, bool recompute) {
-  if (!differentiates(a.input, a.h_0, a.c_0, a.weights)) return call_layer(a, keep_states);
-  const variable_list r = LayerFunction::apply(a.input, a.h_0, a.c_0, a.weights, a.options,
-                                               keep_states, recompute, /*is_cell=*/false);
-  return {r[0], r[1], r[2], r[3], r[4]};
+  auto [output, h_n, c_n, cells, gates] = recorded_layer(a, keep_states, recompute);
+  return {output, h_n, c_n, or_empty(cells, a.input, accum_type(a.input.scalar_type())),
+          or_empty(gates, a.input, a.input.scalar_type())};
 }
 
 CellResult cell(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor& c_0,
                 at::TensorList weights, bool keep_states) {
-  if (!differentiates(input, h_0, c_0, weights)) {
-    return call_cell(input, h_0, c_0, weights, keep_states);
-  }
-  const variable_list r = LayerFunction::apply(input, h_0, c_0, weights, LayerOptions{},
-                                               /*keep_states=*/true, /*recompute=*/false,
-                                               /*is_cell=*/true);
-  return {r[0], r[1], r[2], r[3]};
+  auto [h_n, c_n, cells, gates] = recorded_cell(input, h_0, c_0, weights, keep_states);
+  return {h_n, c_n, or_empty(cells, input, accum_type(input.scalar_type())),
+          or_empty(gates, input, input.scalar_type())};
 }
 
 }  // namespace
+
+LayerResult recorded_layer(const LayerArguments& a, bool keep_states, bool recompute) {
+  if (!differentiates(a.input, a.h_0, a.c_0, a.weights)) return call_layer(a, keep_states);
+  variable_list r = LayerFunction::apply(a.input, a.h_0, a.c_0, a.weights, a.options, keep_states,
+                                         recompute, /*is_cell=*/false);
+  r.resize(5);
+  return {r[0], r[1], r[2], r[3], r[4]};
+}
+
+CellResult recorded_cell(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor& c_0,
+                         at::TensorList weights, bool keep_states) {
+  if (!differentiates(input, h_0, c_0, weights)) {
+    return call_cell(input, h_0, c_0, weights, keep_states);
+  }
+  variable_list r = LayerFunction::apply(input, h_0, c_0, weights, LayerOptions{}, keep_states,
+                                         /*recompute=*/false, /*is_cell=*/true);
+  r.resize(4);
+  return {r[0], r[1], r[2], r[3]};
+}
 
 TORCH_LIBRARY_IMPL(fused_lstm, Autograd, m) {
   m.impl("layer", layer_kernel<layer>);

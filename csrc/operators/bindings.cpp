@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "cpu/kernels.h"
+#include "operators/module_calls.h"
 #include "plan/kernel_override.h"
 #include "plan/plan.h"
 #ifdef FUSED_LSTM_WITH_CUDA
@@ -153,6 +154,7 @@ void use_kernel(const std::optional<std::string>& name) {
 
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Operators of fused_lstm, and facts about this build.";
+  if (PyModule_AddFunctions(m.ptr(), module_calls) != 0) throw py::error_already_set();
   m.def("build_info", &build_info, "What this extension was built with.");
   m.def(
       "cpu_instruction_set", [] { return cpu::kernels().name; },

@@ -4,6 +4,7 @@
 
 #include <torch/library.h>
 
+#include "device/torch_private.h"
 #include "operators/layer.h"
 
 namespace fused_lstm {
@@ -34,14 +35,21 @@ CellResult cell(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor
   TORCH_CHECK(input.dim() == 2 && h_0.dim() == 2 && c_0.dim() == 2,
               "input, h_0 and c_0 must be [B, D], [B, H] and [B, H], got shapes ", input.sizes(),
               ", ", h_0.sizes(), " and ", c_0.sizes());
+  const auto one_step = [](const at::Tensor& x) { return torch_private::one_step(x, 0); };
   auto [output, h_n, c_n, cells, gates] = layer_forward(
-      device(), {input.unsqueeze(0), h_0.unsqueeze(0), c_0.unsqueeze(0), weights, {}}, keep_states);
-  const at::IntArrayRef shape = c_0.sizes();
+      device(), {one_step(input), one_step(h_0), one_step(c_0), weights, {}}, keep_states);
+  // New tensors, which nothing else holds, so that they need no views to take the cell's shapes.
+  const auto take_shape = [B = c_0.size(0)](const at::Tensor& x, int64_t features) {
+    x.unsafeGetTensorImpl()->set_sizes_contiguous({B, features});
+  };
+  const int64_t H = c_0.size(1);
+  take_shape(h_n, h_0.size(1));
+  take_shape(c_n, H);
   if (keep_states) {
-    cells = cells.view(shape);
-    gates = gates.view({shape[0], 4 * shape[1]});
+    take_shape(cells, H);
+    take_shape(gates, 4 * H);
   }
-  return {output.squeeze(0), c_n.squeeze(0), cells, gates};
+  return {h_n, c_n, cells, gates};
 }
 
 template <const Device& (*device)()>

@@ -33,6 +33,12 @@ using CellResult = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 using CellSignature = CellResult(const at::Tensor&, const at::Tensor&, const at::Tensor&,
                                  at::TensorList, bool);
 
+// The operators as autograd records them, on a gradient's account alone: without keep_states cells
+// and gates are undefined or empty.
+LayerResult recorded_layer(const LayerArguments& arguments, bool keep_states, bool recompute);
+CellResult recorded_cell(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor& c_0,
+                         at::TensorList weights, bool keep_states);
+
 template <class Signature>
 c10::TypedOperatorHandle<Signature> find_operator(const char* name) {
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
