@@ -17,6 +17,7 @@ namespace {
 constexpr int64_t kChunkRows = 96;
 constexpr int64_t kTileVectors = 4;
 constexpr int64_t kDotRows = 3;
+constexpr int64_t kDepthBlock = 512;  // of a GEMM with a plain weight
 constexpr int64_t kAmxRows = 16;
 // The part of a level's rate at which several rows of a weight come, each a stream of its own.
 constexpr double kStreams = 0.75;
@@ -82,7 +83,8 @@ class Model {
     const double n = static_cast<double>(times), bytes = size(columns * depth, operand_bytes_);
     const double vectors = static_cast<double>(ceil_div(columns, lanes_));  // of a row
     const double panels = vectors / kTileVectors;
-    const double tiles = panels * tile_column(rows, depth, bytes / std::max(1.0, panels));
+    const double tiles = panels * tile_column(rows, depth, bytes / std::max(1.0, panels),
+                                              ceil_div(depth, kDepthBlock));
     Choice best = {Gemm::packed_ahead, pack_ahead(columns * depth) + n * tiles};
     // Row by row: each FMA loads its weight, every eighth a sum, to which eight are added in turn.
     const double latency = 8 * fma_, reading = vectors * machine_.vector_bytes / far_gbps();
@@ -117,8 +119,8 @@ class Model {
   double far_gbps() const { return machine_.gbps_of(resident_bytes_); }
 
   // All tiles of `rows` rows by one panel, whose bytes the first tile reads from the level that
-  // holds the weights, the others from a near one.
-  double tile_column(int64_t rows, int64_t depth, double panel_bytes) const {
+  // holds the weights, the others, by blocks of depth, from a near one.
+  double tile_column(int64_t rows, int64_t depth, double panel_bytes, int64_t blocks = 1) const {
     const int64_t most = has_tiles_ ? kAmxRows : machine_.tile_rows;
     const int64_t tiles = ceil_div(rows, most);
     const double steps = static_cast<double>(ceil_div(depth, step_));
@@ -127,7 +129,8 @@ class Model {
     const double loads = has_tiles_ ? 0 : (kTileVectors + height) * load_;
     const double computing = steps * std::max(kTileVectors * height * multiply_, loads);
     const double first = std::max(computing, panel_bytes / far_gbps());
-    const double other = std::max(computing, panel_bytes / machine_.gbps_of(panel_bytes));
+    const double block_bytes = panel_bytes / static_cast<double>(blocks);
+    const double other = std::max(computing, panel_bytes / machine_.gbps_of(block_bytes));
     return first + static_cast<double>(tiles - 1) * other;
   }
 
