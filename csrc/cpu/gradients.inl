@@ -24,6 +24,7 @@ namespace {
 
 constexpr int64_t kDepthRows = 384;  // of N
 constexpr int64_t kGradRows = 192;   // of M
+constexpr int kOuterProducts = 2;
 
 // Rows [begin, end) of dL/dx [N, D] (+)= grad_preactivations [N, 4H] W_ih [4H, D].
 template <class Types>
@@ -120,6 +121,39 @@ void copy_and_sum(const typename Types::Operand* from, int64_t from_stride, int6
   }
 }
 
+// The same for so few rows of N that packing them would cost more: a sum of outer products.
+template <class Types>
+void add_outer_products(const WeightGradientParams<Types>& p, int64_t begin, int64_t end) {
+  using V = VectorOfTypes<Types>;
+  using Scalar = typename Types::Accum;
+  with_constant<kOuterProducts>(p.rows, [&](auto constant) {
+    constexpr int rows = decltype(constant)::value;
+    const auto grad = [&](int n, int64_t m) {
+      return load<Scalar>(p.grad + n * p.grad_columns + m, 1);
+    };
+    for (int64_t m = begin; p.grad_bias && m < end; ++m) {
+      Scalar sum = 0;
+      for (int n = 0; n < rows; ++n) sum += grad(n, m);
+      p.grad_bias[m] = sum;
+    }
+    for (int i = 0; i < p.factors; ++i) {
+      const typename Types::Operand* x[rows];
+      for (int n = 0; n < rows; ++n) x[n] = p.right[i].row(n);
+      const int64_t columns = p.right[i].columns;
+      Scalar* to = p.right[i].grad + begin * columns;
+      for (int64_t m = begin; m < end; ++m, to += columns) {
+        V factors[rows];
+        for (int n = 0; n < rows; ++n) factors[n] = broadcast<V>(grad(n, m));
+        for_vectors<V>(0, columns, [&](int64_t j, int count) {
+          V products = {};
+          for (int n = 0; n < rows; ++n) products += factors[n] * load<V>(x[n] + j, count);
+          store<V>(to + j, products, count);
+        });
+      }
+    }
+  });
+}
+
 // Rows [begin, end) of the gradients of the weights, which have M rows in all.
 template <class Types>
 void weight_gradient(const WeightGradientParams<Types>& p, int64_t begin, int64_t end,
@@ -128,6 +162,7 @@ void weight_gradient(const WeightGradientParams<Types>& p, int64_t begin, int64_
   using Operand = typename Types::Operand;
   constexpr int step = Multiply<V, Operand>::step;
   constexpr int64_t width = kTileVectors * lanes_of<Types>();
+  if (p.rows <= kOuterProducts) return add_outer_products(p, begin, end);
   const GradientScratch<Types> sizes(p);
   Operand* const block = scratch;
   Operand* const panels = scratch + sizes.block;

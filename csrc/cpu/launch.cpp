@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <deque>
 
 #include "cpu/kernels.h"
@@ -346,8 +347,9 @@ class CpuDevice final : public Device {
     const Sizes& s = sequence.sizes;
     const at::ScalarType storage = layer.gates.scalar_type();
     if (!has_gradient_gemms(storage)) return Device::input_gradient(sequence, layer);
-    const at::Tensor sum =  // [N, D]
-        allocate({s.N, s.D}, layer.gates.options().dtype(accum_type(storage)));
+    const std::vector<int64_t> shape =
+        s.packed ? std::vector<int64_t>{s.N, s.D} : std::vector<int64_t>{s.T, s.B, s.D};
+    const at::Tensor sum = allocate(shape, layer.gates.options().dtype(accum_type(storage)));
     const Plan plan = plan_for(s, storage, /*backward=*/true);
     with_types(storage, [&](auto types, const auto& functions) {
       using Types = decltype(types);
@@ -396,7 +398,8 @@ class CpuDevice final : public Device {
       using Types = decltype(types);
       using Scalar = typename Types::Accum;
       using Operand = typename Types::Operand;
-      const at::Tensor x = masked_input(sequence, layer.input).to(operands.dtype());  // [N, D]
+      at::Tensor x = sequence.lengths ? masked_input(sequence, layer.input) : layer.input;
+      if (x.scalar_type() != operands.dtype()) x = x.to(operands.dtype());  // [N, D]
       std::vector<cpu::WeightGradientParams<Types>> params;
       // The gradient [M, columns] of a weight, as a factor's.
       const auto allocate_gradient = [&](at::Tensor& grad, int64_t rows,
@@ -410,7 +413,10 @@ class CpuDevice final : public Device {
       };
       for (int64_t d = 0; d < s.directions; ++d) {
         Weights& w = all[d];
-        if (s.biases) w.bias_ih = allocate({4 * s.H}, options);
+        if (s.biases) {
+          w.bias_ih = allocate({4 * s.H}, options);
+          w.bias_hh = allocate({4 * s.H}, options);
+        }
         cpu::RightFactor<Types> h_prev = matrix(pointer<Operand>(layer.h_prev, d), s.P);
         if (!layer.h_prev.defined()) {
           const int64_t stride = s.directions * s.P, later = s.N - s.B;
@@ -451,6 +457,9 @@ class CpuDevice final : public Device {
         }
       });
     });
+    for (const Weights& w : all) {
+      if (s.biases) std::memcpy(w.bias_hh.data_ptr(), w.bias_ih.data_ptr(), w.bias_ih.nbytes());
+    }
     return all;
   }
 

@@ -114,10 +114,10 @@ class Device {
   // The gradients over all steps, once backward has run, of operand_type or wider: here one GEMM
   // for each weight (gradients.cpp). Of the input, [N, D].
   virtual at::Tensor input_gradient(const Sequence& sequence, const BackwardTensors& layer) const;
-  // Of each direction's weights. Both biases have the gradient bias_ih; bias_hh stays undefined.
+  // Of each direction's weights.
   virtual std::vector<Weights> weight_gradients(const Sequence& sequence,
                                                 const BackwardTensors& layer) const;
-  // Whether weight_gradients reads layer.h_prev, which backward then fills.
+  // Whether recompute or weight_gradients reads layer.h_prev, which they or backward then fill.
   virtual bool reads_h_prev(const Sequence& /*sequence*/, at::ScalarType /*storage*/) const {
     return true;
   }

@@ -40,7 +40,10 @@ std::vector<Weights> Device::weight_gradients(const Sequence& sequence,
     Weights w;
     w.ih = gradient(grad, x);
     w.hh = gradient(grad, layer.h_prev.select(0, d));
-    if (s.biases) w.bias_ih = grad.sum(0, /*keepdim=*/false, accum_type(grad.scalar_type()));
+    if (s.biases) {
+      w.bias_ih = grad.sum(0, /*keepdim=*/false, accum_type(grad.scalar_type()));
+      w.bias_hh = w.bias_ih.clone();
+    }
     if (s.projected) {
       w.hr = gradient(layer.grad_projection.select(0, d), layer.unprojected.select(0, d));
     }

@@ -4,6 +4,8 @@
 
 #include <ATen/ops/zeros_like.h>
 
+#include <cstring>
+
 #include "device/pool.h"
 
 namespace fused_lstm {
@@ -166,6 +168,18 @@ Sequence check(const LayerArguments& a) {
   return sequence;
 }
 
+// The dispatcher takes its time to find that there is nothing to do.
+at::Tensor in_type(const at::Tensor& tensor, at::ScalarType dtype) {
+  return tensor.scalar_type() == dtype ? tensor : tensor.to(dtype);
+}
+
+at::Tensor zeros(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  const at::Tensor tensor = allocate(sizes, options);
+  if (!options.device().is_cpu()) return tensor.zero_();
+  if (tensor.numel() > 0) std::memset(tensor.mutable_data_ptr(), 0, tensor.nbytes());
+  return tensor;
+}
+
 // Every direction's weights as the kernels read them: contiguous, the biases in the input's dtype.
 // Wider biases become two of that dtype: their sum rounded, and the rounding error.
 std::vector<Weights> prepared_weights(const LayerArguments& a, const Sizes& s) {
@@ -202,11 +216,11 @@ std::vector<int64_t> rows_shape(const Sizes& s, int64_t width, int64_t direction
 // The kernels leave the gradient of the hidden state that entered a direction's first step in
 // grad_hidden [B, P], and replace h_0 by zero where an episode starts there. Only the forward
 // direction can start one at its first step.
-void drop_gradient_of_replaced(const Sequence& sequence, at::Tensor grad_hidden) {
+void drop_gradient_of_replaced(const Sequence& sequence, const at::Tensor& grad_hidden) {
   if (!sequence.reset || sequence.reset_to_initial) return;
   at::Tensor starts = sequence.reset->select(0, 0);  // [B]
   if (sequence.lengths) starts = starts.logical_and(sequence.lengths->gt(0));
-  grad_hidden.masked_fill_(starts.unsqueeze(1), 0);
+  grad_hidden.select(0, 0).masked_fill_(starts.unsqueeze(1), 0);
 }
 
 // Of each direction, in the order and dtypes of arguments.weights.
@@ -219,15 +233,14 @@ std::vector<at::Tensor> weight_gradients(const Device& device, const Sequence& s
   std::vector<at::Tensor> all;
   for (int64_t d = 0; d < s.directions; ++d) {
     const Weights& gradient = gradients[d];
-    all.push_back(gradient.ih.to(storage));
-    all.push_back(gradient.hh.to(storage));
+    all.push_back(in_type(gradient.ih, storage));
+    all.push_back(in_type(gradient.hh, storage));
     if (s.biases) {
       const Weights original = weights_of(arguments.weights, s, d);
-      const at::Tensor& sum = gradient.bias_ih;  // [4H], of both biases
-      all.push_back(sum.to(original.bias_ih.scalar_type()));
-      all.push_back(sum.to(original.bias_hh.scalar_type(), /*non_blocking=*/false, /*copy=*/true));
+      all.push_back(in_type(gradient.bias_ih, original.bias_ih.scalar_type()));
+      all.push_back(in_type(gradient.bias_hh, original.bias_hh.scalar_type()));
     }
-    if (s.projected) all.push_back(gradient.hr.to(storage));
+    if (s.projected) all.push_back(in_type(gradient.hr, storage));
   }
   return all;
 }
@@ -271,12 +284,12 @@ InputGradients layer_backward(const Device& device, const LayerGradients& gradie
   const at::TensorOptions options = arguments.input.options();
   const at::TensorOptions operands = options.dtype(device.operand_type(storage));
   const auto given = [](const std::optional<at::Tensor>& gradient, at::ScalarType dtype) {
-    return gradient ? gradient->to(dtype).contiguous() : at::Tensor();
+    return gradient ? in_type(*gradient, dtype).contiguous() : at::Tensor();
   };
   // The gradients of the running states, [directions, B, P] and [directions, B, H].
   const auto carried = [&](const std::optional<at::Tensor>& gradient, const at::Tensor& like) {
     return gradient ? gradient->to(options.dtype(accum), false, /*copy=*/true).contiguous()
-                    : allocate(like.sizes(), options.dtype(accum)).zero_();
+                    : zeros(like.sizes(), options.dtype(accum));
   };
 
   BackwardTensors layer;
@@ -289,7 +302,7 @@ InputGradients layer_backward(const Device& device, const LayerGradients& gradie
     TORCH_CHECK(states.output, "output is missing, must be given for more than one step");
     layer.output = states.output->contiguous();
   }
-  if (recompute || (weights_needed && device.reads_h_prev(sequence, storage))) {
+  if ((recompute || weights_needed) && device.reads_h_prev(sequence, storage)) {
     layer.h_prev = allocate_pooled({s.directions, s.N, s.P}, operands);
   }
   layer.cells = recompute ? allocate_pooled({s.directions, s.N, s.H}, options.dtype(accum))
@@ -313,7 +326,7 @@ InputGradients layer_backward(const Device& device, const LayerGradients& gradie
   }
   if (s.N > 0) device.backward(sequence, layer);
 
-  drop_gradient_of_replaced(sequence, layer.grad_hidden.select(0, 0));
+  drop_gradient_of_replaced(sequence, layer.grad_hidden);
   if (layer.grad_h_0.defined()) {
     layer.grad_hidden.add_(layer.grad_h_0);
     layer.grad_cell.add_(layer.grad_c_0);
@@ -321,13 +334,16 @@ InputGradients layer_backward(const Device& device, const LayerGradients& gradie
 
   at::Tensor grad_input = allocate({0}, options);
   if (input_needed) {
-    grad_input = device.input_gradient(sequence, layer).to(storage).view(arguments.input.sizes());
+    grad_input = in_type(device.input_gradient(sequence, layer), storage);
+    if (grad_input.dim() != arguments.input.dim()) {
+      grad_input = grad_input.view(arguments.input.sizes());
+    }
   }
 
   std::vector<at::Tensor> grad_weights;
   if (weights_needed) grad_weights = weight_gradients(device, sequence, layer, arguments);
-  return {grad_input, layer.grad_hidden.to(storage),
-          layer.grad_cell.to(arguments.c_0.scalar_type()), grad_weights};
+  return {grad_input, in_type(layer.grad_hidden, storage),
+          in_type(layer.grad_cell, arguments.c_0.scalar_type()), grad_weights};
 }
 
 }  // namespace fused_lstm
