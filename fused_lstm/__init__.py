@@ -12,6 +12,7 @@ from fused_lstm.decompositions import decompositions
 from fused_lstm.explain import explain, use_kernel
 from fused_lstm.hooks import after_import as _after_import
 from fused_lstm.lstm import FusedLSTM, LSTMStates
+from fused_lstm.memory import cached_bytes, empty_cache
 from fused_lstm.patch import patch
 from fused_lstm.replace import replace_lstm, restore_lstm
 
@@ -31,7 +32,9 @@ __all__ = [
     "FusedLSTMCell",
     "LSTMStates",
     "__version__",
+    "cached_bytes",
     "decompositions",
+    "empty_cache",
     "explain",
     "patch",
     "replace_lstm",

@@ -2,7 +2,7 @@
 //
 //   dL/dW [M, columns] = grad^T [M, N] x [N, columns]      W_ih and W_hh at once: x, then h_prev
 //
-//   for each block of N (kDepthRows)
+//   for each block of N (block_rows)
 //     x and h_prev are packed into panels [block of N, up to 4 vectors]
 //     for each block of M (kGradRows)
 //       grad [block of N, block of M] is copied side by side, and added up to dL/dbias
@@ -22,8 +22,7 @@
 namespace fused_lstm::cpu {
 namespace {
 
-constexpr int64_t kDepthRows = 384;  // of N
-constexpr int64_t kGradRows = 192;   // of M
+constexpr int64_t kGradRows = 192;  // of M
 constexpr int kOuterProducts = 2;
 
 // Rows [begin, end) of dL/dx [N, D] (+)= grad_preactivations [N, 4H] W_ih [4H, D].
@@ -56,7 +55,7 @@ template <class Types>
 struct GradientScratch {
   explicit GradientScratch(const WeightGradientParams<Types>& p)
       : stride(kGradRows < p.grad_columns ? kGradRows : p.grad_columns) {
-    const int64_t rows = kDepthRows < p.rows ? kDepthRows : p.rows;
+    const int64_t rows = p.block_rows < p.rows ? p.block_rows : p.rows;
     const int64_t depth = panel_depth<Types>(rows);
     block = depth * stride;
     panels = 0;
@@ -177,7 +176,7 @@ void weight_gradient(const WeightGradientParams<Types>& p, int64_t begin, int64_
       }
     }
   };
-  Blocks(p.rows, step, kDepthRows / step).for_each([&](int64_t k, int64_t depth) {
+  Blocks(p.rows, step, p.block_rows / step).for_each([&](int64_t k, int64_t depth) {
     for_panels(depth, [&](const RightFactor<Types>& right, int64_t j, int64_t columns,
                           Operand* panel) { pack_right(right, k, depth, j, columns, panel); });
     Blocks(end - begin, kTileRows<kTileVectors>, kGradRows / kTileRows<kTileVectors>)

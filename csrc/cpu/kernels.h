@@ -4,8 +4,8 @@
 #include "core/sequence.h"
 #include "cpu/barrier.h"
 #include "cpu/compiler.h"
+#include "plan/cpu_machine.h"
 #include "plan/kernel.h"
-#include "plan/machine.h"
 
 namespace fused_lstm::cpu {
 
@@ -103,6 +103,7 @@ struct RightFactor {
 // The gradients of weights [M, columns] from `grad` [N, M], that of the weights' outputs.
 template <class Types>
 struct WeightGradientParams {
+  int64_t block_rows;                   // of N that are packed at once; even
   int64_t rows;                         // N
   const typename Types::Operand* grad;  // [N, M]
   int64_t grad_columns;                 // M
@@ -176,7 +177,7 @@ const Machine& measured_machine();
 // Set with it: whether gates divide.
 extern bool divides;
 // Replaces the figures that FUSED_LSTM_MACHINE gives: it names a file or is what that would hold
-// (plan/machine.h). Throws std::runtime_error if it is neither.
+// (plan/cpu_machine.h). Throws std::runtime_error if it is neither.
 void apply_given_figures(Machine& machine);
 
 const Kernels& kernels_portable();

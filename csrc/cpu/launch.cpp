@@ -392,7 +392,7 @@ class CpuDevice final : public Device {
     if (s.N == 0 || !has_gradient_gemms(storage)) return Device::weight_gradients(sequence, layer);
     const at::TensorOptions operands = layer.grad_preactivations.options();
     const at::TensorOptions options = operands.dtype(accum_type(storage));
-    const bool parallel = plan_for(s, storage, /*backward=*/true).parallel;
+    const Plan plan = plan_for(s, storage, /*backward=*/true);
     std::vector<Weights> all(s.directions);
     with_types(storage, [&](auto types, const auto& functions) {
       using Types = decltype(types);
@@ -426,7 +426,8 @@ class CpuDevice final : public Device {
                           : cpu::RightFactor<Types>{
                                 output + s.B * stride, h_0, later, stride, s.P, s.P, nullptr};
         }
-        params.push_back({s.N,
+        params.push_back({plan.gradient_rows,
+                          s.N,
                           pointer<Operand>(layer.grad_preactivations, d),
                           4 * s.H,
                           {allocate_gradient(w.ih, 4 * s.H, matrix(pointer<Operand>(x), s.D)),
@@ -435,7 +436,8 @@ class CpuDevice final : public Device {
                           pointer<Scalar>(w.bias_ih)});
         if (s.projected) {
           params.push_back(
-              {s.N,
+              {plan.gradient_rows,
+               s.N,
                pointer<Operand>(layer.grad_projection, d),
                s.P,
                {allocate_gradient(w.hr, s.P, matrix(pointer<Operand>(layer.unprojected, d), s.H))},
@@ -443,13 +445,13 @@ class CpuDevice final : public Device {
                nullptr});
         }
       }
-      const int64_t slices = parallel ? at::get_num_threads() : 1;
+      const int64_t slices = plan.parallel ? at::get_num_threads() : 1;
       int64_t scratch_size = 0;
       for (const auto& p : params) {
         scratch_size = std::max(scratch_size, functions.gradients.weight_scratch_size(p));
       }
       const at::Tensor scratch = allocate_pooled({slices, scratch_size}, operands);
-      parallel_for(parallel, slices, [&](int64_t begin, int64_t end) {
+      parallel_for(plan.parallel, slices, [&](int64_t begin, int64_t end) {
         for (const auto& p : params) {
           const int64_t M = p.grad_columns;
           functions.gradients.weight(p, M * begin / slices, M * end / slices,

@@ -64,7 +64,7 @@ class Pool {
     return block;
   }
 
-  // Keeps a block, and instead of it the oldest ones no longer where that is over the limit.
+  // Keeps a block; the oldest ones no longer, where all are over the limit.
   void give(const Block& block) {
 #ifdef MADV_FREE
     if (block.bytes >= kMinHuge) madvise(block.data, block.bytes, MADV_FREE);  // may be taken back
@@ -140,11 +140,9 @@ Pool& pool() {
 }
 
 // The profiler's memory view sees the tensors as those of torch's allocator.
-void report(const Block& block, bool allocated) {
+void report(void* data, int64_t bytes) {
   if (!c10::memoryProfilingEnabled()) return;
-  const auto bytes = static_cast<int64_t>(block.bytes);
-  c10::reportMemoryUsageToProfiler(block.data, allocated ? bytes : -bytes, 0, 0,
-                                   c10::Device(c10::DeviceType::CPU));
+  c10::reportMemoryUsageToProfiler(data, bytes, 0, 0, c10::Device(c10::DeviceType::CPU));
 }
 
 }  // namespace
@@ -156,9 +154,10 @@ at::Tensor allocate_pooled(at::IntArrayRef sizes, const at::TensorOptions& optio
   const size_t unit = bytes < kMinHuge ? kMinPooled : kHugePage;
   const Block block = pool().take((bytes + unit - 1) / unit * unit);
   if (!block.data) return allocate(sizes, options);  // which says so
-  report(block, true);
-  const auto release = [block](void*) {
-    report(block, false);
+  const auto size = static_cast<int64_t>(bytes);
+  report(block.data, size);
+  const auto release = [block, size](void*) {
+    report(block.data, -size);
     pool().give(block);
   };
   return at::from_blob(block.data, sizes, release, options);

@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "cpu/kernels.h"
+#include "device/pool.h"
 #include "operators/module_calls.h"
 #include "plan/kernel_override.h"
 #include "plan/plan.h"
@@ -70,7 +71,7 @@ py::dict machine() {
   return figures;
 }
 
-// The machine is this one, with the figures of `machine_figures` replaced (plan/machine.h).
+// The machine is this one, with the figures of `machine_figures` replaced (plan/cpu_machine.h).
 py::dict cpu_plan(int threads, bool concurrent_threads, int64_t length, int64_t batch,
                   int64_t input, int64_t hidden, int64_t projection, int64_t directions,
                   bool backward, int element_bytes, int operand_bytes,
@@ -159,6 +160,8 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "cpu_instruction_set", [] { return cpu::kernels().name; },
       "The instruction set of the CPU kernels; FUSED_LSTM_CPU_ISA forces a lower one.");
+  m.def("cached_bytes", &cached_bytes, "Bytes that the pool keeps.");
+  m.def("empty_cache", &empty_cache, "Gives them back to the system.");
   m.def("machine", &machine, "What a plan knows of this CPU.");
   m.def("cpu_plan", &cpu_plan, "How a call with padded input runs on a CPU.", py::kw_only(),
         py::arg("threads"), py::arg("concurrent_threads"), py::arg("length"), py::arg("batch"),

@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <optional>
 
-#include "plan/machine.h"
+#include "plan/cpu_machine.h"
 #include "plan/placement.h"
 
 namespace fused_lstm {
@@ -51,11 +51,12 @@ struct Plan {
   // at a barrier each step.
   int64_t batch_slices;
   int64_t unit_slices;
-  bool parallel;        // run slices and directions on several threads
-  int64_t chunk;        // steps of one input GEMM
-  Gemm input_gemm;      // with weight_ih; backward, for the gradient of the input
-  Gemm recurrent_gemm;  // with weight_hh
-  double microseconds;  // estimated, of the GEMMs with both
+  bool parallel;          // run slices and directions on several threads
+  int64_t chunk;          // steps of one input GEMM
+  Gemm input_gemm;        // with weight_ih; backward, for the gradient of the input
+  Gemm recurrent_gemm;    // with weight_hh
+  int64_t gradient_rows;  // of T * B, in one block of the GEMMs for the weights' gradients
+  double microseconds;    // estimated, of the GEMMs with both
 
   // Of the GPU's kernels block, cluster and grid.
   Placement placement;

@@ -19,6 +19,7 @@ constexpr int64_t kTileVectors = 4;
 constexpr int64_t kDotRows = 3;
 constexpr int64_t kDepthBlock = 512;  // of a GEMM with a plain weight
 constexpr int64_t kAmxRows = 16;
+constexpr int64_t kGradientColumns = 192 + 64;
 // The part of a level's rate at which several rows of a weight come, each a stream of its own.
 constexpr double kStreams = 0.75;
 // Vectors that a thread's slice of the hidden units fills at least.
@@ -190,6 +191,10 @@ Plan plan_slices(const Problem& p, const Model& model, int64_t batch_slices, int
   const int64_t rows = ceil_div(p.rows, batch_slices);
   const int64_t chunks = std::max<int64_t>(1, p.length * batch / kChunkRows);
   plan.chunk = ceil_div(p.length, chunks);
+  // A block of the gates' gradients and a panel of x or h_prev fill half of the L2 cache. More rows
+  // of both gain nothing: the result is then read and written rarely enough.
+  const int64_t row_bytes = kGradientColumns * p.operand_bytes;
+  plan.gradient_rows = std::clamp<int64_t>(p.machine.cache_bytes[1] / 2 / row_bytes, 64, 384) & ~1;
   const int64_t chunk_rows = std::max<int64_t>(1, ceil_div(rows, chunks));
   Choice input, recurrent;
   if (p.backward) {

@@ -10,7 +10,7 @@
 
 namespace fused_lstm {
 
-// Figures of one core that runs the chosen instruction set. csrc/cpu/machine.cpp measures them.
+// Figures of one core that runs the chosen instruction set. csrc/cpu/probe.cpp measures them.
 struct Machine {
   int64_t vector_bytes = 16;
   int64_t tile_rows = 3;  // rows of activations in a tile of four vectors

@@ -1,4 +1,4 @@
-#include "plan/machine.h"
+#include "plan/cpu_machine.h"
 
 #include <cstdlib>
 #include <sstream>
