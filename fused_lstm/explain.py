@@ -91,7 +91,20 @@ class PassPlan:
     recurrent_gemm: str | None = None
     """Likewise with weight_hh."""
     microseconds: float | None = None
-    """On a CPU, of both GEMMs over all steps, estimated: by this the plan compares strategies."""
+    """On a CPU, of the GEMMs with weight_hh and weight_ih over all steps (backward: for the hidden
+    state and for the input), estimated: by this the plan compares strategies. No measurement."""
+
+    def __str__(self) -> str:
+        lines = [self.kernel]
+        lines += [f"  {candidate}" for candidate in self.candidates.values()]
+        if self.microseconds is not None:
+            parts = ((self.batch_slices, "batch"), (self.unit_slices, "hidden units"))
+            lines[0] += "".join(f", {n} slices of the {name}" for n, name in parts if n > 1)
+            lines.append(
+                f"  GEMM with weight_ih: {self.input_gemm}, weight_hh: {self.recurrent_gemm}"
+            )
+            lines[1] += f"; {self.microseconds:.1f} us, estimated"
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -105,16 +118,8 @@ class LayerPlan:
     def __str__(self) -> str:
         if self.forward.kernel == "reference":
             return f"layer {self.layer}: reference, in plain PyTorch: no kernel has its dtype"
-        if not self.forward.candidates:
-            plan = self.forward
-            parts = ((plan.batch_slices, "batch"), (plan.unit_slices, "hidden units"))
-            slices = [f"{count} slices of the {name}" for count, name in parts if count > 1]
-            return f"layer {self.layer}: {', '.join([plan.kernel, *slices])}"
-        lines = []
-        for name, plan in (("forward", self.forward), ("backward", self.backward)):
-            lines.append(f"layer {self.layer} {name}: {plan.kernel}")
-            lines += [f"  {candidate}" for candidate in plan.candidates.values()]
-        return "\n".join(lines)
+        passes = (("forward", self.forward), ("backward", self.backward))
+        return "\n".join(f"layer {self.layer} {name}: {plan}" for name, plan in passes)
 
 
 class Plans(tuple[LayerPlan, ...]):
@@ -231,7 +236,7 @@ def _tensor_cores(dtype: torch.dtype) -> bool:
     return dtype != torch.float64
 
 
-def _on_cpu(dtype: torch.dtype, sizes: dict[str, int], backward: bool) -> PassPlan:
+def _on_cpu(dtype: torch.dtype, sizes: dict[str, Any], backward: bool) -> PassPlan:
     bf16_operands = dtype == torch.bfloat16 and _C.machine()["bf16_gflops"] > 0
     plan = _C.cpu_plan(
         threads=torch.get_num_threads(),

@@ -11,7 +11,6 @@ import torch
 import fused_lstm
 from fused_lstm import _C
 
-
 # What _C.machine() has twice; the other figures are as FUSED_LSTM_MACHINE takes them.
 LISTS = ("cache_bytes", "read_gbps")
 
@@ -28,7 +27,7 @@ def main(argv: list[str]) -> int:
         ("torch", f"{torch.__version__}, built against {build['torch_version']}"),
         ("compiler", f"{build['compiler']}, C++{build['cxx_standard']}"),
         ("CPU kernels", f"{_C.cpu_instruction_set()}, {threads} thread{'s' * (threads != 1)}"),
-        ("machine", ", ".join(f"{k}={v:g}" for k, v in _C.machine().items() if k not in LISTS)),
+        ("machine", ", ".join(f"{k}={v:.9g}" for k, v in _C.machine().items() if k not in LISTS)),
         ("OpenMP", "yes" if build["openmp"] else "no: kernels run on one thread"),
         ("CUDA kernels", ", ".join(build["cuda_architectures"]) if build["cuda"] else "not built"),
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import resource
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -89,6 +90,18 @@ def test_the_limit(tmp_path, megabytes, monkeypatch):
     assert len(kept) == 3
     assert all(bytes <= megabytes * MEGABYTE for bytes in kept)
     assert (kept[-1] > 0) == (megabytes > 0)
+
+
+@pytest.mark.parametrize("megabytes", ["abc", "-1", "3 MB"])
+def test_a_wrong_limit(megabytes):
+    done = subprocess.run(
+        [sys.executable, "-c", "import fused_lstm; fused_lstm.cached_bytes()"],
+        env=os.environ | {"FUSED_LSTM_CACHE_MB": megabytes},
+        capture_output=True,
+        text=True,
+    )
+    message = f"FUSED_LSTM_CACHE_MB is '{megabytes}', must be a number of megabytes, 0 or more"
+    assert message in done.stderr
 
 
 def test_a_tensor_that_is_kept_is_not_used_again(large):

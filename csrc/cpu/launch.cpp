@@ -5,7 +5,6 @@
 #include <ATen/ops/mm.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <deque>
 
@@ -51,44 +50,10 @@ void parallel_for(bool parallel, int64_t n, const Body& body) {
   }
 }
 
-// The machine with what its threads cost: a parallel loop, and a barrier in one, each the quickest
-// of a few, measured at the first call that has threads. Bounded, for another process may just have
-// been busy on a core.
-const Machine& machine() {
-  static const Machine with_threads = [] {
-    Machine m = cpu::measured_machine();
-    const auto quickest_us = [](const auto& body) {
-      double best = 1e6;
-      for (int run = 0; run < 10; ++run) {
-        const auto begin = std::chrono::steady_clock::now();
-        body();
-        const std::chrono::duration<double, std::micro> taken =
-            std::chrono::steady_clock::now() - begin;
-        best = std::min(best, taken.count());
-      }
-      return best;
-    };
-    const int64_t threads = at::get_num_threads();
-    m.parallel_us = quickest_us([&] { parallel_for(true, threads, [](int64_t, int64_t) {}); });
-    constexpr int barriers = 20;
-    const double all = quickest_us([&] {
-      cpu::Barrier barrier(threads);
-      parallel_for(true, threads, [&](int64_t begin, int64_t end) {
-        for (int i = 0; i < barriers; ++i) barrier.arrive_and_wait(end - begin);
-      });
-    });
-    m.barrier_us = std::clamp((all - m.parallel_us) / barriers, 0.1, 2.0);
-    m.parallel_us = std::clamp(m.parallel_us, 1.0, 20.0);
-    cpu::apply_given_figures(m);
-    return m;
-  }();
-  return at::get_num_threads() > 1 ? with_threads : cpu::measured_machine();
-}
-
 Plan plan_for(const Sizes& sizes, at::ScalarType storage, bool backward) {
   Problem problem = problem_of(sizes);
   problem.backward = backward;
-  problem.machine = machine();
+  problem.machine = cpu_machine();
   problem.threads = at::get_num_threads();
   problem.concurrent_threads = kConcurrentThreads;
   problem.element_bytes = static_cast<int>(at::elementSize(storage));
@@ -418,7 +383,9 @@ class CpuDevice final : public Device {
           w.bias_hh = allocate({4 * s.H}, options);
         }
         cpu::RightFactor<Types> h_prev = matrix(pointer<Operand>(layer.h_prev, d), s.P);
-        if (!layer.h_prev.defined()) {
+        if (!layer.h_prev.defined() && !layer.output.defined()) {
+          h_prev = matrix(pointer<Operand>(layer.h_0, d), s.P);  // of one step
+        } else if (!layer.h_prev.defined()) {
           const int64_t stride = s.directions * s.P, later = s.N - s.B;
           const Operand* const h_0 = pointer<Operand>(layer.h_0, d);               // [B, P]
           const Operand* const output = pointer<Operand>(layer.output) + d * s.P;  // [N, stride]

@@ -129,6 +129,9 @@ at::Tensor masked_input(const Sequence& sequence, const at::Tensor& input);
 
 const Device& cpu_device();
 const Device& cuda_device();
+// This machine as a plan sees it, with the cost of its threads if there are more than one; measured
+// at the first call.
+const Machine& cpu_machine();
 // CUDA device `index` as a plan sees it; cached.
 const Gpu& gpu_of(int index);
 

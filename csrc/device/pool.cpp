@@ -31,8 +31,12 @@ struct Block {
 };
 
 size_t read_limit() {
-  if (const char* const megabytes = std::getenv("FUSED_LSTM_CACHE_MB")) {
-    return std::strtoull(megabytes, nullptr, 10) << 20;
+  if (const char* const given = std::getenv("FUSED_LSTM_CACHE_MB"); given && *given) {
+    char* end = nullptr;
+    const long long megabytes = std::strtoll(given, &end, 10);
+    TORCH_CHECK(*end == '\0' && megabytes >= 0 && megabytes < (1LL << 40),
+                "FUSED_LSTM_CACHE_MB is '", given, "', must be a number of megabytes, 0 or more");
+    return static_cast<size_t>(megabytes) << 20;
   }
   const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
   return pages > 0 && page > 0 ? static_cast<size_t>(pages) * page / 4 : 0;

@@ -7,13 +7,13 @@
 #include <tuple>
 
 #include "cpu/kernels.h"
+#include "device/device.h"
 #include "device/pool.h"
 #include "operators/module_calls.h"
 #include "plan/kernel_override.h"
 #include "plan/plan.h"
 #ifdef FUSED_LSTM_WITH_CUDA
 #include "cuda/stepwise/params.h"
-#include "device/device.h"
 #endif
 
 namespace py = pybind11;
@@ -46,8 +46,8 @@ py::dict build_info() {
 // None for a CPU.
 using GpuFacts = std::optional<std::tuple<int, int, int64_t, int>>;
 
-Problem problem_of(const GpuFacts& gpu, int64_t length, int64_t batch, int64_t input,
-                   int64_t hidden, int64_t projection, int64_t directions) {
+Problem problem_for(const GpuFacts& gpu, int64_t length, int64_t batch, int64_t input,
+                    int64_t hidden, int64_t projection, int64_t directions) {
   Problem problem = {};
   // Braces: C++17, as which torch 2.11 compiles, has no parentheses for an aggregate.
   if (gpu) problem.gpu = std::apply([](auto... facts) { return Gpu{facts...}; }, *gpu);
@@ -63,7 +63,7 @@ Problem problem_of(const GpuFacts& gpu, int64_t length, int64_t batch, int64_t i
 }
 
 py::dict machine() {
-  const Machine& m = cpu::measured_machine();
+  const Machine& m = cpu_machine();
   py::dict figures;
   for (const auto& [name, value] : figures_of(m)) figures[py::str(name)] = value;
   figures["cache_bytes"] = m.cache_bytes;
@@ -76,8 +76,8 @@ py::dict cpu_plan(int threads, bool concurrent_threads, int64_t length, int64_t 
                   int64_t input, int64_t hidden, int64_t projection, int64_t directions,
                   bool backward, int element_bytes, int operand_bytes,
                   const std::string& machine_figures) {
-  Problem problem = problem_of({}, length, batch, input, hidden, projection, directions);
-  problem.machine = cpu::measured_machine();
+  Problem problem = problem_for({}, length, batch, input, hidden, projection, directions);
+  problem.machine = cpu_machine();
   from_text(machine_figures, problem.machine);
   problem.threads = threads;
   problem.concurrent_threads = concurrent_threads;
@@ -100,7 +100,7 @@ py::dict cpu_plan(int threads, bool concurrent_threads, int64_t length, int64_t 
 py::dict gpu_plan(const GpuFacts& gpu, int64_t length, int64_t batch, int64_t input, int64_t hidden,
                   int64_t projection, int64_t directions, bool backward, int element_bytes,
                   bool tensor_cores, const std::optional<std::string>& kernel_override) {
-  Problem problem = problem_of(gpu, length, batch, input, hidden, projection, directions);
+  Problem problem = problem_for(gpu, length, batch, input, hidden, projection, directions);
   problem.backward = backward;
   problem.element_bytes = element_bytes;
   problem.tensor_cores = tensor_cores;

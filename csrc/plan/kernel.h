@@ -22,7 +22,7 @@ bool is_gpu_kernel(Kernel kernel);
 
 // How a CPU kernel multiplies by one weight [4H, depth].
 enum class Gemm {
-  dot,            // dot products with its rows: for a few rows of activations
+  dot,            // dot products with its rows, backward sums of them: for few rows of activations
   packed_ahead,   // all of it is packed into panels before the first step
   packed_on_use,  // each panel is packed where it is needed: for a weight that is used once
   transposed,     // not packed: the activations are transposed, a row a SIMD lane
