@@ -46,6 +46,18 @@ bool request_amx() {
 }
 #endif
 
+// Whether a dot product of pairs, which does twice the work of an FMA, costs little more than one.
+// Else bfloat16 is widened to float32.
+bool has_quick_dot_products() {
+#ifdef FUSED_LSTM_HAS_AVX512BF16
+  constexpr int64_t times = 400;
+  const double dot = measure_ns(bf16_operands_avx512bf16().multiply, times);
+  return dot < 1.3 * measure_ns(kernels_avx512().probes.multiply, times);
+#else
+  return false;
+#endif
+}
+
 Kernels choose() {
   bool avx2 = false, avx512 = false, avx512bf16 = false, amx = false;
 #ifdef __x86_64__
@@ -56,12 +68,12 @@ Kernels choose() {
   amx = avx512bf16 && request_amx();
 #endif
   const char* const forced = std::getenv("FUSED_LSTM_CPU_ISA");
-  const std::string name = forced && *forced ? forced
-                           : amx             ? "amx"
-                           : avx512bf16      ? "avx512bf16"
-                           : avx512          ? "avx512"
-                           : avx2            ? "avx2"
-                                             : "portable";
+  const std::string name = forced && *forced                        ? forced
+                           : amx                                    ? "amx"
+                           : avx512bf16 && has_quick_dot_products() ? "avx512bf16"
+                           : avx512                                 ? "avx512"
+                           : avx2                                   ? "avx2"
+                                                                    : "portable";
   if (name == "portable") return kernels_portable();
 #ifdef __x86_64__
   if (name == "avx2" && avx2) return kernels_avx2();

@@ -171,6 +171,8 @@ struct Kernels {
 // variable FUSED_LSTM_CPU_ISA names. Throws std::runtime_error if the processor lacks that one.
 const Kernels& kernels();
 
+// Nanoseconds of so many times of a probe, the quickest of a few runs.
+double measure_ns(float (*probe)(int64_t times), int64_t times);
 // The machine as a plan sees it, measured at the first call, in about a millisecond; the figures of
 // threads are left to the caller, who has them.
 const Machine& measured_machine();

@@ -123,13 +123,12 @@ Machine measure() {
   if (m.cache_bytes[2] < m.cache_bytes[1]) m.cache_bytes[2] = m.cache_bytes[1];  // there is none
 
   constexpr int64_t times = 400;
-  volatile float sink = 0;
   const double flops = 2.0 * static_cast<double>(probes.lanes * probes.sums * times);
-  m.fma_gflops = flops / quickest_ns(12, [&] { sink = probes.multiply(times); });
-  m.division_ns = quickest_ns(4, [&] { sink = probes.divide(times); }) / (4 * times);
+  m.fma_gflops = flops / measure_ns(probes.multiply, times);
+  m.division_ns = measure_ns(probes.divide, times) / (4 * times);
   if (const Bf16Operands* const bf16 = table.bf16_operands) {
     const double all = static_cast<double>(bf16->flops * times);
-    m.bf16_gflops = all / quickest_ns(6, [&] { sink = bf16->multiply(times); });
+    m.bf16_gflops = all / measure_ns(bf16->multiply, times);
   }
 
   // L3 is measured by twice what L2 holds: the lines that come first are gone when the last came.
@@ -152,6 +151,11 @@ Machine measure() {
 }  // namespace
 
 bool divides = false;
+
+double measure_ns(float (*probe)(int64_t times), int64_t times) {
+  volatile float sink = 0;
+  return quickest_ns(12, [&] { sink = probe(times); });
+}
 
 void apply_given_figures(Machine& machine) {
   const char* const given = std::getenv("FUSED_LSTM_MACHINE");
