@@ -335,7 +335,6 @@ class TestLimits:
         assert (flush() != before).all()
 
 
-@pytest.mark.skipif(not hasattr(limits._C, "machine"), reason="the extension has no figures")
 def test_limits_of_this_machine():
     for case in (layer(), replace(layer(), batch=1), layer(dtype="bfloat16")):
         limit = limits.limit_of(case)
