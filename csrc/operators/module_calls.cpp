@@ -117,9 +117,9 @@ struct Lstm {
     c10::SmallVector<int64_t, 3> shape = {num_layers * directions()};
     if (input.dim() == 3) shape.push_back(input.size(batch_first ? 0 : 1));
     shape.push_back(P);
-    if (state.first.sizes() != shape) return false;
+    if (state.first.sizes() != at::IntArrayRef(shape)) return false;
     shape.back() = H;
-    return state.second.sizes() == shape;
+    return state.second.sizes() == at::IntArrayRef(shape);
   }
 
   // The output, laid out as the input, and the final state.
@@ -226,7 +226,8 @@ PyObject* plain_cell(PyObject*, PyObject* const* args, Py_ssize_t count) {
   if (!state.first.defined()) state.first = state.second = zeros(shape, input);
   for (const at::Tensor& x : {state.first, state.second}) {
     // The cell has results of another dtype than the layer where a state is wider
-    if (x.sizes() != shape || x.scalar_type() != input.scalar_type()) Py_RETURN_NONE;
+    if (x.sizes() != at::IntArrayRef(shape) || x.scalar_type() != input.scalar_type())
+      Py_RETURN_NONE;
   }
   return run(
       [&]() -> State {
