@@ -112,7 +112,7 @@ class Device {
   virtual void backward(const Sequence& sequence, const BackwardTensors& layer) const = 0;
 
   // The gradients over all steps, once backward has run, of operand_type or wider: here one GEMM
-  // for each weight (gradients.cpp). Of the input, [N, D].
+  // for each weight (gradients.cpp). Of the input, [N, D] or in the input's own shape.
   virtual at::Tensor input_gradient(const Sequence& sequence, const BackwardTensors& layer) const;
   // Of each direction's weights.
   virtual std::vector<Weights> weight_gradients(const Sequence& sequence,
