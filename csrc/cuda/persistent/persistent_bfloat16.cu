@@ -1,0 +1,21 @@
+// The persistent kernels of bfloat16.
+#include "cuda/persistent/dispatch.h"
+
+namespace fused_lstm {
+namespace cuda {
+
+template <>
+cudaError_t launch_forward(Kernel kernel, Precision /*precision: bits16*/,
+                           const PersistentForwardParams<BFloat16Float>& params,
+                           cudaStream_t stream) {
+  return launch_forward_as<Mma<BFloat16Float, 1>, Precision::bits16>(kernel, params, stream);
+}
+template <>
+cudaError_t launch_backward(Kernel kernel, Precision /*precision: bits16*/,
+                            const PersistentBackwardParams<BFloat16Float>& params,
+                            cudaStream_t stream) {
+  return launch_backward_as<Mma<BFloat16Float, 1>, Precision::bits16>(kernel, params, stream);
+}
+
+}  // namespace cuda
+}  // namespace fused_lstm
