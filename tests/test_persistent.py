@@ -81,19 +81,6 @@ def test_layers(kernel, device, precision, options):
     assert_right(*make(kernel, device, precision, 4, 10, 3, 36, **options))
 
 
-def test_an_operand_taken_in_parts(device):
-    """Backward at this size has no room for the operand of all sequences of a slice at once."""
-    if not EMULATED or device != "cpu":
-        pytest.skip("sized for the emulator's GPU")
-    T, B, H = 3, 17, 480
-    with fused_lstm.use_kernel("grid"):
-        call = make("grid", device, torch.bfloat16, T, B, 1, H)
-        (plan,) = fused_lstm.explain(call[0], B, T, device=EMULATOR)
-        grid = plan.backward.candidates["grid"]
-        assert grid.staged < grid.sequences
-        assert_right(*call)
-
-
 def test_packed(kernel, device, precision):
     """Slices whose sequences are long over, and slices that begin late, in either direction."""
     module, x, state = make(kernel, device, precision, 6, 43, 3, 24, bidirectional=True)

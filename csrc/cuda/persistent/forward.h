@@ -52,7 +52,10 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   const int lane_unit = lane / 4 % kTileUnits;           // of a row tile
   const int lane_sequence = 2 * (lane % 4) + lane / 16;  // of the slice
   const bool low = lane < 16;
-  const bool has_rows = warp * kRowTiles * kTileUnits < placement.units;
+  // Whether row tile r of the warp has units.
+  const auto has_rows = [&](int r) {
+    return (warp * kRowTiles + r) * kTileUnits < placement.units;
+  };
   const int first_unit = member * placement.units + warp * kRowTiles * kTileUnits;
 
   char* const shared = dynamic_shared();
@@ -64,7 +67,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   const auto weight_row = [&](int row) {
     const int unit = first_unit + row / kTileRows * kTileUnits + row % kTileUnits;
     const int gate = row % kTileRows / kTileUnits;
-    return unit < H && has_rows ? gate * H + unit : -1;
+    return unit < H && has_rows(row / kTileRows) ? gate * H + unit : -1;
   };
   const Storage* const weight_hh = params.weight_hh[direction];
   const auto gather = [&](const auto& load) {
@@ -147,7 +150,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r) {
     units[r].start(p, first_unit + r * kTileUnits + lane_unit, first_sequence + lane_sequence,
-                   has_rows && lane_sequence < placement.sequences);
+                   has_rows(r) && lane_sequence < placement.sequences);
     if (units[r].j < H) {
       add_bias(bias[r], params.bias_ih[direction], H, units[r].j);
       add_bias(bias[r], params.bias_hh[direction], H, units[r].j);
@@ -239,7 +242,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       const Storage h = enters(b, units[r].j, next_episode, units[r].hidden);
       const int element = first_unit + r * kTileUnits + lane_unit;
       if (!kCluster) {
-        if (has_rows) store_operand(version + 1, element, lane_sequence, h);
+        if (has_rows(r)) store_operand(version + 1, element, lane_sequence, h);
         continue;
       }
       uint32_t word = Mma::bits(h);
@@ -253,7 +256,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
         const uint32_t other = __shfl_xor_sync(kFullMask, word, 4);
         words = lane_unit % 2 ? make_uint2(other, word) : make_uint2(word, other);
       }
-      if (!has_rows) continue;
+      if (!has_rows(r)) continue;
       const int at = params.layout.operand + (version + 1) % 2 * kBuffer +
                      operand_offset(element / kPacked * kPacked, lane_sequence, Mma::kElementBytes);
       const int barrier = params.layout.barriers + (version + 1) % 2 * 8;

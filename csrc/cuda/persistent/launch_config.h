@@ -44,5 +44,34 @@ cudaError_t launch(void (*kernel)(Params), const Params& params, const LaunchSha
   return cudaLaunchKernelEx(&config, kernel, params);
 }
 
+// The blocks of the largest cluster, a power of two, that the current device runs of the kernel with
+// so many bytes of shared memory each; 0 without clusters.
+template <class Params>
+int largest_cluster_of(void (*kernel)(Params), int shared_memory) {
+  for (int blocks = kMaxCluster; blocks > 1; blocks /= 2) {
+    cudaLaunchConfig_t config = {};
+    cudaLaunchAttribute attribute = {};
+    if (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_memory) !=
+            cudaSuccess ||
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) !=
+            cudaSuccess) {
+      continue;
+    }
+    config.gridDim = dim3(static_cast<unsigned>(blocks));
+    config.blockDim = dim3(kBlockThreads);
+    config.dynamicSmemBytes = static_cast<size_t>(shared_memory);
+    config.attrs = &attribute;
+    config.numAttrs = 1;
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    attribute.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+    int clusters = 0;
+    if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) == cudaSuccess && clusters > 0) {
+      return blocks;
+    }
+  }
+  cudaGetLastError();  // an older GPU's refusal is an answer, not an error to be found later
+  return 0;
+}
+
 }  // namespace cuda
 }  // namespace fused_lstm

@@ -5,6 +5,8 @@
 #include "cuda/cublas.h"
 #include "cuda/passes.h"
 #include "cuda/persistent/params.h"
+#include "cuda/stepwise/params.h"
+#include "cuda/upload.h"
 
 namespace fused_lstm {
 namespace cuda {
@@ -13,29 +15,24 @@ namespace {
 // What both passes hand to their kernel, and the memory that it needs meanwhile.
 struct Common {
   at::Tensor offsets;   // [T + 1] int64, of a packed sequence
-  at::Tensor exchange;  // of the grid kernel
-  at::Tensor arrived;
+  at::Tensor exchange;  // of the grid's kernels
 
   template <class Types, class Layer>
   Common(Persistent<Types>& p, const Sequence& sequence, const Layer& layer,
-         const at::Tensor& example, UnitShape shape, const Plan& plan, cudaStream_t stream) {
+         const at::Tensor& example, bool backward, Precision precision, const Plan& plan,
+         cudaStream_t stream) {
     const Sizes& s = sequence.sizes;
-    constexpr int element_bytes = sizeof(typename Types::Operand);
-    p.kernel = plan.kernel;
     p.placement = plan.placement;
-    p.layout = make_layout(plan.kernel, plan.placement, shape, static_cast<int>(s.H), element_bytes,
-                           element_bytes == 2 || allows_tf32());
+    p.layout = make_layout(plan.kernel, backward, plan.placement, precision);
     p.directions = static_cast<int>(s.directions);
     for (int64_t d = 0; d < s.directions; ++d) {
       p.weight_hh[d] = pointer<typename Types::Storage>(layer.weights[d].hh);
     }
     if (plan.kernel == Kernel::grid) {
       const int64_t block_groups = s.directions * plan.placement.slices;
-      p.exchange_size = exchange_size(p.layout, plan.placement, element_bytes);
-      exchange = at::zeros({block_groups * 2 * p.exchange_size}, example.options());
-      arrived = at::zeros({block_groups * kCounterStride}, example.options().dtype(at::kInt));
-      p.exchange = pointer<typename Types::Operand>(exchange);
-      p.arrived = pointer<unsigned>(arrived);
+      p.exchange_words = exchange_words(backward, plan.placement, precision);
+      exchange = at::zeros({block_groups * 2 * p.exchange_words}, example.options().dtype(at::kInt));
+      p.exchange = pointer<uint32_t>(exchange);
     }
     if (s.packed) {
       offsets = allocate({s.T + 1}, example.options().dtype(at::kLong));
@@ -53,6 +50,12 @@ struct Common {
                 " units) failed: ", cudaGetErrorString(error));
   }
 };
+
+// How a layer of this type multiplies.
+Precision precision_of(at::ScalarType storage) {
+  if (storage != at::kFloat) return Precision::bits16;
+  return allows_tf32() ? Precision::tf32 : Precision::tf32_split;
+}
 
 // Calls body(Types) for the types that the persistent kernels take.
 template <class Body>
@@ -72,46 +75,60 @@ void persistent_forward(const Sequence& sequence, const ForwardTensors& layer, c
   const Sizes& s = sequence.sizes;
   const cudaStream_t stream = at::cuda::getCurrentCUDAStream();
   const at::ScalarType storage = layer.output.scalar_type();
-  const at::TensorOptions accums = layer.output.options().dtype(accum_type(storage));
-  // Where the types agree, the activations overwrite the preactivations.
-  const bool in_place = layer.gates.defined() && storage == accum_type(storage);
-  at::Tensor preactivations =  // [directions, N, 4H]
-      in_place ? layer.gates.view({s.directions, s.N, 4 * s.H})
-               : allocate({s.directions, s.N, 4 * s.H}, accums);
-  const at::Tensor input = layer.input.view({s.N, s.D});
-  const Cublas gemm(storage);
-  for (int64_t d = 0; d < s.directions; ++d) {
-    at::Tensor own = preactivations.select(0, d);
-    gemm(own, input, layer.weights[d].ih.t(), /*accumulate=*/false);
+  const Precision precision = precision_of(storage);
+  const bool input_ahead = plan.placement.tiling.input_tiles == 0;
+  at::Tensor preactivations;  // [directions, N, 4H]
+  if (input_ahead) {
+    // Where the types agree, the activations overwrite the preactivations.
+    preactivations = layer.gates.defined() && storage == accum_type(storage)
+                         ? layer.gates.view({s.directions, s.N, 4 * s.H})
+                         : allocate({s.directions, s.N, 4 * s.H},
+                                    layer.output.options().dtype(accum_type(storage)));
+    const at::Tensor input = layer.input.view({s.N, s.D});
+    const Cublas gemm(storage);
+    for (int64_t d = 0; d < s.directions; ++d) {
+      at::Tensor own = preactivations.select(0, d);
+      gemm(own, input, layer.weights[d].ih.t(), /*accumulate=*/false);
+    }
   }
 
   with_persistent_types(storage, [&](auto types) {
     using Types = decltype(types);
     PersistentForwardParams<Types> p = {};
-    const Common common(p, sequence, layer, layer.output, kForwardShape, plan, stream);
+    const Common common(p, sequence, layer, layer.output, /*backward=*/false, precision, plan,
+                        stream);
+    p.input = pointer<typename Types::Storage>(layer.input);
+    p.input_size = static_cast<int>(s.D);
     for (int64_t d = 0; d < s.directions; ++d) {
       p.layer[d] = forward_params<Types>(sequence, layer, d);
       p.layer[d].steps.offsets = pointer<int64_t>(common.offsets);
-      p.preactivations[d] = pointer<typename Types::Accum>(preactivations, d);
+      if (input_ahead) p.preactivations[d] = pointer<typename Types::Accum>(preactivations, d);
+      p.weight_ih[d] = pointer<typename Types::Storage>(layer.weights[d].ih);
       p.bias_ih[d] = pointer<typename Types::Storage>(layer.weights[d].bias_ih);
       p.bias_hh[d] = pointer<typename Types::Storage>(layer.weights[d].bias_hh);
     }
-    Common::check(launch_forward<Types>(p, allows_tf32(), stream), "forward", s, plan);
+    Common::check(launch_forward<Types>(plan.kernel, precision, p, stream), "forward", s, plan);
   });
 }
 
 void persistent_backward(const Sequence& sequence, const BackwardTensors& layer, const Plan& plan) {
   const Sizes& s = sequence.sizes;
   const cudaStream_t stream = at::cuda::getCurrentCUDAStream();
+  const Precision precision = precision_of(layer.gates.scalar_type());
   with_persistent_types(layer.gates.scalar_type(), [&](auto types) {
     using Types = decltype(types);
     PersistentBackwardParams<Types> p = {};
-    const Common common(p, sequence, layer, layer.gates, kBackwardShape, plan, stream);
+    const Common common(p, sequence, layer, layer.gates, /*backward=*/true, precision, plan,
+                        stream);
     for (int64_t d = 0; d < s.directions; ++d) {
       p.layer[d] = backward_params<Types>(sequence, layer, d);
       p.layer[d].steps.offsets = pointer<int64_t>(common.offsets);
     }
-    Common::check(launch_backward<Types>(p, allows_tf32(), stream), "backward", s, plan);
+    Common::check(launch_backward<Types>(plan.kernel, precision, p, stream), "backward", s, plan);
+    for (int64_t d = 0; d < s.directions; ++d) {
+      if (!layer.h_prev.defined()) break;
+      Common::check(StepwiseLaunch<Types>::h_prev(p.layer[d], stream), "hidden states'", s, plan);
+    }
   });
 }
 
