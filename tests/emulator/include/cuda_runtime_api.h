@@ -1,5 +1,5 @@
-// CUDA on the host: what csrc/cuda asks of the runtime, and of the language. Kernels run on
-// tests/emulator/machine.cpp.
+// CUDA on the host: what csrc/cuda asks of the runtime (tests/emulator/cuda_runtime.cpp) and of the
+// language. Kernels run on tests/emulator/machine.cpp.
 #pragma once
 
 #include <cstddef>
@@ -70,6 +70,10 @@ cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int v
 cudaError_t active_clusters(int* clusters, const cudaLaunchConfig_t& config, const void* kernel);
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
                    const std::function<void()>& thread);
+
+// Runs a launch that the runtime has taken, to its end; one at a time.
+cudaError_t run(const cudaLaunchConfig_t& config, unsigned cluster,
+                const std::function<void()>& thread);
 
 // Waits until all threads of the block, of the warp, or of the cluster have come here.
 // The last of a warp calls `together` first.
