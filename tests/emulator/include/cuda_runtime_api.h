@@ -1,5 +1,5 @@
-// CUDA on the host: what csrc/cuda asks of the runtime, and of the language. Kernels run on
-// tests/emulator/machine.cpp.
+// CUDA on the host: what csrc/cuda asks of the runtime (tests/emulator/cuda_runtime.cpp) and of the
+// language. Kernels run on tests/emulator/machine.cpp.
 #pragma once
 
 #include <cstddef>
@@ -20,6 +20,9 @@ struct dim3 {
 };
 struct alignas(8) uint2 {
   uint32_t x, y;
+};
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
 };
 struct alignas(16) float4 {
   float x, y, z, w;
@@ -71,6 +74,10 @@ cudaError_t active_clusters(int* clusters, const cudaLaunchConfig_t& config, con
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
                    const std::function<void()>& thread);
 
+// Runs a launch that the runtime has taken, to its end; one at a time.
+cudaError_t run(const cudaLaunchConfig_t& config, unsigned cluster,
+                const std::function<void()>& thread);
+
 // Waits until all threads of the block, of the warp, or of the cluster have come here.
 // The last of a warp calls `together` first.
 void wait_for_block();
@@ -82,19 +89,38 @@ extern dim3 threadIdx, blockIdx, blockDim, gridDim;  // of the running thread
 
 inline void __syncthreads() { emulator::wait_for_block(); }
 
-inline float __shfl_xor_sync(unsigned /*mask: all*/, float value, int lane_mask) {
+namespace emulator {
+
+// What lane source(lane) of the warp brings; a lane's own value where there is no such lane.
+template <class Value>
+Value shuffle(const char* what, Value value, int (*source)(int lane, int by), int by) {
   struct Exchanged {
-    float value;
-    int lane_mask;
-    float result;
-  } mine = {value, lane_mask, 0};
-  emulator::wait_for_warp("__shfl_xor_sync", &mine, [](void* const(&all)[32]) {
+    Value value, result;
+    int (*source)(int, int);
+    int by;
+  } mine = {value, value, source, by};
+  wait_for_warp(what, &mine, [](void* const(&all)[32]) {
     for (int lane = 0; lane < 32; ++lane) {
       auto* const own = static_cast<Exchanged*>(all[lane]);
-      own->result = static_cast<Exchanged*>(all[lane ^ own->lane_mask])->value;
+      const int from = own->source(lane, own->by);
+      if (from < 32) own->result = static_cast<Exchanged*>(all[from])->value;
     }
   });
   return mine.result;
+}
+
+}  // namespace emulator
+
+template <class Value>
+Value __shfl_xor_sync(unsigned /*mask: all*/, Value value, int lane_mask) {
+  const auto source = [](int lane, int by) { return lane ^ by; };
+  return emulator::shuffle<Value>("__shfl_xor_sync", value, source, lane_mask);
+}
+
+template <class Value>
+Value __shfl_down_sync(unsigned /*mask: all*/, Value value, unsigned delta) {
+  const auto source = [](int lane, int by) { return lane + by; };
+  return emulator::shuffle<Value>("__shfl_down_sync", value, source, static_cast<int>(delta));
 }
 
 template <class Kernel>

@@ -3,6 +3,9 @@
 
 #include <cuda_runtime.h>
 
+#include <cfloat>
+#include <cmath>
+
 #include "core/numeric.h"
 
 namespace emulator {
@@ -13,6 +16,13 @@ void cluster_arrive();
 void cluster_wait();
 void copy_later(void* to, const void* from, size_t bytes);
 void copy_now();
+void load_relaxed(const uint32_t* from, uint32_t* to, int words);
+void store_relaxed(uint32_t* to, const uint32_t* from, int words);
+uintptr_t cluster_address(const void* shared, unsigned rank);
+void store_async(uintptr_t to, const void* value, size_t bytes, uintptr_t barrier);
+void barrier_init(uint64_t* barrier, unsigned arrivals);
+void barrier_expect(uint64_t* barrier, unsigned bytes);
+void barrier_wait(uint64_t* barrier, unsigned parity);
 void add_release(unsigned* counter, unsigned value);
 unsigned load_acquire(const unsigned* counter);
 
@@ -108,9 +118,59 @@ inline void add_release(unsigned* counter, unsigned value) {
 }
 inline unsigned load_acquire(const unsigned* counter) { return emulator::load_acquire(counter); }
 
+inline uint4 load_relaxed(const uint4* from) {
+  uint4 value;
+  emulator::load_relaxed(&from->x, &value.x, 4);
+  return value;
+}
+inline void store_relaxed(uint32_t* to, uint32_t value) {
+  emulator::store_relaxed(to, &value, 1);
+}
+inline void store_relaxed(uint4* to, uint4 value) {
+  emulator::store_relaxed(&to->x, &value.x, 4);
+}
+
 inline char* map_shared(char* shared, unsigned rank) { return emulator::map_shared(shared, rank); }
 inline void cluster_arrive() { emulator::cluster_arrive(); }
 inline void cluster_wait() { emulator::cluster_wait(); }
+
+using ClusterAddress = uintptr_t;
+inline ClusterAddress cluster_address(const void* shared, unsigned rank) {
+  return emulator::cluster_address(shared, rank);
+}
+inline void store_async(ClusterAddress to, uint32_t value, ClusterAddress barrier) {
+  emulator::store_async(to, &value, sizeof(value), barrier);
+}
+inline void store_async(ClusterAddress to, uint2 value, ClusterAddress barrier) {
+  emulator::store_async(to, &value, sizeof(value), barrier);
+}
+inline void barrier_init(uint64_t* barrier, unsigned arrivals) {
+  emulator::barrier_init(barrier, arrivals);
+}
+inline void barrier_init_fence() {}
+inline void barrier_expect(uint64_t* barrier, unsigned bytes) {
+  emulator::barrier_expect(barrier, bytes);
+}
+inline void barrier_wait(uint64_t* barrier, unsigned parity) {
+  emulator::barrier_wait(barrier, parity);
+}
+
+inline bool any_of_warp(bool mine) {
+  bool both[2] = {mine, false};
+  emulator::wait_for_warp("vote.any", both, [](void* const(&lanes)[32]) {
+    bool any = false;
+    for (void* const lane : lanes) any = any || *static_cast<bool*>(lane);
+    for (void* const lane : lanes) static_cast<bool*>(lane)[1] = any;
+  });
+  return both[1];
+}
+
+// The approximations of the GPU flush subnormal numbers, given or returned, to zero.
+inline float flush_subnormal(float x) {
+  return std::fabs(x) < FLT_MIN ? std::copysign(0.0f, x) : x;
+}
+inline float exp2_approx(float x) { return flush_subnormal(std::exp2(flush_subnormal(x))); }
+inline float reciprocal_approx(float x) { return flush_subnormal(1 / flush_subnormal(x)); }
 
 }  // namespace
 }  // namespace cuda

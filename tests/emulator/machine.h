@@ -1,0 +1,141 @@
+// What runs kernels on the host: fibers, blocks, clusters, and the machine that draws who goes on.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <ucontext.h>
+
+#include <cstdlib>
+#include <map>
+#include <memory>
+#include <random>
+#include <vector>
+
+namespace emulator {
+
+inline constexpr size_t stack_bytes = 256 * 1024;  // touched as far as needed
+inline constexpr int warp_size = 32;
+
+struct Block;
+
+struct Fiber {
+  ucontext_t context;
+  void* stack = nullptr;
+  dim3 thread;
+  Block* block = nullptr;
+  const char* waits = nullptr;  // for what; null: it can go on
+  void* brought = nullptr;      // to a warp's meeting
+  struct Copy {
+    void* to;
+    const void* from;
+    size_t bytes;
+  };
+  std::vector<Copy> copies;
+  ~Fiber();
+};
+
+// Threads come, and all go on when the last is there.
+struct Meeting {
+  unsigned arrived = 0, expected = 0;
+  std::vector<Fiber*> waiting;
+};
+
+// An mbarrier: a phase is complete when all have arrived and all bytes have come that are expected.
+struct Barrier {
+  unsigned arrivals = 0;  // of each phase
+  unsigned pending = 0;   // of this phase
+  int bytes = 0;          // expected, less those that have come; below zero if they come first
+  unsigned phase = 0;     // phases that are complete
+  std::vector<Fiber*> waiting;
+};
+
+// What a thread has sent by st.async and has not come yet.
+struct Delivery {
+  Block* to;
+  size_t at;       // in its memory, in bytes
+  size_t barrier;  // in the same memory
+  size_t bytes;
+  unsigned char data[8];
+};
+
+struct Cluster {
+  Meeting meeting;
+  unsigned phase = 0;  // meetings that are complete
+  std::vector<Block*> blocks;
+};
+
+struct Block {
+  dim3 index;
+  Cluster* cluster = nullptr;
+  std::unique_ptr<char, void (*)(void*)> memory = {nullptr, std::free};
+  size_t bytes = 0;
+  Meeting meeting;
+  std::vector<Meeting> warps;
+  std::vector<std::unique_ptr<Fiber>> fibers;
+  std::vector<unsigned> cluster_phase;  // of each thread: the meeting it has arrived at
+  std::map<size_t, Barrier> barriers;   // by where they lie in its memory
+  bool begun = false;
+  unsigned finished = 0;
+};
+
+class Machine {
+ public:
+  cudaError_t run(const cudaLaunchConfig_t& config, unsigned cluster_size,
+                  const std::function<void()>& thread);
+
+  Fiber& running() { return *running_; }
+
+  // The running thread goes on later.
+  void pause();
+  void wait(const char* what);
+  void poll(const char* what);
+  void arrive(Meeting& meeting, const char* what);
+  void open(Meeting& meeting);
+  void wake(std::vector<Fiber*>& waiting);
+  void progress() { polls_ = 0; }  // a thread that polls may find what it waits for
+
+  // Arrives by chance, before the launch ends.
+  void send(const Delivery& delivery) { deliveries_.push_back(delivery); }
+
+  bool by_chance(unsigned one_of) { return random_() % one_of == 0; }
+
+ private:
+  void start_cluster(unsigned first, unsigned size);
+  std::unique_ptr<Fiber> new_fiber();
+  static void begin();
+  void resume(Fiber& fiber);
+  void to_scheduler();
+  void finish(Fiber& fiber);
+  void deliver_one();
+  bool go_on();
+  cudaError_t report();
+
+  static uint32_t seed();
+
+  const std::function<void()>* thread_ = nullptr;
+  const cudaLaunchConfig_t* config_ = nullptr;
+  std::mt19937 random_{seed()};
+  ucontext_t scheduler_;
+#ifdef __SANITIZE_ADDRESS__
+  const void* scheduler_stack_ = nullptr;
+  size_t scheduler_stack_bytes_ = 0;
+#endif
+  Fiber* running_ = nullptr;
+  bool finished_ = false;
+  uint64_t polls_ = 0;  // since anything happened
+  std::vector<Fiber*> ready_;
+  std::vector<Delivery> deliveries_;
+  bool rarely_ = false;  // are they drawn
+  std::vector<std::unique_ptr<Fiber>> free_;
+  std::map<unsigned, std::unique_ptr<Block>> blocks_;
+  std::vector<std::unique_ptr<Cluster>> clusters_;
+};
+
+Machine& machine();
+
+// What a kernel does that no GPU would forgive ends the process.
+[[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
+
+// cluster_barriers.cpp
+void deliver(const Delivery& delivery);
+
+}  // namespace emulator
