@@ -60,7 +60,9 @@ def run(gpu: str, program: str) -> None:
 
 
 @pytest.mark.parametrize("kernel", ["cluster", "grid"])
-@pytest.mark.parametrize("gpu", ["green", "fewer-sms", "no-clusters-of-16", "ptx-8.0-on-9.0", "ada"])
+@pytest.mark.parametrize(
+    "gpu", ["green", "fewer-sms", "no-clusters-of-16", "ptx-8.0-on-9.0", "ada"]
+)
 def test_another_kernel_takes_what_one_cannot(gpu, kernel):
     """Results are right, no error is left behind, and nothing is tried twice in vain."""
     run(
@@ -156,13 +158,13 @@ with fused_lstm.use_kernel("cluster"):
     )
 
 
-@pytest.mark.parametrize("kernel", ["block", "cluster", "grid", "stepwise"])
-def test_the_tf32_mode_is_read_once_a_call(kernel):
-    """Another thread may set it at any time: here at each allocation of a call in turn."""
+def test_the_tf32_mode_is_read_once_a_call():
+    """Another thread may set it at any time: here at each allocation of a call in turn. Some weights
+    are in shared memory, how many depends on the mode."""
     run(
         "hopper",
-        f"""
-module, x, state = make(H=72, D=3, dtype=torch.float32, bidirectional=True)
+        """
+module, x, state = make(H=200, dtype=torch.float32)
 x = x.requires_grad_()
 
 
@@ -170,17 +172,17 @@ def flip():
     global left
     left -= 1
     if left == 0:
-        torch._C._set_cudnn_allow_tf32(True)
+        torch._C._set_cudnn_allow_tf32(False)
 
 
 def flipped(function, *arguments):
     global left
     before = counts().allocations
-    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = True
     expected = function(*arguments)
     for n in range(counts().allocations - before):
         left = n + 1
-        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = True
         with on_allocation(flip):
             result = function(*arguments)
         torch.testing.assert_close(result, expected, rtol=0.01, atol=0.003)
@@ -194,9 +196,9 @@ def gradient(output):
     return torch.autograd.grad(output.sum(), x, retain_graph=True)[0]
 
 
-with fused_lstm.use_kernel({kernel!r}):
+with fused_lstm.use_kernel("grid"):
     flipped(call)
-    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = True
     flipped(gradient, module(x, state)[0])
 """,
     )

@@ -132,6 +132,8 @@ const char* persistent_obstacle(const Problem& problem) {
   if (problem.gpu->capability < 80) return "the GPU's compute capability is under 8.0";
   if (problem.element_bytes > 4) return "the dtype is float64";
   if (problem.projected) return "the layer has a projection (proj_size)";
+  if (problem.hidden == 0) return "hidden_size is 0";
+  if (problem.batch == 0) return "the batch is empty";
   if (problem.hidden > kMaxHidden) return "hidden_size is over 8192";
   // Grids and counters are of 32 bits.
   if (problem.batch > (1 << 20)) return "the batch is over 2^20";
