@@ -17,7 +17,7 @@ from fused_lstm import FusedLSTM
 from fused_lstm.explain import Gpu
 
 EMULATED = os.environ.get("FUSED_LSTM_EMULATED") == "1"
-EMULATOR = Gpu(90, 12, 227 * 1024, 8)  # tests/emulator/include/cuda_runtime_api.h
+EMULATOR = Gpu(90, 132, 227 * 1024, 16)  # tests/emulator/cuda_runtime.cpp, hopper-132
 
 # T, B, D, H: on each side of a tile of 8 sequences, of a tile of rows or depth, of a slice of the
 # batch, and of what the registers of a block hold of the weights.

@@ -52,6 +52,12 @@ enum class Precision {
   tf32,        // float32 in TF32
   tf32_split,  // float32 in three products of TF32 numbers
 };
+// Of elements of so many bytes, 2 or 4; tensor_cores: float32 in TF32.
+constexpr Precision precision_of(int element_bytes, bool tensor_cores) {
+  return element_bytes == 2 ? Precision::bits16
+         : tensor_cores     ? Precision::tf32
+                            : Precision::tf32_split;
+}
 constexpr int element_bytes(Precision precision) { return precision == Precision::bits16 ? 2 : 4; }
 constexpr int fragment_words(Precision precision) {
   return precision == Precision::tf32_split ? 8 : 4;

@@ -23,17 +23,22 @@ constexpr int64_t kMaxHidden = 8192;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-Precision precision_of(const Problem& problem) {
-  if (problem.element_bytes == 2) return Precision::bits16;
-  return problem.tensor_cores ? Precision::tf32 : Precision::tf32_split;
+Precision precision_for(const Problem& problem) {
+  return precision_of(problem.element_bytes, problem.tensor_cores);
 }
 
 SharedLayout layout_of(const Problem& problem, Kernel kernel, const Placement& placement) {
-  return make_layout(kernel, problem.backward, placement, precision_of(problem));
+  return make_layout(kernel, problem.backward, placement, precision_for(problem));
 }
 
 int64_t blocks_of(const Problem& problem, const Placement& placement) {
   return problem.directions * placement.slices * placement.blocks;
+}
+
+int clusters_at_once(const Gpu& gpu, int blocks) {
+  int i = 0;
+  while (i < kClusterSizes - 1 && 2 << i < blocks) ++i;
+  return gpu.clusters[i];
 }
 
 double step_time(const Problem& problem, Kernel kernel, const Placement& placement) {
@@ -41,14 +46,14 @@ double step_time(const Problem& problem, Kernel kernel, const Placement& placeme
   const double fragments = static_cast<double>(t.row_tiles) * (t.depth_tiles + t.input_tiles);
   const double sequence_tiles = ceil_div(placement.sequences, kTileSequences);
   double cycles = kPointwise * sequence_tiles + fragments * sequence_tiles * 2 * kTensorTile *
-                                                fragment_words(precision_of(problem)) / 4;
+                                                fragment_words(precision_for(problem)) / 4;
   const double multiprocessors = problem.gpu->multiprocessors;
   double waves = std::ceil(blocks_of(problem, placement) / multiprocessors);
   if (kernel == Kernel::grid) {
     cycles += kGridExchange + (problem.backward ? kClusterExchange : 0);
   } else if (kernel == Kernel::cluster) {
     cycles += kClusterExchange;
-    const double clusters = std::floor(multiprocessors / placement.blocks);
+    const double clusters = clusters_at_once(*problem.gpu, placement.blocks);
     waves = std::ceil(problem.directions * placement.slices / std::max(clusters, 1.0));
   }
   return waves * cycles / kCyclesPerMicrosecond;
@@ -64,6 +69,12 @@ double stepwise_time(const Problem& problem) {
 void offer(const Problem& problem, Candidate& candidate, const Placement& placement) {
   const int64_t shared_memory = layout_of(problem, candidate.kernel, placement).total;
   if (shared_memory > problem.gpu->shared_memory) return;
+  const Refusal& refusal = problem.gpu->refusals[refusal_index(candidate.kernel)];
+  if (refusal.blocks > 0 &&
+      blocks_together(problem, candidate.kernel, placement) >= refusal.blocks) {
+    if (candidate.obstacle) candidate.obstacle = refusal.obstacle;
+    return;
+  }
   const double time = step_time(problem, candidate.kernel, placement);
   if (candidate.obstacle == nullptr && time >= candidate.microseconds) return;
   candidate = {candidate.kernel, nullptr, placement, shared_memory, time};
@@ -77,9 +88,10 @@ void offer(const Problem& problem, Candidate& candidate, const Tiling& tiling, i
   const Placement placement = {static_cast<int>(blocks), static_cast<int>(units),
                                static_cast<int>(slices),
                                static_cast<int>(ceil_div(problem.batch, slices)), tiling};
-  if (candidate.kernel == Kernel::grid &&
-      blocks_of(problem, placement) > problem.gpu->multiprocessors) {
-    return;
+  if (candidate.kernel == Kernel::grid) {  // all of them run at once
+    const int64_t all = blocks_of(problem, placement);
+    if (all > problem.gpu->multiprocessors) return;
+    if (problem.backward && all > kGateBlocks * clusters_at_once(*problem.gpu, kGateBlocks)) return;
   }
   offer(problem, candidate, placement);
 }
@@ -120,6 +132,8 @@ const char* persistent_obstacle(const Problem& problem) {
   if (problem.gpu->capability < 80) return "the GPU's compute capability is under 8.0";
   if (problem.element_bytes > 4) return "the dtype is float64";
   if (problem.projected) return "the layer has a projection (proj_size)";
+  if (problem.hidden == 0) return "hidden_size is 0";
+  if (problem.batch == 0) return "the batch is empty";
   if (problem.hidden > kMaxHidden) return "hidden_size is over 8192";
   // Grids and counters are of 32 bits.
   if (problem.batch > (1 << 20)) return "the batch is over 2^20";
@@ -127,6 +141,10 @@ const char* persistent_obstacle(const Problem& problem) {
 }
 
 }  // namespace
+
+int64_t blocks_together(const Problem& problem, Kernel kernel, const Placement& placement) {
+  return kernel == Kernel::grid ? blocks_of(problem, placement) : placement.blocks;
+}
 
 std::array<Candidate, 4> gpu_candidates(const Problem& problem) {
   std::array<Candidate, 4> candidates = {
@@ -141,7 +159,7 @@ std::array<Candidate, 4> gpu_candidates(const Problem& problem) {
   const Gpu& gpu = *problem.gpu;
   const auto best = [&](Kernel kernel, const char* obstacle, const auto& offer_tiling) {
     Candidate candidate = {kernel, obstacle, {}, 0, 0};
-    const Tilings list = tilings(kernel, precision_of(problem), problem.backward);
+    const Tilings list = tilings(kernel, precision_for(problem), problem.backward);
     for (int i = 0; i < list.count; ++i) offer_tiling(candidate, list.list[i]);
     return candidate;
   };
@@ -150,7 +168,9 @@ std::array<Candidate, 4> gpu_candidates(const Problem& problem) {
                          offer_cluster(problem, candidate, tiling, 1);
                        });
   if (gpu.largest_cluster < 2) {
-    candidates[1].obstacle = "the GPU has no clusters of blocks (from compute capability 9.0 on)";
+    candidates[1].obstacle =
+        "the GPU has no clusters of blocks, or its kernels were compiled without (from "
+        "compute capability 9.0 on)";
   } else {
     candidates[1] = best(Kernel::cluster, "the recurrent weights do not fit into a cluster of blocks",
                          [&](Candidate& candidate, const Tiling& tiling) {
@@ -174,6 +194,7 @@ std::array<Candidate, 4> gpu_candidates(const Problem& problem) {
 
 Plan make_gpu_plan(const Problem& problem) {
   Plan plan = {};
+  plan.tensor_cores = problem.tensor_cores;
   plan.kernel = Kernel::stepwise;  // runs every problem
   double least = std::numeric_limits<double>::infinity();
   for (const Candidate& candidate : gpu_candidates(problem)) {

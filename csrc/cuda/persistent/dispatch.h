@@ -73,16 +73,17 @@ cudaError_t with_backward_kernel(Kernel kernel, const Tiling& tiling, const Body
   });
 }
 
-// Blocks, and how they run together.
-inline LaunchShape launch_shape(Kernel kernel, bool backward, const Placement& placement,
-                                int directions) {
-  LaunchShape shape = {directions * placement.slices * placement.blocks, 1, false};
-  if (kernel == Kernel::cluster) shape.cluster = placement.blocks;
-  if (kernel == Kernel::grid) {
-    if (backward) shape.cluster = kGateBlocks;
-    shape.cooperative = true;  // they wait for one another: all of them run, or none does
-  }
-  return shape;
+template <class Params>
+cudaError_t launch_placed(void (*function)(Params), Kernel kernel, int gate_blocks,
+                          const Params& params, cudaStream_t stream) {
+  const Placement& placement = params.placement;
+  const int64_t blocks =
+      static_cast<int64_t>(params.directions) * placement.slices * placement.blocks;
+  // The blocks of a grid wait for one another: all of them run, or none does.
+  const Together together = kernel == Kernel::grid ? Together{gate_blocks, true}
+                            : kernel == Kernel::cluster ? Together{placement.blocks, false}
+                                                        : Together{0, false};
+  return launch(function, params, blocks, kBlockThreads, params.layout.total, together, stream);
 }
 
 template <class Mma, Precision precision>
@@ -90,22 +91,16 @@ cudaError_t launch_forward_as(Kernel kernel,
                               const PersistentForwardParams<typename Mma::Types>& params,
                               cudaStream_t stream) {
   return with_forward_kernel<Mma, precision>(
-      kernel, params.placement.tiling, [&](auto function) {
-        return launch(function, params,
-                      launch_shape(kernel, false, params.placement, params.directions),
-                      params.layout.total, stream);
-      });
+      kernel, params.placement.tiling,
+      [&](auto function) { return launch_placed(function, kernel, 0, params, stream); });
 }
 template <class Mma, Precision precision>
 cudaError_t launch_backward_as(Kernel kernel,
                                const PersistentBackwardParams<typename Mma::Types>& params,
                                cudaStream_t stream) {
   return with_backward_kernel<Mma, precision>(
-      kernel, params.placement.tiling, [&](auto function) {
-        return launch(function, params,
-                      launch_shape(kernel, true, params.placement, params.directions),
-                      params.layout.total, stream);
-      });
+      kernel, params.placement.tiling,
+      [&](auto function) { return launch_placed(function, kernel, kGateBlocks, params, stream); });
 }
 
 }  // namespace

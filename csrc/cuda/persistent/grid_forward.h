@@ -122,9 +122,11 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_forward_kernel(
                             const EpisodeStart& start, int tile) {
     const int b = lane_sequence(tile);
     if (b >= now.count || t >= lane_length[tile]) return Entering::previous;  // no valid step
-    if (b >= previous.count || previous_t >= lane_length[tile]) return initial;
-    if (!starts(start, lane_length[tile])) return Entering::previous;
-    return p.boundaries.reset_to_initial ? initial : Entering::zero;
+    if (starts(start, lane_length[tile])) {
+      return p.boundaries.reset_to_initial ? initial : Entering::zero;
+    }
+    const bool first = b >= previous.count || previous_t >= lane_length[tile];
+    return first ? initial : Entering::previous;
   };
   const auto initial_words = [&](int pair, int tile) {
     const int b = lane_sequence(tile);

@@ -1,4 +1,6 @@
 // The persistent kernels of bfloat16.
+#include <algorithm>
+
 #include "cuda/persistent/dispatch.h"
 
 namespace fused_lstm {
@@ -17,9 +19,22 @@ cudaError_t launch_backward(Kernel kernel, Precision /*precision: bits16*/,
   return launch_backward_as<Mma<BFloat16Float, 1>, Precision::bits16>(kernel, params, stream);
 }
 
-int largest_cluster(int64_t shared_memory) {
-  return largest_cluster_of(forward_kernel<Mma<BFloat16Float, 1>, 1, 32, 0, true>,
-                            static_cast<int>(shared_memory));
+void ask_driver(Gpu& gpu) {
+  const auto kernel = forward_kernel<Mma<BFloat16Float, 1>, 1, 32, 0, true>;
+  cudaFuncAttributes attributes = {};
+  if (cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess) {
+    gpu.capability = std::min(gpu.capability, attributes.ptxVersion);
+  } else {
+    cudaGetLastError();
+  }
+  gpu.largest_cluster = 0;
+  for (int i = 0; i < kClusterSizes; ++i) {
+    const int blocks = 2 << i;
+    gpu.clusters[i] = gpu.capability >= 90
+                          ? clusters_at_once(kernel, kBlockThreads, gpu.shared_memory, blocks)
+                          : 0;
+    if (gpu.clusters[i] > 0) gpu.largest_cluster = blocks;
+  }
 }
 
 }  // namespace cuda

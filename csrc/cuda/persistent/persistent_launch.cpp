@@ -4,6 +4,7 @@
 
 #include "cuda/cublas.h"
 #include "cuda/passes.h"
+#include "cuda/persistent/launch_config.h"
 #include "cuda/persistent/params.h"
 #include "cuda/stepwise/params.h"
 #include "cuda/upload.h"
@@ -51,12 +52,6 @@ struct Common {
   }
 };
 
-// How a layer of this type multiplies.
-Precision precision_of(at::ScalarType storage) {
-  if (storage != at::kFloat) return Precision::bits16;
-  return allows_tf32() ? Precision::tf32 : Precision::tf32_split;
-}
-
 // Calls body(Types) for the types that the persistent kernels take.
 template <class Body>
 void with_persistent_types(at::ScalarType storage, const Body& body) {
@@ -71,11 +66,12 @@ void with_persistent_types(at::ScalarType storage, const Body& body) {
 
 }  // namespace
 
-void persistent_forward(const Sequence& sequence, const ForwardTensors& layer, const Plan& plan) {
+cudaError_t persistent_forward(const Sequence& sequence, const ForwardTensors& layer,
+                               const Plan& plan) {
   const Sizes& s = sequence.sizes;
   const cudaStream_t stream = at::cuda::getCurrentCUDAStream();
   const at::ScalarType storage = layer.output.scalar_type();
-  const Precision precision = precision_of(storage);
+  const Precision precision = precision_of(static_cast<int>(at::elementSize(storage)), plan.tensor_cores);
   const bool input_ahead = plan.placement.tiling.input_tiles == 0;
   at::Tensor preactivations;  // [directions, N, 4H]
   if (input_ahead) {
@@ -85,13 +81,14 @@ void persistent_forward(const Sequence& sequence, const ForwardTensors& layer, c
                          : allocate({s.directions, s.N, 4 * s.H},
                                     layer.output.options().dtype(accum_type(storage)));
     const at::Tensor input = layer.input.view({s.N, s.D});
-    const Cublas gemm(storage);
+    const Cublas gemm(storage, plan.tensor_cores);
     for (int64_t d = 0; d < s.directions; ++d) {
       at::Tensor own = preactivations.select(0, d);
       gemm(own, input, layer.weights[d].ih.t(), /*accumulate=*/false);
     }
   }
 
+  cudaError_t error = cudaSuccess;
   with_persistent_types(storage, [&](auto types) {
     using Types = decltype(types);
     PersistentForwardParams<Types> p = {};
@@ -107,14 +104,19 @@ void persistent_forward(const Sequence& sequence, const ForwardTensors& layer, c
       p.bias_ih[d] = pointer<typename Types::Storage>(layer.weights[d].bias_ih);
       p.bias_hh[d] = pointer<typename Types::Storage>(layer.weights[d].bias_hh);
     }
-    Common::check(launch_forward<Types>(plan.kernel, precision, p, stream), "forward", s, plan);
+    error = launch_forward<Types>(plan.kernel, precision, p, stream);
   });
+  if (!is_refusal(error)) Common::check(error, "forward", s, plan);
+  return error;
 }
 
-void persistent_backward(const Sequence& sequence, const BackwardTensors& layer, const Plan& plan) {
+cudaError_t persistent_backward(const Sequence& sequence, const BackwardTensors& layer,
+                                const Plan& plan) {
   const Sizes& s = sequence.sizes;
   const cudaStream_t stream = at::cuda::getCurrentCUDAStream();
-  const Precision precision = precision_of(layer.gates.scalar_type());
+  const Precision precision =
+      precision_of(static_cast<int>(layer.gates.element_size()), plan.tensor_cores);
+  cudaError_t error = cudaSuccess;
   with_persistent_types(layer.gates.scalar_type(), [&](auto types) {
     using Types = decltype(types);
     PersistentBackwardParams<Types> p = {};
@@ -124,12 +126,13 @@ void persistent_backward(const Sequence& sequence, const BackwardTensors& layer,
       p.layer[d] = backward_params<Types>(sequence, layer, d);
       p.layer[d].steps.offsets = pointer<int64_t>(common.offsets);
     }
-    Common::check(launch_backward<Types>(plan.kernel, precision, p, stream), "backward", s, plan);
-    for (int64_t d = 0; d < s.directions; ++d) {
-      if (!layer.h_prev.defined()) break;
-      Common::check(StepwiseLaunch<Types>::h_prev(p.layer[d], stream), "hidden states'", s, plan);
+    error = launch_backward<Types>(plan.kernel, precision, p, stream);
+    for (int64_t d = 0; error == cudaSuccess && d < s.directions; ++d) {
+      if (layer.h_prev.defined()) error = StepwiseLaunch<Types>::h_prev(p.layer[d], stream);
     }
   });
+  if (!is_refusal(error)) Common::check(error, "backward", s, plan);
+  return error;
 }
 
 }  // namespace cuda
