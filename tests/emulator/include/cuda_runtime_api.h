@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
+#include <tuple>
 
 #define __global__
 #define __device__
@@ -63,8 +65,18 @@ struct cudaDeviceProp {
 
 namespace emulator {
 
-// The GPU: few multiprocessors, each with the shared memory of compute capability 9.0.
-inline constexpr cudaDeviceProp properties = {9, 0, 12, 227 * 1024};
+// Whether launches are recorded, not run: recorder.cpp.
+bool records_launches();
+struct Argument {
+  const void* value;
+  size_t bytes, alignment;
+};
+void record(const cudaLaunchConfig_t& config, const void* kernel,
+            std::initializer_list<Argument> arguments);
+
+// The GPU: few multiprocessors, each with the shared memory of compute capability 9.0; all of an
+// H100's where launches are only recorded.
+inline const cudaDeviceProp properties = {9, 0, records_launches() ? 132 : 12, 227 * 1024};
 
 cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int value);
 cudaError_t active_clusters(int* clusters, const cudaLaunchConfig_t& config, const void* kernel);
@@ -112,6 +124,16 @@ inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
+  if (emulator::records_launches()) {
+    const std::tuple<Parameters...> parameters(arguments...);
+    std::apply(
+        [&](const Parameters&... values) {
+          emulator::record(*config, reinterpret_cast<const void*>(kernel),
+                           {{&values, sizeof(Parameters), alignof(Parameters)}...});
+        },
+        parameters);
+    return cudaSuccess;
+  }
   return emulator::launch(*config, reinterpret_cast<const void*>(kernel),
                           [&] { kernel(arguments...); });
 }
