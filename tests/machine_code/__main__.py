@@ -17,20 +17,29 @@ EXECUTED = 90
 INSTRUCTIONS = 6_000_000  # of a thread, at most
 
 
-def row_of(one: launches.Pass, kernels: dict[str, cubin.Kernel], thread: int, block: int) -> Row:
-    """The step of the pass's persistent kernel; without one where the plan has none."""
+def row_of(
+    one: launches.Pass, kernels: dict[str, cubin.Kernel], threads: Sequence[int], block: int
+) -> Row:
+    """The step of the pass's persistent kernel; of several threads, of the one that takes longest.
+
+    Without a step where the plan has no persistent kernel.
+    """
     for recorded in one.launches:
         kernel = kernels.get(recorded.kernel)
         if kernel is None:
             raise SystemExit(f"no kernel of the cubins is {recorded.kernel}")
         if step.loop_over_time(kernel.code) is None:
             continue
-        running = execute.Thread(
-            kernel.code, recorded.launch, kernel.parameters_at, thread=thread, block=block
-        )
-        running.run(INSTRUCTIONS)
-        measured = step.measure(kernel.code, running.trace, finished=running.finished, steps=LENGTH)
-        return Row(one, recorded, measured)
+        measured = []
+        for thread in threads:
+            running = execute.Thread(
+                kernel.code, recorded.launch, kernel.parameters_at, thread=thread, block=block
+            )
+            running.run(INSTRUCTIONS)
+            measured.append(
+                step.measure(kernel.code, running.trace, finished=running.finished, steps=LENGTH)
+            )
+        return Row(one, recorded, max(measured, key=lambda each: each.cycles))
     return Row(one, None, None)
 
 
@@ -40,7 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--build", type=Path, default=ROOT / "build/machine_code")
     parser.add_argument("--no-limits", action="store_true", help="print, and never fail")
     parser.add_argument("--only", default="", help="part of the shapes' names, such as 'H 768'")
-    parser.add_argument("--thread", type=int, default=0, help="which one is executed")
+    parser.add_argument(
+        "--threads", type=int, nargs="+", default=[0, 101], help="which ones are executed"
+    )
     parser.add_argument("--block", type=int, default=0, help="of which block")
     parser.add_argument("--waits", action="store_true", help="print where a step waits longest")
     options = parser.parse_args(arguments)
@@ -58,11 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for kernel in kernels
         if kernel.architecture == EXECUTED
     }
+    which = " and ".join(map(str, options.threads))
     print(
-        f"B {BATCH}, T {LENGTH}, training, on sm_{EXECUTED}; thread {options.thread} of block "
-        f"{options.block}"
+        f"B {BATCH}, T {LENGTH}, training, sm_{EXECUTED}; threads {which} of block {options.block}"
     )
-    rows = [row_of(one, by_name, options.thread, options.block) for one in passes]
+    rows = [row_of(one, by_name, options.threads, options.block) for one in passes]
     print(format_rows(rows, waits=options.waits))
     failed = [*complaints(rows), *unsound(kernels)]
     for line in failed:

@@ -26,39 +26,15 @@ _POLLED = (0x7FFFFFFF, 0, 0xFFFFFFFF, 0x40004000, 1, 0x80000001)
 phase or a flag in the highest or the lowest bits set, clear, or one of them set."""
 _SHARED_BYTES = 1 << 18
 _LOCAL_BYTES = 1 << 20
-_NO_EFFECT = frozenset(
-    [
-        "ACQBULK",
-        "BAR",
-        "BMOV",
-        "BREAK",
-        "BSSY",
-        "BSYNC",
-        "CCTL",
-        "CGAERRBAR",
-        "DEPBAR",
-        "ENDCOLLECTIVE",
-        "ERRBAR",
-        "FENCE",
-        "LDGDEPBAR",
-        "LDGSTS",
-        "MEMBAR",
-        "NANOSLEEP",
-        "NOP",
-        "PREEXIT",
-        "RED",
-        "REDAS",
-        "REDG",
-        "ST",
-        "STAS",
-        "STG",
-        "UBLKCP",
-        "UCGABAR_ARV",
-        "UCGABAR_WAIT",
-        "WARPSYNC",
-        "YIELD",
-    ]
-)  # on the path of the thread
+# On the path of one thread and on its addresses
+# fmt: off
+_NO_EFFECT = frozenset((
+    "ACQBULK", "BAR", "BMOV", "BREAK", "BSSY", "BSYNC", "CCTL", "CGAERRBAR", "DEPBAR",
+    "ENDCOLLECTIVE", "ERRBAR", "FENCE", "LDGDEPBAR", "LDGSTS", "MEMBAR", "NANOSLEEP", "NOP",
+    "PREEXIT", "RED", "REDAS", "REDG", "ST", "STAS", "STG", "UBLKCP", "UCGABAR_ARV",
+    "UCGABAR_WAIT", "WARPSYNC", "YIELD",
+))
+# fmt: on
 BARRIERS = frozenset({"BAR", "UCGABAR_WAIT"})
 _LONGEST_POLL = 2000  # instructions between a poll's first load and its repetition
 _EXIT = -1  # what an instruction returns, instead of an index, at the thread's end

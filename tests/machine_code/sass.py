@@ -17,7 +17,6 @@ _SECOND_WORD = re.compile(r"\s+/\* 0x([0-9a-f]{16}) \*/")
 _LABEL = re.compile(r"\s*([.$][^\s:]+):")
 _PARTS = re.compile(r"(?:@(!?)(U?P[0-9T]+)\s+)?([A-Z0-9_]+)((?:\.[A-Za-z0-9_]+)*)\s*(.*)")
 
-INSTRUCTION_BYTES = 16
 LINE_BYTES = 128  # of the instruction caches
 NO_BARRIER = 7
 

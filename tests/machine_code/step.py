@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .execute import BARRIERS, Executed
-from .sass import INSTRUCTION_BYTES, LINE_BYTES, Code, Instruction
+from .sass import LINE_BYTES, Code, Instruction
 from .timing import GIGAHERTZ, distances_to_use, exchange_of, time_trace
 
 LOCAL_MEMORY = frozenset({"LDL", "STL"})
@@ -171,24 +171,87 @@ class Listing:
     local_accesses: int
     """Anywhere: registers that have been spilled, or arrays that are not in registers."""
     fences: int
-    """In the innermost loop that holds a block barrier."""
-    byte_accesses: int
-    """There too."""
+    """In the loop over time."""
+    byte_loads: int
+    """There too; masks are of bytes."""
+    byte_stores: int
 
 
-def loop_over_time(code: Code) -> tuple[int, int] | None:
-    """First and last index of the longest loop with a block barrier and a tensor core's product."""
-    best = None
-    for i, one in enumerate(code.instructions):
-        target = code.labels.get(one.target or "")
-        if one.opcode not in ("BRA", "JMP") or target is None or target > i:
+def _successors(code: Code, index: int) -> tuple[int, ...]:
+    one = code.instructions[index]
+    following = (index + 1,) if index + 1 < len(code.instructions) else ()
+    target = code.labels.get(one.target or "")
+    conditional = one.guard is not None or bool(one.operands[:-1]) or "DIV" in one.modifiers
+    if one.opcode in ("EXIT", "RET"):
+        return following if one.guard else ()
+    if one.opcode in ("BRA", "JMP") and target is not None:
+        return (target, *following) if conditional else (target,)
+    return following
+
+
+def _loops(code: Code) -> list[set[int]]:
+    """The strongly connected parts of the control flow, by Tarjan's algorithm."""
+    order: dict[int, int] = {}
+    low: dict[int, int] = {}
+    stack: list[int] = []
+    on_stack: set[int] = set()
+    found = []
+    for root in range(len(code.instructions)):
+        if root in order:
             continue
-        inside = {each.opcode for each in code.instructions[target : i + 1]}
-        if not (inside & {"BAR", "UCGABAR_WAIT", "SYNCS"} and inside & {"HMMA", "HGMMA"}):
+        pending = [(root, iter(_successors(code, root)))]
+        while pending:
+            node, successors = pending[-1]
+            if node not in order:
+                order[node] = low[node] = len(order)
+                stack.append(node)
+                on_stack.add(node)
+            for following in successors:
+                if following not in order:
+                    pending.append((following, iter(_successors(code, following))))
+                    break
+                if following in on_stack:
+                    low[node] = min(low[node], order[following])
+            else:
+                pending.pop()
+                if pending:
+                    low[pending[-1][0]] = min(low[pending[-1][0]], low[node])
+                if low[node] == order[node]:
+                    at = stack.index(node)
+                    found.append(set(stack[at:]))
+                    on_stack.difference_update(stack[at:])
+                    del stack[at:]
+    return found
+
+
+def _with_calls(code: Code, loop: set[int]) -> set[int]:
+    """A loop, and the subroutines that are called from it."""
+    reached = set(loop)
+    calls = [
+        code.labels[one.target]
+        for one in map(code.instructions.__getitem__, loop)
+        if one.opcode == "CALL" and one.target in code.labels
+    ]
+    while calls:
+        index = calls.pop()
+        if index in reached:
             continue
-        if best is None or i - target > best[1] - best[0]:
-            best = target, i
-    return best
+        reached.add(index)
+        calls += _successors(code, index)
+        one = code.instructions[index]
+        if one.opcode == "CALL" and one.target in code.labels:
+            calls.append(code.labels[one.target])
+    return reached
+
+
+def loop_over_time(code: Code) -> list[Instruction] | None:
+    """The largest loop with tensor cores' products and a barrier; None where a kernel has none."""
+    best: set[int] = set()
+    for loop in (_with_calls(code, loop) for loop in _loops(code) if len(loop) > 1):
+        opcodes = {code.instructions[i].opcode for i in loop}
+        if opcodes & {*BARRIERS, "SYNCS"} and opcodes & {"HMMA", "HGMMA"}:
+            best = max(best, loop, key=len)
+    return [code.instructions[i] for i in sorted(best)] or None
 
 
 def listing(code: Code) -> Listing | None:
@@ -196,13 +259,10 @@ def listing(code: Code) -> Listing | None:
     loop = loop_over_time(code)
     if loop is None:
         return None
-    inside = code.instructions[loop[0] : loop[1] + 1]
+    loads = sum(is_byte_access(one) and one.opcode.startswith("LD") for one in loop)
     return Listing(
         sum(one.opcode in LOCAL_MEMORY for one in code.instructions),
-        sum(one.opcode == "MEMBAR" for one in inside),
-        sum(is_byte_access(one) for one in inside),
+        sum(one.opcode == "MEMBAR" for one in loop),
+        loads,
+        sum(map(is_byte_access, loop)) - loads,
     )
-
-
-def code_size(code: Code) -> int:
-    return len(code.instructions) * INSTRUCTION_BYTES

@@ -95,11 +95,12 @@ def unsound(kernels: Iterable[cubin.Kernel]) -> Iterator[str]:
     found = [(kernel, listing) for kernel, listing in listings if listing]
     names = cubin.demangle([kernel.code.name for kernel, _ in found])
     for (kernel, listing), name in zip(found, names, strict=True):
-        counts = {
-            "accesses to local memory": listing.local_accesses,
-            "MEMBARs in its loop": listing.fences,
-            "byte accesses in its loop": listing.byte_accesses,
-        }
-        if any(counts.values()):
-            what = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
-            yield f"sm_{kernel.architecture} {name}: {what} (none)"
+        counts = (
+            ("accesses to local memory", listing.local_accesses, 0),
+            ("MEMBARs in its loop", listing.fences, 0),
+            ("loads of bytes in its loop", listing.byte_loads, MASK_BYTES),
+            ("stores of bytes in its loop", listing.byte_stores, 0),
+        )
+        over = [f"{count} {what} (at most {most})" for what, count, most in counts if count > most]
+        if over:
+            yield f"sm_{kernel.architecture} {name}: {', '.join(over)}"

@@ -15,8 +15,8 @@ from .execute import Executed
 from .sass import NO_BARRIER, Code, Instruction
 
 MEMORY_CYCLES = 600
-# From a store in one block until another has the value, where the data are their own flag: estimated
-# as one and a half trips to L2, and one of distributed shared memory
+# From a store in one block until another has the value, where the data are their own flag:
+# estimated as one and a half trips to L2, and as one of distributed shared memory
 L2_EXCHANGE_CYCLES = 650
 CLUSTER_EXCHANGE_CYCLES = 250
 GIGAHERTZ = 1.755  # the boost clock of an H100 PCIe; others go to 1.98
