@@ -86,6 +86,7 @@ def record(
     arguments = json.dumps([batch, length, [asdict(shape) for shape in shapes]])
     environment = os.environ | {
         "PYTHONPATH": str(emulated.resolve()),
+        "EMULATED_GPU": "hopper-132",
         "EMULATOR_RECORD": str(folder.resolve()),
     }
     subprocess.run(
