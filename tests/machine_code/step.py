@@ -140,7 +140,7 @@ def measure(
     lead = starts[first - 1]
     inside = frozenset(start - lead for start in starts[first - 1 : first + count])
     timed = time_trace(code, trace[lead:end], steps=inside)
-    in_flight = timed.end - timed.issued[begin - lead] - count * exchange
+    in_flight = timed.end - timed.reached[begin - lead] - count * exchange
     distances = distances_to_use(code, trace[lead:end], inside)
     waits = Counter[str]()
     for executed, waited in zip(steady, timed.waited[begin - lead :], strict=True):

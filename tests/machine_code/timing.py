@@ -72,6 +72,8 @@ def cycles_of(one: Instruction, memory_cycles: int) -> int:
 class Timed:
     """When each instruction of a trace was issued, and what was waited for."""
 
+    reached: list[int] = field(default_factory=list)
+    """When the one before it had been issued and its stall count had passed."""
     issued: list[int] = field(default_factory=list)
     waited: list[int] = field(default_factory=list)
     """Cycles that each was held by scoreboards."""
@@ -92,6 +94,7 @@ def time_trace(
     for position, executed in enumerate(trace):
         one = code.instructions[executed.index]
         control = one.control
+        timed.reached.append(now)
         if position in steps:
             exchanged = set()
         exchange = exchange_of(one)
