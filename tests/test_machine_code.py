@@ -294,7 +294,7 @@ PLANTED = {
         None,
     ),
     "local memory": (
-        "float many[64] = {}; many[word >> 8 & 63] = sums[1]; many[word >> 14 & 63] = sums[2];"
+        "float many[64] = {}; for (int i = 0; i < (t | 3); ++i) many[i * word & 63] += sums[i & 1];"
         " sums[2] += many[word >> 3 & 63];",
         "accesses to local memory (at most 0)",
         "accesses to local memory (at most 0)",
