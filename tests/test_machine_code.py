@@ -284,9 +284,9 @@ PLANTED = {
     "nothing": ("", None, None),
     "a fence": ("__threadfence();", "1 MEMBARs (at most 0)", "MEMBARs in its loop"),
     "byte loads": (
-        "for (int i = 0; i < 8; ++i) sums[i & 3] += bytes[8 * t + i];",
-        "8 byte accesses (at most 0)",
-        "8 loads of bytes in its loop (at most 4)",
+        "for (int i = 0; i < 9; ++i) sums[i & 3] += bytes[9 * t + i];",
+        "9 byte accesses (at most 0)",
+        "9 loads of bytes in its loop (at most 8)",
     ),
     "taken branches": (
         "for (int i = 0; i < (t | 3); i += 1 + t / 3) __stcg(out + i, sums[i & 1] + t);",

@@ -47,18 +47,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="machine_code", description=__doc__)
     parser.add_argument("--emulated", type=Path, default=ROOT / "build/emulated")
     parser.add_argument("--build", type=Path, default=ROOT / "build/machine_code")
+    parser.add_argument(
+        "--architectures", type=int, nargs="+", default=ARCHITECTURES, help="such as 80 90"
+    )
     parser.add_argument("--no-limits", action="store_true", help="print, and never fail")
     parser.add_argument("--only", default="", help="part of the shapes' names, such as 'H 768'")
     parser.add_argument(
         "--threads", type=int, nargs="+", default=[0, 101], help="which ones are executed"
     )
     parser.add_argument("--block", type=int, default=0, help="of which block")
-    parser.add_argument("--waits", action="store_true", help="print where a step waits longest")
+    parser.add_argument(
+        "--waits", action="store_true", help="print where a step waits longest, and its branches"
+    )
     options = parser.parse_args(arguments)
 
     kernels = cubin.all_kernels(
         sorted(ROOT.glob("csrc/cuda/**/*.cu")),
-        ARCHITECTURES,
+        sorted({*options.architectures, EXECUTED}),
         options.build / "cubins",
         ROOT / "csrc",
     )

@@ -9,6 +9,7 @@ BATCH, LENGTH = 16, 1024
 PASSES = ("forward", "backward")
 BOUNDARIES_MAY_COST = 1.3  # times what a call without lengths and resets may
 MASK_BYTES = 4  # byte accesses of a step where there are resets, which are bool
+LISTED_MASK_BYTES = 8  # and in the code of all of the loop, for several sequences
 LEAST_DISTANCE = 400  # cycles from a load from memory to its use
 
 

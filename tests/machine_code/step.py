@@ -48,6 +48,8 @@ class Step:
     """Executed, over all the iterations that were looked at."""
     waits: tuple[tuple[float, str], ...] = ()
     """The longest, in cycles a step, with the instruction that waits."""
+    branches: tuple[str, ...] = ()
+    """All that are taken, the loop's own too."""
 
     @property
     def microseconds(self) -> float:
@@ -86,9 +88,9 @@ def is_byte_access(one: Instruction) -> bool:
     return one.opcode in GLOBAL_MEMORY and one.width == 1
 
 
-def _branches(code: Code, trace: Sequence[Executed]) -> int:
-    """Taken branches, but for one whose predicate an mbarrier's test or a vote has just set."""
-    taken = 0
+def _branches(code: Code, trace: Sequence[Executed]) -> Counter[str]:
+    """Taken branches, but for those whose predicate an mbarrier's test has just set."""
+    taken: Counter[str] = Counter()
     waited: set[str] = set()
     for executed in trace:
         one = code.instructions[executed.index]
@@ -96,7 +98,8 @@ def _branches(code: Code, trace: Sequence[Executed]) -> int:
             waited.update(each for each in one.operands if re.fullmatch(r"U?P\d", each))
         elif executed.taken:
             conditions = {one.guard, *(each.lstrip("!") for each in one.operands)}
-            taken += not (waited & conditions)
+            if not waited & conditions:
+                taken[f"{one.address:#x} {one.text}"] += 1
         elif executed.active and one.operands and one.operands[0] in waited:
             waited.discard(one.operands[0])
     return taken
@@ -142,6 +145,7 @@ def measure(
     timed = time_trace(code, trace[lead:end], steps=inside)
     in_flight = timed.end - timed.reached[begin - lead] - count * exchange
     distances = distances_to_use(code, trace[lead:end], inside)
+    branches = _branches(code, steady)
     waits = Counter[str]()
     for executed, waited in zip(steady, timed.waited[begin - lead :], strict=True):
         one = code.instructions[executed.index]
@@ -153,7 +157,7 @@ def measure(
         late_cycles=max(0.0, in_flight / divisor - alone.end / each),
         exchange_cycles=exchange,
         prologue_cycles=time_trace(code, trace[: starts[0]]).end,
-        taken_branches=(_branches(code, steady) - count) / divisor,
+        taken_branches=(branches.total() - count) / divisor,
         byte_accesses=byte_accesses / divisor,
         fences=counted["MEMBAR"] / divisor,
         local_accesses=sum(counted[opcode] for opcode in LOCAL_MEMORY) / divisor,
@@ -161,6 +165,7 @@ def measure(
         least_distance=min(distances.values(), default=None),
         opcodes=counted,
         waits=tuple((n / divisor, text) for text, n in waits.most_common(12) if n),
+        branches=tuple(branches),
     )
 
 

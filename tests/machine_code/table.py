@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from . import cubin, step
 from .launches import Pass, Recorded
-from .shapes import LEAST_DISTANCE, MASK_BYTES
+from .shapes import LEAST_DISTANCE, LISTED_MASK_BYTES, MASK_BYTES
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ def format_rows(rows: Iterable[Row], *, waits: bool = False) -> str:
             f"{measured.microseconds:6.2f} {one.microseconds:6.2f}"
         )
         if waits:
-            lines += [f"    {cycles:6.0f} at {text}" for cycles, text in measured.waits]
+            lines += [f"    {cycles:6.0f} cycles at {text}" for cycles, text in measured.waits]
+            lines += [f"    taken: {text}" for text in measured.branches]
     return "\n".join(lines)
 
 
@@ -98,7 +99,7 @@ def unsound(kernels: Iterable[cubin.Kernel]) -> Iterator[str]:
         counts = (
             ("accesses to local memory", listing.local_accesses, 0),
             ("MEMBARs in its loop", listing.fences, 0),
-            ("loads of bytes in its loop", listing.byte_loads, MASK_BYTES),
+            ("loads of bytes in its loop", listing.byte_loads, LISTED_MASK_BYTES),
             ("stores of bytes in its loop", listing.byte_stores, 0),
         )
         over = [f"{count} {what} (at most {most})" for what, count, most in counts if count > most]
