@@ -13,7 +13,7 @@ kernel of each launch is then executed for all steps, and its path is timed.
     shapes.py    the calls, and the limits of a step of each
     table.py     the table, and what in it is over a limit
 
-Times are lower bounds: one warp alone, no cache misses, the clock at its boost. FlashRNN 1.0.8's
-forward kernel (H 768, B 16), for which its author reports 4.76 us a step, comes to 2.7 to 3.1 us by
-the same reading: a factor of 1.5 to 1.75 at worst.
+Times are lower bounds: one warp alone, no cache misses, the clock at its boost. The method was
+tried once on FlashRNN 1.0.8's forward kernel (H 768, B 16), for which it gave 2.7 to 3.1 us a step
+where the author reports 4.76: a measured time may be 1 to 1.75 times what stands in the table.
 """

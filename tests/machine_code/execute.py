@@ -401,18 +401,18 @@ class Thread:
                 return self._end_poll
             return lambda: None
         # UISETP is ISETP on the uniform registers, and so on
-        is_uniform = opcode.startswith("U") and f"_{opcode[1:].lower()}" in _MEANINGS
+        is_uniform = opcode.startswith("U") and f"_op_{opcode[1:].lower()}" in _MEANINGS
         plain = opcode[1:] if is_uniform else opcode
-        name = f"_{plain.lower()}"
+        name = f"_op_{plain.lower()}"
         if name not in _MEANINGS:
             raise UnknownInstruction(f"no meaning of {opcode}")
         run: Run = getattr(self, name)(one)
         return run
 
-    def _imad(self, one: Instruction) -> Run:
+    def _op_imad(self, one: Instruction) -> Run:
         modifiers, operands = one.modifiers, list(one.operands)
         if len(operands) == 2:  # IMAD.MOV of some releases
-            return self._mov(one)
+            return self._op_mov(one)
         to = operands.pop(0)
         carry_out = None
         if _PREDICATE.fullmatch(operands[0]):
@@ -443,7 +443,7 @@ class Thread:
         z, put = self._get(operands[2]), self._put(to)
         return lambda: put(x() * y() + z() + carry())
 
-    def _iadd3(self, one: Instruction) -> Run:
+    def _op_iadd3(self, one: Instruction) -> Run:
         operands = list(one.operands)
         put = self._put(operands.pop(0))
         carries_out = []
@@ -474,26 +474,26 @@ class Thread:
 
         return add
 
-    def _iadd(self, one: Instruction) -> Run:
+    def _op_iadd(self, one: Instruction) -> Run:
         if "64" not in one.modifiers:
-            return self._iadd3(one)
+            return self._op_iadd3(one)
         put = self._put64(one.operands[0])
         x, y = (self._get64(operand) for operand in one.operands[1:3])
         sign = -1 if one.operands[2].startswith("-") else 1
         return lambda: put(x() + sign * y())
 
-    _viadd = _iadd3
+    _op_viadd = _op_iadd3
 
-    def _mov(self, one: Instruction) -> Run:
+    def _op_mov(self, one: Instruction) -> Run:
         if "64" in one.modifiers:
             put, get = self._put64(one.operands[0]), self._get64(one.operands[1])
         else:
             put, get = self._put(one.operands[0]), self._get(one.operands[1])
         return lambda: put(get())
 
-    _r2ur = _mov
+    _op_r2ur = _op_mov
 
-    def _lop3(self, one: Instruction) -> Run:
+    def _op_lop3(self, one: Instruction) -> Run:
         operands = list(one.operands)
         predicate = None
         if _PREDICATE.fullmatch(operands[0]):
@@ -515,7 +515,7 @@ class Thread:
 
         return combine
 
-    def _plop3(self, one: Instruction) -> Run:
+    def _op_plop3(self, one: Instruction) -> Run:
         tos = [self._put_predicate(operand) for operand in one.operands[:2]]
         froms = [self._predicate(operand) for operand in one.operands[2:5]]
         tables = [int(operand, 16) for operand in one.operands[5:7]]
@@ -528,7 +528,7 @@ class Thread:
 
         return combine
 
-    def _shf(self, one: Instruction) -> Run:
+    def _op_shf(self, one: Instruction) -> Run:
         modifiers = one.modifiers
         put = self._put(one.operands[0])
         low, count, high = (self._get(operand) for operand in one.operands[1:4])
@@ -551,7 +551,7 @@ class Thread:
 
         return shift
 
-    def _lea(self, one: Instruction) -> Run:
+    def _op_lea(self, one: Instruction) -> Run:
         operands = list(one.operands)
         put = self._put(operands.pop(0))
         carry_out = None
@@ -584,7 +584,7 @@ class Thread:
 
         return add
 
-    def _isetp(self, one: Instruction) -> Run:
+    def _op_isetp(self, one: Instruction) -> Run:
         modifiers, operands = one.modifiers, one.operands
         compare = _COMPARE[modifiers[0]]
         combine = next(_COMBINE[each] for each in modifiers if each in _COMBINE)
@@ -611,7 +611,7 @@ class Thread:
 
         return test
 
-    def _fsetp(self, one: Instruction) -> Run:
+    def _op_fsetp(self, one: Instruction) -> Run:
         modifiers, operands = one.modifiers, one.operands
         name = modifiers[0]
         unordered = name.endswith("U") and name != "NU"
@@ -635,17 +635,17 @@ class Thread:
 
         return test
 
-    def _sel(self, one: Instruction) -> Run:
+    def _op_sel(self, one: Instruction) -> Run:
         put, condition = self._put(one.operands[0]), self._predicate(one.operands[3])
         x, y = self._get(one.operands[1]), self._get(one.operands[2])
         return lambda: put(x() if condition() else y())
 
-    def _fsel(self, one: Instruction) -> Run:
+    def _op_fsel(self, one: Instruction) -> Run:
         put, condition = self._put(one.operands[0]), self._predicate(one.operands[3])
         x, y = self._float(one.operands[1]), self._float(one.operands[2])
         return lambda: put(float_bits(x() if condition() else y()))
 
-    def _prmt(self, one: Instruction) -> Run:
+    def _op_prmt(self, one: Instruction) -> Run:
         put = self._put(one.operands[0])
         x, selector, y = (self._get(operand) for operand in one.operands[1:4])
 
@@ -661,17 +661,17 @@ class Thread:
 
         return permute
 
-    def _cs2r(self, one: Instruction) -> Run:
+    def _op_cs2r(self, one: Instruction) -> Run:
         put = self._put(one.operands[0]) if "32" in one.modifiers else self._put64(one.operands[0])
         return lambda: put(0)
 
-    def _ldc(self, one: Instruction) -> Run:
+    def _op_ldc(self, one: Instruction) -> Run:
         at, constants = self._constant_offset(one.operands[1]), self._constants
         return self._load(one, one.operands[0], lambda: (constants, at()))
 
-    _ldcu = _ldc
+    _op_ldcu = _op_ldc
 
-    def _s2r(self, one: Instruction) -> Run:
+    def _op_s2r(self, one: Instruction) -> Run:
         known = {
             "SR_TID.X": self._thread,
             "SR_CTAID.X": self._block,
@@ -682,7 +682,7 @@ class Thread:
         value, put = known.get(one.operands[1], 0), self._put(one.operands[0])
         return lambda: put(value)
 
-    _s2ur = _s2r
+    _op_s2ur = _op_s2r
 
     # Memory
 
@@ -713,7 +713,7 @@ class Thread:
         start = self._region_starts[at]
         return self._launch.regions[start], address - start
 
-    def _ldg(self, one: Instruction) -> Run:
+    def _op_ldg(self, one: Instruction) -> Run:
         to = next(each for each in one.operands if re.fullmatch(r"R(\d+|Z)", each))
         address = self._address(one.operands[-1])
         if "STRONG" not in one.modifiers:
@@ -725,15 +725,15 @@ class Thread:
 
         return self._load(one, to, polled)
 
-    _ld = _ldg
+    _op_ld = _op_ldg
 
-    def _lds(self, one: Instruction) -> Run:
+    def _op_lds(self, one: Instruction) -> Run:
         address = self._address(one.operands[1])
         return self._load(
             one, one.operands[0], lambda: (self._shared, address() & (_SHARED_BYTES - 1))
         )
 
-    def _ldl(self, one: Instruction) -> Run:
+    def _op_ldl(self, one: Instruction) -> Run:
         address = self._address(one.operands[1])
         return self._load(
             one, one.operands[0], lambda: (self._local, address() & (_LOCAL_BYTES - 1))
@@ -751,16 +751,16 @@ class Thread:
 
         return store
 
-    def _sts(self, one: Instruction) -> Run:
+    def _op_sts(self, one: Instruction) -> Run:
         return self._store(one, self._shared)
 
-    def _stl(self, one: Instruction) -> Run:
+    def _op_stl(self, one: Instruction) -> Run:
         return self._store(one, self._local)
 
-    def _ldsm(self, one: Instruction) -> Run:
+    def _op_ldsm(self, one: Instruction) -> Run:
         return self._zero(one, 4)
 
-    def _hmma(self, one: Instruction) -> Run:
+    def _op_hmma(self, one: Instruction) -> Run:
         return self._zero(one, 4)
 
     def _zero(self, one: Instruction, count: int) -> Run:
@@ -772,12 +772,12 @@ class Thread:
 
         return zero
 
-    def _atomg(self, one: Instruction) -> Run:
+    def _op_atomg(self, one: Instruction) -> Run:
         put = self._put(next(each for each in one.operands if re.fullmatch(r"R(\d+|Z)", each)))
         return lambda: put(0x80000000)
 
-    _atom = _atomg
-    _atoms = _atomg
+    _op_atom = _op_atomg
+    _op_atoms = _op_atomg
 
     # Floating point
 
@@ -793,20 +793,20 @@ class Thread:
 
         return compute
 
-    def _fadd(self, one: Instruction) -> Run:
+    def _op_fadd(self, one: Instruction) -> Run:
         return self._arithmetic(one, lambda x, y: x + y, 2)
 
-    def _fmul(self, one: Instruction) -> Run:
+    def _op_fmul(self, one: Instruction) -> Run:
         return self._arithmetic(one, lambda x, y: x * y, 2)
 
-    def _ffma(self, one: Instruction) -> Run:
+    def _op_ffma(self, one: Instruction) -> Run:
         return self._arithmetic(one, lambda x, y, z: x * y + z, 3)
 
-    def _fmnmx(self, one: Instruction) -> Run:
+    def _op_fmnmx(self, one: Instruction) -> Run:
         take_min = self._predicate(one.operands[3])
         return self._arithmetic(one, lambda x, y: min(x, y) if take_min() else max(x, y), 2)
 
-    def _mufu(self, one: Instruction) -> Run:
+    def _op_mufu(self, one: Instruction) -> Run:
         functions: dict[str, Callable[[float], float]] = {
             "RCP": lambda x: 1 / x,
             "EX2": lambda x: 2.0**x,
@@ -820,11 +820,11 @@ class Thread:
         function = next((functions[m] for m in one.modifiers if m in functions), lambda x: 0.0)
         return self._arithmetic(one, function, 1)
 
-    def _fchk(self, one: Instruction) -> Run:
+    def _op_fchk(self, one: Instruction) -> Run:
         put = self._put_predicate(one.operands[0])  # whether a division needs its slow path
         return lambda: put(False)
 
-    def _i2f(self, one: Instruction) -> Run:
+    def _op_i2f(self, one: Instruction) -> Run:
         put, get = self._put(one.operands[0]), self._get(one.operands[1])
         unsigned = any(each.startswith("U") for each in one.modifiers)
         up = "RP" in one.modifiers
@@ -836,9 +836,9 @@ class Thread:
 
         return convert
 
-    _i2fp = _i2f
+    _op_i2fp = _op_i2f
 
-    def _f2i(self, one: Instruction) -> Run:
+    def _op_f2i(self, one: Instruction) -> Run:
         put, get = self._put(one.operands[0]), self._float(one.operands[1])
 
         def convert() -> None:
@@ -847,7 +847,7 @@ class Thread:
 
         return convert
 
-    def _hfma2(self, one: Instruction) -> Run:
+    def _op_hfma2(self, one: Instruction) -> Run:
         put = self._put(one.operands[0])
         if all(operand.lstrip("-") in ("RZ", "URZ") for operand in one.operands[1:3]):
             # A constant: its halves as numbers
@@ -856,15 +856,15 @@ class Thread:
             return lambda: put(value)
         return lambda: put(0)
 
-    def _hadd2(self, one: Instruction) -> Run:
+    def _op_hadd2(self, one: Instruction) -> Run:
         put = self._put(one.operands[0])
         return lambda: put(0)
 
-    _hmul2 = _hadd2
-    _hmnmx2 = _hadd2
-    _f2f = _hadd2
+    _op_hmul2 = _op_hadd2
+    _op_hmnmx2 = _op_hadd2
+    _op_f2f = _op_hadd2
 
-    def _f2fp(self, one: Instruction) -> Run:
+    def _op_f2fp(self, one: Instruction) -> Run:
         put = self._put(one.operands[0])
         high, low = (self._float(operand) for operand in one.operands[1:3])
         if "BF16" in one.modifiers:
@@ -875,7 +875,7 @@ class Thread:
             bits = _half_bits
         return lambda: put(bits(high()) << 16 | bits(low()))
 
-    def _hsetp2(self, one: Instruction) -> Run:
+    def _op_hsetp2(self, one: Instruction) -> Run:
         puts = [self._put_predicate(operand) for operand in one.operands[:2]]
 
         def test() -> None:
@@ -899,10 +899,10 @@ class Thread:
 
         return choose
 
-    _imnmx = _minimum
-    _vimnmx = _minimum
+    _op_imnmx = _minimum
+    _op_vimnmx = _minimum
 
-    def _viaddmnmx(self, one: Instruction) -> Run:
+    def _op_viaddmnmx(self, one: Instruction) -> Run:
         put, take_min = self._put(one.operands[0]), self._predicate(one.operands[-1])
         x, y, z = (self._get(operand) for operand in one.operands[1:4])
         unsigned = "U32" in one.modifiers
@@ -915,24 +915,24 @@ class Thread:
 
         return choose
 
-    def _iabs(self, one: Instruction) -> Run:
+    def _op_iabs(self, one: Instruction) -> Run:
         put, get = self._put(one.operands[0]), self._get(one.operands[1])
         return lambda: put(abs(signed(get())))
 
-    def _popc(self, one: Instruction) -> Run:
+    def _op_popc(self, one: Instruction) -> Run:
         put, get = self._put(one.operands[0]), self._get(one.operands[1])
         return lambda: put(get().bit_count())
 
-    def _flo(self, one: Instruction) -> Run:
+    def _op_flo(self, one: Instruction) -> Run:
         operands = [each for each in one.operands if not _PREDICATE.fullmatch(each)]
         put, get = self._put(operands[0]), self._get(operands[1])
         return lambda: put(get().bit_length() - 1)
 
-    def _brev(self, one: Instruction) -> Run:
+    def _op_brev(self, one: Instruction) -> Run:
         put, get = self._put(one.operands[0]), self._get(one.operands[1])
         return lambda: put(int(f"{get():032b}"[::-1], 2))
 
-    def _p2r(self, one: Instruction) -> Run:
+    def _op_p2r(self, one: Instruction) -> Run:
         put, get, mask = self._put(one.operands[0]), *map(self._get, one.operands[2:4])
         predicates = self._predicates
 
@@ -942,7 +942,7 @@ class Thread:
 
         return pack
 
-    def _r2p(self, one: Instruction) -> Run:
+    def _op_r2p(self, one: Instruction) -> Run:
         get, mask = (self._get(operand) for operand in one.operands[1:3])
         predicates = self._predicates
 
@@ -956,7 +956,7 @@ class Thread:
 
     # The warp, and synchronization
 
-    def _vote(self, one: Instruction) -> Run:
+    def _op_vote(self, one: Instruction) -> Run:
         condition = self._predicate(one.operands[-1])
         puts = [self._put_predicate(e) for e in one.operands[:-1] if _PREDICATE.fullmatch(e)]
         masks = [self._put(e) for e in one.operands[:-1] if not _PREDICATE.fullmatch(e)]
@@ -970,9 +970,9 @@ class Thread:
 
         return vote
 
-    _voteu = _vote
+    _op_voteu = _op_vote
 
-    def _shfl(self, one: Instruction) -> Run:
+    def _op_shfl(self, one: Instruction) -> Run:
         predicate, operands = self._put_predicate(one.operands[0]), one.operands
         put, get = self._put(operands[1]), self._get(operands[2])
 
@@ -982,11 +982,11 @@ class Thread:
 
         return shuffle
 
-    def _redux(self, one: Instruction) -> Run:
+    def _op_redux(self, one: Instruction) -> Run:
         put, get = self._put(one.operands[0]), self._get(one.operands[1])
         return lambda: put(get())
 
-    def _elect(self, one: Instruction) -> Run:
+    def _op_elect(self, one: Instruction) -> Run:
         elected = self._thread % 32 == 0
         puts = [self._put_predicate(each) for each in one.operands if _PREDICATE.fullmatch(each)]
 
@@ -996,7 +996,7 @@ class Thread:
 
         return elect
 
-    def _syncs(self, one: Instruction) -> Run:
+    def _op_syncs(self, one: Instruction) -> Run:
         first = one.operands[0]
         if _PREDICATE.fullmatch(first):
             complete = self._put_predicate(first)
@@ -1006,13 +1006,13 @@ class Thread:
         put = self._put(first)
         return lambda: put(0)
 
-    def _qspc(self, one: Instruction) -> Run:
+    def _op_qspc(self, one: Instruction) -> Run:
         put = self._put_predicate(one.operands[0])  # whether an address is one of shared memory
         return lambda: put(False)
 
     # Branches
 
-    def _bra(self, one: Instruction) -> Run:
+    def _op_bra(self, one: Instruction) -> Run:
         if "DIV" in one.modifiers:  # taken where the warp's lanes have parted
             return lambda: None
         if one.target is None:
@@ -1023,20 +1023,20 @@ class Thread:
             return lambda: target
         return lambda: target if all(condition() for condition in conditions) else None
 
-    _jmp = _bra
+    _op_jmp = _op_bra
 
-    def _call(self, one: Instruction) -> Run:
-        return self._bra(one)
+    def _op_call(self, one: Instruction) -> Run:
+        return self._op_bra(one)
 
-    def _ret(self, one: Instruction) -> Run:
+    def _op_ret(self, one: Instruction) -> Run:
         get, addresses = self._get(one.operands[0].split()[0]), self._addresses
         return lambda: addresses[get()]
 
-    def _exit(self, one: Instruction) -> Run:
+    def _op_exit(self, one: Instruction) -> Run:
         return lambda: _EXIT
 
-    def _bpt(self, one: Instruction) -> Run:
+    def _op_bpt(self, one: Instruction) -> Run:
         raise UnknownInstruction("the kernel traps")
 
 
-_MEANINGS = frozenset(name for name in vars(Thread) if re.fullmatch(r"_[a-z0-9]+", name))
+_MEANINGS = frozenset(name for name in vars(Thread) if name.startswith("_op_"))

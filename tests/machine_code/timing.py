@@ -25,7 +25,7 @@ OPERAND_CYCLES = 15  # at most, until a memory access has read its operands
 OTHER_CYCLES = 20
 CYCLES = {
     "LDG": MEMORY_CYCLES,
-    "LD": 40,  # in the first design generic accesses are to shared memory
+    "LD": 40,  # generic: taken to be of shared memory
     "LDGSTS": MEMORY_CYCLES,
     "LDS": 30,
     "LDSM": 33,
