@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <initializer_list>
+#include <tuple>
 
 #define __global__
 #define __device__
@@ -112,6 +114,15 @@ cudaError_t active_clusters(int* clusters, const cudaLaunchConfig_t& config, con
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
                    const std::function<void()>& thread);
 
+// Whether launches that the runtime has taken are recorded, not run: recorder.cpp.
+bool records_launches();
+struct Argument {
+  const void* value;
+  size_t bytes, alignment;
+};
+void record(const cudaLaunchConfig_t& config, const void* kernel,
+            std::initializer_list<Argument> arguments);
+
 // Runs a launch that the runtime has taken, to its end; one at a time.
 cudaError_t run(const cudaLaunchConfig_t& config, unsigned cluster,
                 const std::function<void()>& thread);
@@ -189,6 +200,17 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr /*shared me
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
+  if (emulator::records_launches()) {
+    return emulator::launch(*config, reinterpret_cast<const void*>(kernel), [&] {
+      const std::tuple<Parameters...> parameters(arguments...);
+      std::apply(
+          [&](const Parameters&... values) {
+            emulator::record(*config, reinterpret_cast<const void*>(kernel),
+                             {{&values, sizeof(Parameters), alignof(Parameters)}...});
+          },
+          parameters);
+    });
+  }
   return emulator::launch(*config, reinterpret_cast<const void*>(kernel),
                           [&] { kernel(arguments...); });
 }
