@@ -220,7 +220,11 @@ FUSED_LSTM_INLINE void store(typename Lanes<V>::Scalar* to, V value, int count) 
 }
 template <class V>
 FUSED_LSTM_INLINE void store(BFloat16* to, V value, int count) {
+#ifdef __CUDA_ARCH__
+  to->bits = bits_as<uint16_t>(__float2bfloat16_rn(value));
+#else
   store_bits16<V>(to, to_bfloat16<V, typename Lanes<V>::Integer>(value), count);
+#endif
 }
 template <class V>
 FUSED_LSTM_INLINE void store(Half* to, V value, int count) {

@@ -86,6 +86,29 @@ __device__ __forceinline__ float reciprocal_approx(float x) {
   return result;
 }
 
+// x of the thread itself, which after the shuffle stays in a register: the compiler would compute it
+// again, or read it from a kernel's parameters again, wherever it is used. For all lanes together.
+__device__ __forceinline__ int in_register(int x) {
+  return __shfl_sync(0xffffffff, x, static_cast<int>(threadIdx.x % 32));
+}
+// A pointer to global memory.
+template <class T>
+__device__ __forceinline__ T* in_register(T* pointer) {
+  const uint64_t address = __shfl_sync(0xffffffff, reinterpret_cast<uint64_t>(pointer),
+                                       static_cast<int>(threadIdx.x % 32));
+  return const_cast<T*>(static_cast<const T*>(__cvta_global_to_generic(address)));
+}
+
+// base + row * row_bytes in global memory, in one instruction.
+template <class T>
+__device__ __forceinline__ T* row_of(T* base, int row, int row_bytes) {
+  uint64_t address;
+  asm("mad.wide.s32 %0, %1, %2, %3;"
+      : "=l"(address)
+      : "r"(row), "r"(row_bytes), "l"(reinterpret_cast<uint64_t>(base)));
+  return const_cast<T*>(static_cast<const T*>(__cvta_global_to_generic(address)));
+}
+
 __device__ __forceinline__ bool any_of_warp(bool condition) {
   return __any_sync(0xffffffff, condition);
 }

@@ -26,20 +26,17 @@ constexpr int kTileUnits = kTileRows / kGates;  // forward
 constexpr int kMaxCluster = 16;                 // blocks
 constexpr int kGateBlocks = 4;                  // backward on the grid: a cluster, a gate each
 
-// Of the weights' part of a warp, 16 bytes a lane and tile (32 for the three factors of a float32
-// product), so many stay in registers, the others in shared memory.
-FUSED_LSTM_INLINE constexpr int resident_fragments(int fragments, int depth_tiles, int words) {
-  const int most = (depth_tiles > 16 ? 96 : 128) / words;
-  return fragments < most ? fragments : most;
-}
-
 // The sizes that are fixed when a kernel is compiled.
 struct Tiling {
   int row_tiles;       // of the weights: block and cluster, of a warp; grid, of a block
   int depth_tiles;     // of a warp. Block and cluster: the whole depth; grid: an eighth of it
   int input_tiles;     // depth tiles of the input, multiplied in the same GEMM; 0: a GEMM ahead
   int sequence_tiles;  // of a slice, at most
+  // Of a warp's fragments (fragments.h) so many stay in registers, the others in shared memory: as
+  // many as leave no register spilled.
+  int resident;
 
+  constexpr int fragments() const { return row_tiles * (depth_tiles + input_tiles); }
   friend constexpr bool operator==(const Tiling& a, const Tiling& b) {
     return a.row_tiles == b.row_tiles && a.depth_tiles == b.depth_tiles &&
            a.input_tiles == b.input_tiles && a.sequence_tiles == b.sequence_tiles;
@@ -70,30 +67,54 @@ struct Tilings {
 };
 constexpr Tilings block_tilings(Precision precision, bool backward) {
   if (precision == Precision::bits16) {
-    if (backward) return {{{1, 16, 0, 1}, {1, 32, 0, 1}}, 2};
-    return {{{2, 4, 2, 1}, {2, 4, 0, 1}, {4, 8, 0, 1}}, 3};
+    if (backward) return {{{1, 16, 0, 1, 16}, {1, 32, 0, 1, 8}}, 2};
+    return {{{2, 4, 2, 1, 12}, {2, 4, 0, 1, 8}, {4, 8, 0, 1, 24}}, 3};
   }
-  if (backward) return {{{1, 32, 0, 1}}, 1};
-  return {{{2, 8, 2, 1}, {2, 8, 0, 1}}, 2};
+  const bool split = precision == Precision::tf32_split;
+  if (backward) return {{{1, 32, 0, 1, split ? 6 : 8}}, 1};
+  return {{{2, 8, 2, 1, split ? 14 : 20}, {2, 8, 0, 1, 16}}, 2};
 }
 constexpr Tilings cluster_tilings(Precision precision, bool backward) {
   if (precision == Precision::bits16) {
-    if (backward) return {{{1, 8, 0, 1}, {2, 8, 0, 1}, {4, 8, 0, 1}}, 3};
-    return {{{1, 8, 0, 1}, {1, 16, 0, 1}, {2, 16, 0, 1}, {1, 32, 0, 1}}, 4};
-  }
-  const bool split = precision == Precision::tf32_split;
-  if (backward) return {{{1, 16, 0, 1}, {2, 16, 0, 1}, {4, 16, 0, 1}}, split ? 2 : 3};
-  return {{{1, 16, 0, 1}, {1, 32, 0, 1}, {1, 64, 0, 1}}, split ? 2 : 3};
-}
-constexpr Tilings grid_tilings(Precision precision, bool /*backward*/) {
-  if (precision == Precision::bits16) {
-    return {{{4, 6, 0, 1}, {4, 8, 0, 1}, {4, 16, 0, 1}, {4, 6, 0, 4}, {4, 8, 0, 4}, {4, 16, 0, 4}},
-            6};
+    if (backward) return {{{1, 8, 0, 1, 8}, {2, 8, 0, 1, 16}, {4, 8, 0, 1, 24}}, 3};
+    return {{{1, 8, 0, 1, 8}, {1, 16, 0, 1, 16}, {2, 16, 0, 1, 32}, {1, 32, 0, 1, 32}}, 4};
   }
   if (precision == Precision::tf32) {
-    return {{{4, 12, 0, 1}, {4, 16, 0, 1}, {3, 24, 0, 1}, {4, 12, 0, 4}, {4, 16, 0, 4}}, 5};
+    if (backward) return {{{1, 16, 0, 1, 16}, {2, 16, 0, 1, 28}, {4, 16, 0, 1, 28}}, 3};
+    return {{{1, 16, 0, 1, 16}, {1, 32, 0, 1, 32}, {1, 64, 0, 1, 32}}, 3};
   }
-  return {{{2, 12, 0, 1}, {2, 16, 0, 1}}, 2};
+  if (backward) return {{{1, 16, 0, 1, 14}, {2, 16, 0, 1, 14}}, 2};
+  return {{{1, 16, 0, 1, 16}, {1, 32, 0, 1, 8}}, 2};
+}
+constexpr Tilings grid_tilings(Precision precision, bool backward) {
+  if (precision == Precision::bits16) {
+    if (backward) {
+      return {{{4, 6, 0, 1, 24},
+               {4, 8, 0, 1, 20},
+               {4, 16, 0, 1, 10},
+               {4, 6, 0, 4, 12},
+               {4, 8, 0, 4, 10}},
+              5};
+    }
+    return {{{4, 6, 0, 1, 24},
+             {4, 8, 0, 1, 32},
+             {4, 16, 0, 1, 20},
+             {4, 6, 0, 4, 14},
+             {4, 8, 0, 4, 10}},
+            5};
+  }
+  if (precision == Precision::tf32) {
+    if (backward) {
+      return {{{4, 12, 0, 1, 24},
+               {4, 16, 0, 1, 20},
+               {3, 24, 0, 1, 14},
+               {4, 12, 0, 4, 12},
+               {4, 16, 0, 4, 6}},
+              5};
+    }
+    return {{{4, 12, 0, 1, 24}, {4, 16, 0, 1, 20}, {3, 24, 0, 1, 8}, {4, 12, 0, 4, 2}}, 4};
+  }
+  return {{{2, 12, 0, 1, 12}, {2, 16, 0, 1, 10}}, 2};
 }
 constexpr Tilings tilings(Kernel kernel, Precision precision, bool backward) {
   return kernel == Kernel::block     ? block_tilings(precision, backward)
@@ -136,8 +157,7 @@ constexpr SharedLayout make_layout(Kernel kernel, bool backward, const Placement
                                    Precision precision) {
   const Tiling& t = placement.tiling;
   const int words = fragment_words(precision);
-  const int fragments = t.row_tiles * (t.depth_tiles + t.input_tiles);
-  const int spilled = fragments - resident_fragments(fragments, t.depth_tiles, words);
+  const int spilled = t.fragments() - t.resident;
   const int sequences = t.sequence_tiles * kTileSequences;
   SharedLayout l = {};
   int end = 0;

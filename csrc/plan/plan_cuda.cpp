@@ -43,7 +43,7 @@ int clusters_at_once(const Gpu& gpu, int blocks) {
 
 double step_time(const Problem& problem, Kernel kernel, const Placement& placement) {
   const Tiling& t = placement.tiling;
-  const double fragments = static_cast<double>(t.row_tiles) * (t.depth_tiles + t.input_tiles);
+  const double fragments = t.fragments();
   const double sequence_tiles = ceil_div(placement.sequences, kTileSequences);
   double cycles = kPointwise * sequence_tiles + fragments * sequence_tiles * 2 * kTensorTile *
                                                 fragment_words(precision_for(problem)) / 4;

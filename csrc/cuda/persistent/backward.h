@@ -26,7 +26,7 @@ namespace fused_lstm {
 namespace cuda {
 namespace {
 
-template <class Mma, int kRowTiles, int kDepthTiles, bool kCluster>
+template <class Mma, int kRowTiles, int kDepthTiles, bool kCluster, bool kRagged, int kResident>
 __global__ void __launch_bounds__(kBlockThreads, 1)
     backward_kernel(const __grid_constant__ PersistentBackwardParams<typename Mma::Types> params) {
   using Types = typename Mma::Types;
@@ -40,8 +40,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   const int member = kCluster ? blockIdx.x % blocks : 0, block_group = blockIdx.x / blocks;
   const int slice = block_group % placement.slices, direction = block_group / placement.slices;
   const BackwardParams<Types>& p = params.layer[direction];
-  const int H = static_cast<int>(p.hidden_size);
-  const int T = static_cast<int>(p.steps.length);
+  const Timeline<kRagged> timeline(p.steps);
+  const int H = in_register(static_cast<int>(p.hidden_size));
   const int first_sequence = slice * placement.sequences;
   const int first_unit = member * kUnits;
   const int lane = threadIdx.x % kWarpThreads, warp = threadIdx.x / kWarpThreads;
@@ -53,7 +53,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   uint64_t* const barriers = reinterpret_cast<uint64_t*>(shared + params.layout.barriers);
 
   // Element 4 k + gate of the depth is a gate of the block's unit k.
-  Fragments<Mma, kRowTiles, kDepthTiles> weights(shared + params.layout.weights);
+  Fragments<Mma, kRowTiles, kDepthTiles, kResident> weights(shared + params.layout.weights);
   const Storage* const weight_hh = params.weight_hh[direction];
   weights.gather([&](int row, int depth, Storage(&elements)[Mma::kLaneElements]) {
     const int unit = warp * kRowTiles * kTileRows + row;
@@ -64,21 +64,21 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     }
   });
 
-  int index = T - 1;
-  while (index > 0 && rows_of(p.steps, index).count <= first_sequence) --index;
-  Rows now = rows_of(p.steps, index), next = rows_of(p.steps, index - 1);
+  int index = timeline.length - 1;
+  if (kRagged) {
+    while (timeline.rows(index).count <= first_sequence) --index;
+  }
+  Rows now = timeline.rows(index), next = timeline.rows(index - 1);
 
-  BackwardUnit<Types> units[kThreadUnits];
-  typename BackwardUnit<Types>::Saved saved[kThreadUnits];
-  EpisodeStart start[kThreadUnits];
+  BackwardUnit<Types, kRagged> units[kThreadUnits];
 #pragma unroll
   for (int i = 0; i < kThreadUnits; ++i) {
     const int pair = i * kBlockThreads + threadIdx.x;
     const int sequence = pair % kTileSequences, unit = pair / kTileSequences;
-    units[i].start(p, now, first_unit + unit, first_sequence + sequence,
+    units[i].start(p, timeline, now, first_unit + unit, first_sequence + sequence,
                    unit < kUnits && sequence < placement.sequences);
-    saved[i] = units[i].load(p, now, next);
-    start[i] = load_episode_start(p.boundaries, p.steps, index, units[i].b);
+    units[i].load(now, next, index > 0);
+    units[i].episodes.load_start(timeline, index);
   }
 
   if (kCluster) {
@@ -113,17 +113,12 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     }
   };
 
-  int version = 0;
-  for (; index >= 0 && now.count > first_sequence; --index) {
-    const int t = time_of(p.steps, index);
-    if (version > 0) receive(version);
-    ++version;
-
+  for (int version = 1;; ++version, --index) {
+    const int t = timeline.time(index);
     Storage grads[kThreadUnits][4];
 #pragma unroll
     for (int i = 0; i < kThreadUnits; ++i) {
-      const bool episode = starts(start[i], units[i].length);
-      const Gates<FastFloat> grad = units[i].step(p, now, t, saved[i], episode);
+      const Gates<FastFloat> grad = units[i].step(p, now, t);
       grads[i][0] = rounded<Storage>(grad.i.value);
       grads[i][1] = rounded<Storage>(grad.f.value);
       grads[i][2] = rounded<Storage>(grad.g.value);
@@ -184,17 +179,22 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     if (!kCluster) __syncthreads();
 
     // What no other thread waits for.
-    const Rows previous = rows_of(p.steps, index - 2);
+    const Rows previous = timeline.rows_after(next, index - 2, -1);
 #pragma unroll
-    for (int i = 0; i < kThreadUnits; ++i) {
-      units[i].emit(p, now, grads[i]);
-      saved[i] = units[i].load(p, next, previous);
-      start[i] = load_episode_start(p.boundaries, p.steps, index - 1, units[i].b);
+    for (int i = 0; i < kThreadUnits; ++i) units[i].emit(now, grads[i]);
+    const bool more = index > 0 && (!kRagged || next.count > first_sequence);
+    if (more) {
+#pragma unroll
+      for (int i = 0; i < kThreadUnits; ++i) {
+        units[i].load(next, previous, index > 1);
+        units[i].episodes.load_start(timeline, index - 1);
+      }
     }
+    receive(version);
+    if (!more) break;
     now = next;
     next = previous;
   }
-  if (version > 0) receive(version);
 #pragma unroll
   for (int i = 0; i < kThreadUnits; ++i) units[i].finish(p);
   if (kCluster) {  // others may still send to this block

@@ -14,93 +14,81 @@ namespace fused_lstm {
 namespace cuda {
 namespace {
 
-// Calls body(index), a compile-time constant, for the tiling's place in the list.
-template <int... indices, class Body>
-cudaError_t with_index(const Tilings& list, const Tiling& tiling,
-                       std::integer_sequence<int, indices...>, const Body& body) {
-  cudaError_t error = cudaErrorInvalidConfiguration;  // of a plan with a tiling that is not compiled
+// The kernel of a tiling, by its place in the list.
+template <class Mma, Precision precision, Kernel kernel, bool kBackward, int kIndex, bool kRagged>
+constexpr auto kernel_of() {
+  constexpr Tiling t = tilings(kernel, precision, kBackward).list[kIndex];
+  if constexpr (kernel == Kernel::grid && kBackward) {
+    return grid_backward_kernel<Mma, t.row_tiles, t.depth_tiles, t.sequence_tiles, kRagged,
+                                t.resident>;
+  } else if constexpr (kernel == Kernel::grid) {
+    return grid_forward_kernel<Mma, t.row_tiles, t.depth_tiles, t.sequence_tiles, kRagged,
+                                t.resident>;
+  } else if constexpr (kBackward) {
+    return backward_kernel<Mma, t.row_tiles, t.depth_tiles, kernel == Kernel::cluster, kRagged,
+                                t.resident>;
+  } else {
+    return forward_kernel<Mma, t.row_tiles, t.depth_tiles, t.input_tiles,
+                          kernel == Kernel::cluster, kRagged,
+                                t.resident>;
+  }
+}
+
+template <Kernel kernel, bool kBackward, class Params>
+cudaError_t launch_placed(void (*function)(Params), const Params& params, cudaStream_t stream) {
+  const Placement& placement = params.placement;
+  const int64_t blocks =
+      static_cast<int64_t>(params.directions) * placement.slices * placement.blocks;
+  Together together = {0, false};
+  if (kernel == Kernel::cluster) together.cluster = placement.blocks;
+  if (kernel == Kernel::grid) {
+    together.cooperative = true;  // its blocks wait for one another: all of them run, or none does
+    if (kBackward) together.cluster = kGateBlocks;
+  }
+  return launch(function, params, blocks, kBlockThreads, params.layout.total, together, stream);
+}
+
+// Of slices of several tiles of sequences, only the kernels of ragged sequences are compiled.
+template <class Mma, Precision precision, Kernel kernel, bool kBackward, class Params, int... indices>
+cudaError_t launch_tiling(const Params& params, cudaStream_t stream,
+                          std::integer_sequence<int, indices...>) {
+  const auto& layer = params.layer[0];
+  const bool ragged =
+      layer.steps.offsets || layer.boundaries.lengths || layer.boundaries.reset;
+  cudaError_t error = cudaErrorInvalidConfiguration;  // of a tiling that is not compiled
   const auto each = [&](auto index) {
-    if (list.list[index] == tiling) error = body(index);
+    constexpr int i = decltype(index)::value;
+    constexpr Tiling t = tilings(kernel, precision, kBackward).list[i];
+    if (!(t == params.placement.tiling)) return;
+    if (t.sequence_tiles > 1 || ragged) {
+      error = launch_placed<kernel, kBackward>(
+          kernel_of<Mma, precision, kernel, kBackward, i, true>(), params, stream);
+    } else {
+      constexpr bool compiled = t.sequence_tiles > 1;
+      error = launch_placed<kernel, kBackward>(
+          kernel_of<Mma, precision, kernel, kBackward, i, compiled>(), params, stream);
+    }
   };
   (each(std::integral_constant<int, indices>{}), ...);
   return error;
 }
 
-// Calls body(kernel) with the kernel for the tiling.
-template <class Mma, Precision precision, class Body>
-cudaError_t with_forward_kernel(Kernel kernel, const Tiling& tiling, const Body& body) {
-  if (kernel == Kernel::grid) {
-    constexpr Tilings list = grid_tilings(precision, false);
-    return with_index(list, tiling, std::make_integer_sequence<int, list.count>{}, [&](auto i) {
-      constexpr Tiling t = grid_tilings(precision, false).list[i];
-      return body(grid_forward_kernel<Mma, t.row_tiles, t.depth_tiles, t.sequence_tiles>);
-    });
+template <class Mma, Precision precision, bool kBackward, class Params>
+cudaError_t launch_persistent(Kernel kernel, const Params& params, cudaStream_t stream) {
+  const auto launch_of = [&](auto its) {
+    constexpr Kernel k = decltype(its)::value;
+    return launch_tiling<Mma, precision, k, kBackward>(
+        params, stream,
+        std::make_integer_sequence<int, tilings(k, precision, kBackward).count>{});
+  };
+  switch (kernel) {
+    case Kernel::block:
+      return launch_of(std::integral_constant<Kernel, Kernel::block>{});
+    case Kernel::cluster:
+      return launch_of(std::integral_constant<Kernel, Kernel::cluster>{});
+    default:
+      return launch_of(std::integral_constant<Kernel, Kernel::grid>{});
   }
-  if (kernel == Kernel::cluster) {
-    constexpr Tilings list = cluster_tilings(precision, false);
-    return with_index(list, tiling, std::make_integer_sequence<int, list.count>{}, [&](auto i) {
-      constexpr Tiling t = cluster_tilings(precision, false).list[i];
-      return body(forward_kernel<Mma, t.row_tiles, t.depth_tiles, t.input_tiles, true>);
-    });
-  }
-  constexpr Tilings list = block_tilings(precision, false);
-  return with_index(list, tiling, std::make_integer_sequence<int, list.count>{}, [&](auto i) {
-    constexpr Tiling t = block_tilings(precision, false).list[i];
-    return body(forward_kernel<Mma, t.row_tiles, t.depth_tiles, t.input_tiles, false>);
-  });
-}
-
-template <class Mma, Precision precision, class Body>
-cudaError_t with_backward_kernel(Kernel kernel, const Tiling& tiling, const Body& body) {
-  if (kernel == Kernel::grid) {
-    constexpr Tilings list = grid_tilings(precision, true);
-    return with_index(list, tiling, std::make_integer_sequence<int, list.count>{}, [&](auto i) {
-      constexpr Tiling t = grid_tilings(precision, true).list[i];
-      return body(grid_backward_kernel<Mma, t.row_tiles, t.depth_tiles, t.sequence_tiles>);
-    });
-  }
-  if (kernel == Kernel::cluster) {
-    constexpr Tilings list = cluster_tilings(precision, true);
-    return with_index(list, tiling, std::make_integer_sequence<int, list.count>{}, [&](auto i) {
-      constexpr Tiling t = cluster_tilings(precision, true).list[i];
-      return body(backward_kernel<Mma, t.row_tiles, t.depth_tiles, true>);
-    });
-  }
-  constexpr Tilings list = block_tilings(precision, true);
-  return with_index(list, tiling, std::make_integer_sequence<int, list.count>{}, [&](auto i) {
-    constexpr Tiling t = block_tilings(precision, true).list[i];
-    return body(backward_kernel<Mma, t.row_tiles, t.depth_tiles, false>);
-  });
-}
-
-template <class Params>
-cudaError_t launch_placed(void (*function)(Params), Kernel kernel, int gate_blocks,
-                          const Params& params, cudaStream_t stream) {
-  const Placement& placement = params.placement;
-  const int64_t blocks =
-      static_cast<int64_t>(params.directions) * placement.slices * placement.blocks;
-  // The blocks of a grid wait for one another: all of them run, or none does.
-  const Together together = kernel == Kernel::grid ? Together{gate_blocks, true}
-                            : kernel == Kernel::cluster ? Together{placement.blocks, false}
-                                                        : Together{0, false};
-  return launch(function, params, blocks, kBlockThreads, params.layout.total, together, stream);
-}
-
-template <class Mma, Precision precision>
-cudaError_t launch_forward_as(Kernel kernel,
-                              const PersistentForwardParams<typename Mma::Types>& params,
-                              cudaStream_t stream) {
-  return with_forward_kernel<Mma, precision>(
-      kernel, params.placement.tiling,
-      [&](auto function) { return launch_placed(function, kernel, 0, params, stream); });
-}
-template <class Mma, Precision precision>
-cudaError_t launch_backward_as(Kernel kernel,
-                               const PersistentBackwardParams<typename Mma::Types>& params,
-                               cudaStream_t stream) {
-  return with_backward_kernel<Mma, precision>(
-      kernel, params.placement.tiling,
-      [&](auto function) { return launch_placed(function, kernel, kGateBlocks, params, stream); });
 }
 
 }  // namespace

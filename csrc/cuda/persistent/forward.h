@@ -28,7 +28,7 @@ namespace fused_lstm {
 namespace cuda {
 namespace {
 
-template <class Mma, int kRowTiles, int kDepthTiles, int kInputTiles, bool kCluster>
+template <class Mma, int kRowTiles, int kDepthTiles, int kInputTiles, bool kCluster, bool kRagged, int kResident>
 __global__ void __launch_bounds__(kBlockThreads, 1)
     forward_kernel(const __grid_constant__ PersistentForwardParams<typename Mma::Types> params) {
   using Types = typename Mma::Types;
@@ -44,26 +44,25 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   const int member = kCluster ? blockIdx.x % blocks : 0, block_group = blockIdx.x / blocks;
   const int slice = block_group % placement.slices, direction = block_group / placement.slices;
   const ForwardParams<Types>& p = params.layer[direction];
-  const int H = static_cast<int>(p.hidden_size);
-  const int T = static_cast<int>(p.steps.length);
+  const Timeline<kRagged> timeline(p.steps);
+  const int H = in_register(static_cast<int>(p.hidden_size)), T = timeline.length, B = timeline.batch;
   const int first_sequence = slice * placement.sequences;
 
   const int lane = threadIdx.x % kWarpThreads, warp = threadIdx.x / kWarpThreads;
   const int lane_unit = lane / 4 % kTileUnits;           // of a row tile
   const int lane_sequence = 2 * (lane % 4) + lane / 16;  // of the slice
   const bool low = lane < 16;
-  // Whether row tile r of the warp has units.
-  const auto has_rows = [&](int r) {
-    return (warp * kRowTiles + r) * kTileUnits < placement.units;
-  };
   const int first_unit = member * placement.units + warp * kRowTiles * kTileUnits;
+  // Whether row tile r of the warp has units.
+  const int warp_tiles = placement.units / kTileUnits - warp * kRowTiles;
+  const auto has_rows = [&](int r) { return r < warp_tiles; };
 
   char* const shared = dynamic_shared();
   char* const operand = shared + params.layout.operand;
   uint64_t* const barriers = reinterpret_cast<uint64_t*>(shared + params.layout.barriers);
 
   // Row `row` of the warp's tiles is a gate of a unit.
-  Fragments<Mma, kRowTiles, kTiles> weights(shared + params.layout.weights);
+  Fragments<Mma, kRowTiles, kTiles, kResident> weights(shared + params.layout.weights);
   const auto weight_row = [&](int row) {
     const int unit = first_unit + row / kTileRows * kTileUnits + row % kTileUnits;
     const int gate = row % kTileRows / kTileUnits;
@@ -92,7 +91,6 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     });
   }
 
-  // Version 0: the hidden state that enters the first step, zero where there is no unit.
   for (int i = threadIdx.x; i < 2 * kBuffer / 4; i += kBlockThreads) {
     reinterpret_cast<uint32_t*>(operand)[i] = 0;
   }
@@ -111,31 +109,35 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       *reinterpret_cast<uint32_t*>(to) = Mma::bits(x);
     }
   };
-  const auto enters = [&](int b, int j, bool episode, Storage hidden) {
-    if (!episode) return hidden;
-    return p.boundaries.reset_to_initial && p.h_0 && b < p.steps.batch && j < H
-               ? p.h_0[offset_of(b, H) + j]
-               : Storage{};
+  // What enters a step: at the start of an episode not the hidden state before it.
+  const auto enters = [&](const Episodes<kRagged>& episodes, int b, int j, Storage hidden) {
+    if (!episodes.starts()) return hidden;
+    return p.boundaries.reset_to_initial && p.h_0 && b < B && j < H ? p.h_0[offset_of(b, H) + j]
+                                                                    : Storage{};
   };
+  // Version 0: the hidden state that enters the first step, zero where there is no unit.
   for (int i = threadIdx.x; i < H * kTileSequences; i += kBlockThreads) {
-    const int j = i % H, sequence = i / H;
-    const int b = first_sequence + sequence;
-    if (sequence >= placement.sequences || b >= p.steps.batch || !p.h_0) continue;
-    const EpisodeStart start = load_episode_start(p.boundaries, p.steps, 0, b);
-    const bool episode = starts(start, valid_length(p.boundaries, p.steps, b));
-    store_operand(0, j, sequence, enters(b, j, episode, p.h_0[offset_of(b, H) + j]));
+    const int j = i % H, sequence = i / H, b = first_sequence + sequence;
+    if (sequence >= placement.sequences || b >= B || !p.h_0) continue;
+    Episodes<kRagged> episodes(p.boundaries, timeline, b);
+    episodes.load_start(timeline, 0);
+    store_operand(0, j, sequence, enters(episodes, b, j, p.h_0[offset_of(b, H) + j]));
   }
 
   // The thread's element of the input, with input_tiles.
-  constexpr int kInputElements = kInputTiles * Mma::kTileElements;
-  const int input_sequence = kInputElements ? threadIdx.x / (kInputElements + !kInputElements) : 0;
-  const int input_column = kInputElements ? threadIdx.x % (kInputElements + !kInputElements) : 0;
-  const int input_b = first_sequence + input_sequence;
-  const bool takes_input = input_sequence < placement.sequences && input_column < params.input_size;
+  constexpr int kInputElements = kInputTiles > 0 ? kInputTiles * Mma::kTileElements : 1;
+  const int input_sequence = threadIdx.x / kInputElements;
+  const int input_column = threadIdx.x % kInputElements;
+  const int input_size = params.input_size;
+  const bool takes_input = kInputTiles > 0 && input_sequence < placement.sequences &&
+                           first_sequence + input_sequence < B && input_column < input_size;
+  const Storage* const input =
+      in_register(params.input) + offset_of(first_sequence + input_sequence, input_size) +
+      input_column;
   const auto load_input = [&](const Rows& rows) {
     Storage x = {};
-    if (takes_input && input_b < rows.count) {
-      x = params.input[offset_of(rows.first + input_b, params.input_size) + input_column];
+    if (takes_input && (!kRagged || first_sequence + input_sequence < rows.count)) {
+      x = *row_of(input, rows.first, input_size * static_cast<int>(sizeof(Storage)));
     }
     return x;
   };
@@ -145,21 +147,27 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     }
   };
 
-  ForwardUnit<Types> units[kRowTiles];
-  float bias[kRowTiles][4] = {};
+  // Skips the steps that no sequence of the slice has: of a packed sequence, the first ones in the
+  // reverse direction.
+  int index = 0;
+  if (kRagged) {
+    while (timeline.rows(index).count <= first_sequence) ++index;
+  }
+  Rows now = timeline.rows(index), next = timeline.rows(index + 1);
+
+  ForwardUnit<Types, kRagged> units[kRowTiles];
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r) {
-    units[r].start(p, first_unit + r * kTileUnits + lane_unit, first_sequence + lane_sequence,
+    units[r].start(params, direction, timeline, first_unit + r * kTileUnits + lane_unit,
+                   first_sequence + lane_sequence,
                    has_rows(r) && lane_sequence < placement.sequences);
-    if (units[r].j < H) {
-      add_bias(bias[r], params.bias_ih[direction], H, units[r].j);
-      add_bias(bias[r], params.bias_hh[direction], H, units[r].j);
-    }
+    if (kInputTiles == 0) units[r].load(now);
+    units[r].episodes.load_start(timeline, index);
   }
-  const int b = units[0].b, length = units[0].length;
 
   // Where the lane sends: every kPacked-th block of the cluster.
   ClusterAddress destination[kSends];
+  const unsigned sent_bytes = kTileSequences * blocks * placement.units * Mma::kElementBytes;
   if (kCluster) {
 #pragma unroll
     for (int i = 0; i < kSends; ++i) {
@@ -167,45 +175,25 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       destination[i] = cluster_address(shared, rank < blocks ? rank : 0);
     }
     if (threadIdx.x == 0) {
-      const unsigned bytes = kTileSequences * blocks * placement.units * Mma::kElementBytes;
-      barrier_expect(&barriers[1], bytes);
-      barrier_expect(&barriers[0], bytes);
+      barrier_expect(&barriers[1], sent_bytes);
+      barrier_expect(&barriers[0], sent_bytes);
     }
     cluster_arrive();
     cluster_wait();
   }
+  const int operand_at = in_register(params.layout.operand);
+  const int barriers_at = in_register(params.layout.barriers);
 
-  // Skips the steps that no sequence of the slice has: of a packed sequence, the first ones in the
-  // reverse direction.
-  int index = 0;
-  while (rows_of(p.steps, index).count <= first_sequence && index < T) ++index;
-  Rows now = rows_of(p.steps, index), next = rows_of(p.steps, index + 1);
-  EpisodeStart start = load_episode_start(p.boundaries, p.steps, index, b);
-  EpisodeStart next_start = load_episode_start(p.boundaries, p.steps, index + 1, b);
-  float ahead[kRowTiles][4] = {};
   Storage input_ahead = {};
-  if (kInputTiles) {
+  if (kInputTiles > 0) {
     store_input(0, load_input(now));
-    input_ahead = load_input(next);
-  } else {
-#pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) {
-      load_preactivations(params.preactivations[direction], H, now.first + b, units[r].j,
-                          units[r].exists(now), ahead[r]);
-    }
+    if (index + 1 < T) input_ahead = load_input(next);
   }
   if (!kCluster) __syncthreads();
 
-  for (int version = 0; index < T && now.count > first_sequence; ++index, ++version) {
-    const int t = time_of(p.steps, index);
-    const bool more = next.count > first_sequence;
-    if (kCluster && version > 0) {
-      uint64_t* const barrier = &barriers[version % 2];
-      barrier_wait(barrier, (version - 1) / 2 % 2);
-      if (threadIdx.x == 0) {
-        barrier_expect(barrier, kTileSequences * blocks * placement.units * Mma::kElementBytes);
-      }
-    }
+  for (int version = 0;; ++version, ++index) {
+    const int t = timeline.time(index);
+    const bool more = index + 1 < T && (!kRagged || next.count > first_sequence);
 
     float sums[kChains][kRowTiles][4] = {};
     const uint4* const from =
@@ -217,7 +205,6 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       weights.multiply(sums[(2 * pair + 1) % kChains], 2 * pair + 1, words.z, words.w);
     }
 
-    const bool episode = starts(start, length), next_episode = starts(next_start, length);
     Gates<FastFloat> gates[kRowTiles];
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r) {
@@ -235,56 +222,62 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
                             low ? second : all[3]};
       float total[4];
 #pragma unroll
-      for (int gate = 0; gate < 4; ++gate) total[gate] = own[gate] + (ahead[r][gate] + bias[r][gate]);
-      gates[r] = units[r].step(p, now, t, total, episode);
-
-      if (!more) continue;
-      const Storage h = enters(b, units[r].j, next_episode, units[r].hidden);
-      const int element = first_unit + r * kTileUnits + lane_unit;
-      if (!kCluster) {
-        if (has_rows(r)) store_operand(version + 1, element, lane_sequence, h);
-        continue;
-      }
-      uint32_t word = Mma::bits(h);
-      uint2 words;
-      if constexpr (Mma::kElementBytes == 2) {
-        const uint32_t other = __shfl_xor_sync(kFullMask, word, 4);
-        word = lane_unit % 2 ? other | word << 16 : word | other << 16;
-        const uint32_t rest = __shfl_xor_sync(kFullMask, word, 8);
-        words = lane_unit < 2 ? make_uint2(word, rest) : make_uint2(rest, word);
-      } else {
-        const uint32_t other = __shfl_xor_sync(kFullMask, word, 4);
-        words = lane_unit % 2 ? make_uint2(other, word) : make_uint2(word, other);
-      }
-      if (!has_rows(r)) continue;
-      const int at = params.layout.operand + (version + 1) % 2 * kBuffer +
-                     operand_offset(element / kPacked * kPacked, lane_sequence, Mma::kElementBytes);
-      const int barrier = params.layout.barriers + (version + 1) % 2 * 8;
+      for (int gate = 0; gate < 4; ++gate) total[gate] = own[gate] + units[r].preactivation(gate);
+      gates[r] = units[r].step(p, now, t, total);
+      units[r].episodes.load_start(timeline, index + 1);
+    }
+    if (more) {
 #pragma unroll
-      for (int i = 0; i < kSends; ++i) {
-        if (lane_unit % kPacked + i * kPacked < blocks) {
-          store_async(destination[i] + at, words, destination[i] + barrier);
+      for (int r = 0; r < kRowTiles; ++r) {
+        const Storage h = enters(units[r].episodes, units[r].b, units[r].j, units[r].hidden);
+        const int element = first_unit + r * kTileUnits + lane_unit;
+        if (!kCluster) {
+          if (has_rows(r)) store_operand(version + 1, element, lane_sequence, h);
+          continue;
+        }
+        uint32_t word = Mma::bits(h);
+        uint2 words;
+        if constexpr (Mma::kElementBytes == 2) {
+          const uint32_t other = __shfl_xor_sync(kFullMask, word, 4);
+          word = lane_unit % 2 ? other | word << 16 : word | other << 16;
+          const uint32_t rest = __shfl_xor_sync(kFullMask, word, 8);
+          words = lane_unit < 2 ? make_uint2(word, rest) : make_uint2(rest, word);
+        } else {
+          const uint32_t other = __shfl_xor_sync(kFullMask, word, 4);
+          words = lane_unit % 2 ? make_uint2(other, word) : make_uint2(word, other);
+        }
+        if (!has_rows(r)) continue;
+        const int at = operand_at + (version + 1) % 2 * kBuffer +
+                       operand_offset(element / kPacked * kPacked, lane_sequence,
+                                      Mma::kElementBytes);
+        const int barrier = barriers_at + (version + 1) % 2 * 8;
+#pragma unroll
+        for (int i = 0; i < kSends; ++i) {
+          if (lane_unit % kPacked + i * kPacked < blocks) {
+            store_async(destination[i] + at, words, destination[i] + barrier);
+          }
         }
       }
+      if (kInputTiles > 0) store_input(version + 1, input_ahead);
     }
-    if (kInputTiles) store_input(version + 1, input_ahead);
     if (!kCluster) __syncthreads();
 
     // What no other thread waits for: results, and the next steps' operands.
 #pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) units[r].emit(p, now, t, gates[r]);
+    for (int r = 0; r < kRowTiles; ++r) units[r].emit(now, t, gates[r]);
+    if (!more) break;
     now = next;
-    next = rows_of(p.steps, index + 2);
-    start = next_start;
-    next_start = load_episode_start(p.boundaries, p.steps, index + 2, b);
-    if (kInputTiles) {
-      input_ahead = load_input(next);
+    next = timeline.rows_after(now, index + 2, 1);
+    if (kInputTiles > 0) {
+      if (index + 2 < T) input_ahead = load_input(next);
     } else {
 #pragma unroll
-      for (int r = 0; r < kRowTiles; ++r) {
-        load_preactivations(params.preactivations[direction], H, now.first + b, units[r].j,
-                            units[r].exists(now), ahead[r]);
-      }
+      for (int r = 0; r < kRowTiles; ++r) units[r].load(now);
+    }
+    if (kCluster) {
+      uint64_t* const barrier = &barriers[(version + 1) % 2];
+      barrier_wait(barrier, version / 2 % 2);
+      if (threadIdx.x == 0) barrier_expect(barrier, sent_bytes);
     }
   }
 #pragma unroll

@@ -8,12 +8,11 @@ namespace fused_lstm {
 namespace cuda {
 namespace {
 
-template <class Mma, int kRowTiles, int kDepthTiles>
+template <class Mma, int kRowTiles, int kDepthTiles, int kResident>
 class Fragments {
   using Fragment = typename Mma::Fragment;
   using Storage = typename Mma::Storage;
   static constexpr int kAll = kRowTiles * kDepthTiles;
-  static constexpr int kResident = resident_fragments(kAll, kDepthTiles, Mma::kWords);
   static constexpr int kVectors = Mma::kWords / 4;  // of 16 bytes in a fragment
 
  public:
@@ -32,6 +31,7 @@ class Fragments {
       const int depth =
           (kSequenceBytes * (tile / 2) + 16 * q + 8 * (tile % 2)) / Mma::kElementBytes;
       Storage first[Mma::kLaneElements], second[Mma::kLaneElements];
+      if (f % 8 == 7) __syncwarp();  // no more loads in flight than there are registers
       elements(row, depth, first);
       elements(row + 8, depth, second);
       const Fragment fragment = Mma::fragment(first, second);

@@ -26,7 +26,7 @@ namespace fused_lstm {
 namespace cuda {
 namespace {
 
-template <class Mma, int kRowTiles, int kDepthTiles, int kSequenceTiles>
+template <class Mma, int kRowTiles, int kDepthTiles, int kSequenceTiles, bool kRagged, int kResident>
 __global__ void __launch_bounds__(kBlockThreads, 1) grid_backward_kernel(
     const __grid_constant__ PersistentBackwardParams<typename Mma::Types> params) {
   using Types = typename Mma::Types;
@@ -48,8 +48,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_backward_kernel(
   const int slice = block_group % placement.slices, direction = block_group / placement.slices;
   const int gate = member % kGateBlocks, cluster = member / kGateBlocks;
   const BackwardParams<Types>& p = params.layer[direction];
-  const int H = static_cast<int>(p.hidden_size);
-  const int T = static_cast<int>(p.steps.length);
+  const Timeline<kRagged> timeline(p.steps);
+  const int H = in_register(static_cast<int>(p.hidden_size));
   const int first_sequence = slice * placement.sequences;
   const int first_row = cluster * kRows, first_unit = first_row + gate * kUnits;
   const int lane = threadIdx.x % kWarpThreads, warp = threadIdx.x / kWarpThreads;
@@ -58,8 +58,9 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_backward_kernel(
   float* const partials = reinterpret_cast<float*>(shared + params.layout.partials);
   float* const received = reinterpret_cast<float*>(shared + params.layout.received);
   uint64_t* const barriers = reinterpret_cast<uint64_t*>(shared + params.layout.barriers);
-  uint32_t* const exchange = params.exchange + 2 * block_group * params.exchange_words;
-  const int gate_words = static_cast<int>(params.exchange_words / kGates);
+  const int gate_bytes = in_register(static_cast<int>(params.exchange_words));  // 4 gates of words
+  uint32_t* const exchange =
+      in_register(params.exchange + 2 * block_group * params.exchange_words);
 
   // Where element `depth` of a warp's depth is in its words: mma.h's order for 16-bit elements, of
   // which a vector of words holds 4 rather than 8.
@@ -68,7 +69,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_backward_kernel(
     const int pair = depth / 32, q = depth % 32 / 8, tile = depth % 8 / 4;
     return (2 * pair + tile) * kGroupElements + 4 * q + depth % 4;
   };
-  Fragments<Mma, kRowTiles, kDepthTiles> weights(shared + params.layout.weights);
+  Fragments<Mma, kRowTiles, kDepthTiles, kResident> weights(shared + params.layout.weights);
   const Storage* const weight_hh = params.weight_hh[direction];
   weights.gather([&](int row, int depth, Storage(&elements)[Mma::kLaneElements]) {
     const int unit = first_row + row;
@@ -85,24 +86,31 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_backward_kernel(
   for (int i = 0; i < kGroups; ++i) {
     const int group = warp * kGroups + i;
     const int element = group * kGroupElements + 4 * (lane % 4);
-    at[i] = element < placement.blocks * kUnits ? group * kWarpThreads + lane : lane / 4 * 4;
+    at[i] = in_register(element < placement.blocks * kUnits ? group * kWarpThreads + lane
+                                                            : lane / 4 * 4);
   }
 
-  int index = T - 1;
-  while (index > 0 && rows_of(p.steps, index).count <= first_sequence) --index;
-  Rows now = rows_of(p.steps, index), next = rows_of(p.steps, index - 1);
+  int index = timeline.length - 1;
+  if (kRagged) {
+    while (timeline.rows(index).count <= first_sequence) --index;
+  }
+  Rows now = timeline.rows(index), next = timeline.rows(index - 1);
 
-  BackwardUnit<Types> units[kThreadUnits];
-  typename BackwardUnit<Types>::Saved saved[kThreadUnits];
-  EpisodeStart start[kThreadUnits];
+  BackwardUnit<Types, kRagged> units[kThreadUnits];
+  uint32_t* word_of[kThreadUnits];  // of the exchange, of the first gate in the first buffer
 #pragma unroll
   for (int i = 0; i < kThreadUnits; ++i) {
     const int pair = i * kBlockThreads + threadIdx.x;
     const int unit = pair % kUnits, sequence = pair / kUnits;
-    units[i].start(p, now, first_unit + unit, first_sequence + sequence,
+    units[i].start(p, timeline, now, first_unit + unit, first_sequence + sequence,
                    sequence < placement.sequences);
-    saved[i] = units[i].load(p, now, next);
-    start[i] = load_episode_start(p.boundaries, p.steps, index, units[i].b);
+    units[i].load(now, next, index > 0);
+    units[i].episodes.load_start(timeline, index);
+    const int element = first_unit + unit;
+    word_of[i] = in_register(exchange + (sequence / kTileSequences * kTileVectors +
+                                         element / kGroupElements * kWarpThreads +
+                                         sequence % kTileSequences * 4) * 4 +
+                             element % kGroupElements);
   }
 
   const int sequence_tiles = (placement.sequences + kTileSequences - 1) / kTileSequences;
@@ -120,8 +128,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_backward_kernel(
   // The GEMM of the step that was last: its words of all blocks, its sums into grad_hidden.
   const auto multiply = [&](int version) {
     float* const sums_of_warps = partials + version % kBuffers * kPartials;
-    const uint4* const from = reinterpret_cast<const uint4*>(
-        exchange + version % 2 * params.exchange_words + gate * gate_words);
+    const uint4* const from =
+        reinterpret_cast<const uint4*>(row_of(exchange, version % 2 * kGates + gate, gate_bytes));
 #pragma unroll
     for (int tile = 0; tile < kSequenceTiles; ++tile) {
       if (kSequenceTiles > 1 && tile >= sequence_tiles) continue;
@@ -141,7 +149,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_backward_kernel(
       store_partials<kRowTiles>(sums_of_warps, kSequences, tile, sums);
     }
     __syncthreads();
-#pragma unroll
+#pragma unroll 1
     for (int i = 0; i < kThreadSums; ++i) {
       const int index = i * kBlockThreads + threadIdx.x;
       const int row = index % (kRows / 2) * 2, sequence = index / (kRows / 2);
@@ -176,11 +184,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_backward_kernel(
     }
   };
 
-  int version = 0;
-  for (; index >= 0 && now.count > first_sequence; --index) {
-    const int t = time_of(p.steps, index);
-    if (version > 0) multiply(version);
-    ++version;
+  for (int version = 1;; ++version, --index) {
+    const int t = timeline.time(index);
     const uint32_t phase = phase_of(version, kFloatPhase);
 
     Storage grads[kThreadUnits][4];
@@ -189,39 +194,37 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_backward_kernel(
       const int pair = i * kBlockThreads + threadIdx.x;
       const int unit = pair % kUnits, sequence = pair / kUnits;
       if (sequence >= sequence_tiles * kTileSequences) continue;
-      const bool episode = starts(start[i], units[i].length);
-      const Gates<FastFloat> grad = units[i].step(p, now, t, saved[i], episode);
+      const Gates<FastFloat> grad = units[i].step(p, now, t);
       grads[i][0] = rounded<Storage>(grad.i.value);
       grads[i][1] = rounded<Storage>(grad.f.value);
       grads[i][2] = rounded<Storage>(grad.g.value);
       grads[i][3] = rounded<Storage>(grad.o.value);
-      const int element = first_unit + unit;
-      uint32_t* const to = exchange + version % 2 * params.exchange_words +
-                           (sequence / kTileSequences * kTileVectors +
-                            element / kGroupElements * kWarpThreads +
-                            sequence % kTileSequences * 4) * 4 + element % kGroupElements;
+      uint32_t* const to = row_of(word_of[i], version % 2 * kGates, gate_bytes);
 #pragma unroll
       for (int its = 0; its < 4; ++its) {
         const uint32_t bits = Mma::bits(grads[i][its]);
-        store_relaxed(to + its * gate_words,
+        store_relaxed(row_of(to, its, gate_bytes),
                       float_word(Mma::kElementBytes == 2 ? bits << 16 : bits, phase));
       }
     }
 
     // What no other block waits for.
-    const Rows previous = rows_of(p.steps, index - 2);
+    const Rows previous = timeline.rows_after(next, index - 2, -1);
+    const bool more = index > 0 && (!kRagged || next.count > first_sequence);
 #pragma unroll
     for (int i = 0; i < kThreadUnits; ++i) {
       const int pair = i * kBlockThreads + threadIdx.x;
       if (pair / kUnits >= sequence_tiles * kTileSequences) continue;
-      units[i].emit(p, now, grads[i]);
-      saved[i] = units[i].load(p, next, previous);
-      start[i] = load_episode_start(p.boundaries, p.steps, index - 1, units[i].b);
+      units[i].emit(now, grads[i]);
+      if (!more) continue;
+      units[i].load(next, previous, index > 1);
+      units[i].episodes.load_start(timeline, index - 1);
     }
+    multiply(version);
+    if (!more) break;
     now = next;
     next = previous;
   }
-  if (version > 0) multiply(version);
 #pragma unroll
   for (int i = 0; i < kThreadUnits; ++i) units[i].finish(p);
   cluster_arrive();  // others of the cluster may still send to this block

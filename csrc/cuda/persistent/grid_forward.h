@@ -26,9 +26,6 @@ namespace fused_lstm {
 namespace cuda {
 namespace {
 
-// What enters a step of a sequence.
-enum class Entering : int { previous, zero, initial };
-
 // The sums of the block's warps, [kBlockWarps, sequences, partial_stride], of one warp's fragments.
 template <int kRowTiles>
 __device__ __forceinline__ void store_partials(float* partials, int all_sequences, int sequence_tile,
@@ -47,7 +44,7 @@ __device__ __forceinline__ void store_partials(float* partials, int all_sequence
   }
 }
 
-template <class Mma, int kRowTiles, int kDepthTiles, int kSequenceTiles>
+template <class Mma, int kRowTiles, int kDepthTiles, int kSequenceTiles, bool kRagged, int kResident>
 __global__ void __launch_bounds__(kBlockThreads, 1) grid_forward_kernel(
     const __grid_constant__ PersistentForwardParams<typename Mma::Types> params) {
   using Types = typename Mma::Types;
@@ -66,19 +63,21 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_forward_kernel(
   const int member = blockIdx.x % placement.blocks, block_group = blockIdx.x / placement.blocks;
   const int slice = block_group % placement.slices, direction = block_group / placement.slices;
   const ForwardParams<Types>& p = params.layer[direction];
-  const int H = static_cast<int>(p.hidden_size);
-  const int T = static_cast<int>(p.steps.length);
+  const Timeline<kRagged> timeline(p.steps);
+  const int H = in_register(static_cast<int>(p.hidden_size)), T = timeline.length, B = timeline.batch;
   const int first_sequence = slice * placement.sequences;
   const int first_unit = member * kUnits;
   const int lane = threadIdx.x % kWarpThreads, warp = threadIdx.x / kWarpThreads;
 
   char* const shared = dynamic_shared();
   float* const partials = reinterpret_cast<float*>(shared + params.layout.partials);
-  uint32_t* const exchange = params.exchange + 2 * block_group * params.exchange_words;
+  const int buffer_bytes = in_register(4 * static_cast<int>(params.exchange_words));
+  uint32_t* const exchange =
+      in_register(params.exchange + 2 * block_group * params.exchange_words);
 
   // Row 4 unit + gate.
   const Storage* const weight_hh = params.weight_hh[direction];
-  Fragments<Mma, kRowTiles, kDepthTiles> weights(shared + params.layout.weights);
+  Fragments<Mma, kRowTiles, kDepthTiles, kResident> weights(shared + params.layout.weights);
   const int first_depth = warp * kDepthTiles * Mma::kTileElements;
   const auto gather = [&](const auto& load) {
     weights.gather([&](int row, int depth, Storage(&elements)[Mma::kLaneElements]) {
@@ -104,36 +103,21 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_forward_kernel(
   for (int pair = 0; pair < kPairs; ++pair) {
     const int group = warp * kPairs + pair;
     const int element = group * 4 * kLaneElements + lane % 4 * kLaneElements;
-    at[pair] = element < placement.blocks * kUnits ? group * kWarpThreads + lane : lane / 4 * 4;
+    at[pair] = in_register(element < placement.blocks * kUnits ? group * kWarpThreads + lane
+                                                               : lane / 4 * 4);
   }
 
   // Of the sequences whose operand the lane reads.
-  int lane_length[kSequenceTiles];
   const auto lane_sequence = [&](int tile) {
     return first_sequence + tile * kTileSequences + lane / 4;
-  };
-#pragma unroll
-  for (int tile = 0; tile < kSequenceTiles; ++tile) {
-    lane_length[tile] = valid_length(p.boundaries, p.steps, lane_sequence(tile));
-  }
-  const Entering initial = p.h_0 ? Entering::initial : Entering::zero;
-  // What enters step t of the lane's sequence; previous and previous_t are the step before.
-  const auto entering = [&](const Rows& now, int t, const Rows& previous, int previous_t,
-                            const EpisodeStart& start, int tile) {
-    const int b = lane_sequence(tile);
-    if (b >= now.count || t >= lane_length[tile]) return Entering::previous;  // no valid step
-    if (starts(start, lane_length[tile])) {
-      return p.boundaries.reset_to_initial ? initial : Entering::zero;
-    }
-    const bool first = b >= previous.count || previous_t >= lane_length[tile];
-    return first ? initial : Entering::previous;
   };
   const auto initial_words = [&](int pair, int tile) {
     const int b = lane_sequence(tile);
     const int element = (warp * kPairs + pair) * 4 * kLaneElements + lane % 4 * kLaneElements;
     uint32_t words[4] = {};
+#pragma unroll
     for (int e = 0; e < kLaneElements; ++e) {
-      if (element + e >= H || b >= p.steps.batch) continue;
+      if (!p.h_0 || element + e >= H || b >= B) continue;
       const uint32_t bits = Mma::bits(p.h_0[offset_of(b, H) + element + e]);
       if constexpr (Mma::kElementBytes == 2) {
         words[e / 2] |= bits << (16 * (e % 2));
@@ -143,55 +127,73 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_forward_kernel(
     }
     return make_uint4(words[0], words[1], words[2], words[3]);
   };
+  // The initial state where the lane's sequence begins at the step `now`, whatever was received; at
+  // the start of an episode likewise, or zero.
+  Episodes<kRagged> lane_episodes[kSequenceTiles];
+  const auto replace = [&](const Rows& now, int t, const Rows& previous, int previous_t, int tile,
+                           uint4(&words)[kPairs]) {
+    const Episodes<kRagged>& its = lane_episodes[tile];
+    const int b = lane_sequence(tile);
+    const bool valid = its.valid(now, b, t), starts = valid && its.starts();
+    const bool initial = starts ? p.boundaries.reset_to_initial
+                                : valid && !its.valid(previous, b, previous_t);
+    if (!any_of_warp(starts || initial)) return;
+#pragma unroll
+    for (int pair = 0; pair < kPairs; ++pair) {
+      if (initial) {
+        words[pair] = initial_words(pair, tile);
+      } else if (starts) {
+        words[pair] = make_uint4(0, 0, 0, 0);
+      }
+    }
+  };
 
   int index = 0;
-  while (index < T - 1 && rows_of(p.steps, index).count <= first_sequence) ++index;
-  Rows previous = {0, 0}, now = rows_of(p.steps, index), next = rows_of(p.steps, index + 1);
+  if (kRagged) {
+    while (timeline.rows(index).count <= first_sequence) ++index;
+  }
+  Rows now = timeline.rows(index), next = timeline.rows(index + 1);
 
-  ForwardUnit<Types> units[kThreadUnits];
-  float bias[kThreadUnits][4] = {}, ahead[kThreadUnits][4] = {};
-  EpisodeStart start[kThreadUnits], lane_start[kSequenceTiles];
+  ForwardUnit<Types, kRagged> units[kThreadUnits];
+  uint32_t* word_of[kThreadUnits];  // of the exchange, in its first buffer
 #pragma unroll
   for (int i = 0; i < kThreadUnits; ++i) {
     const int pair = i * kBlockThreads + threadIdx.x;
     const int unit = first_unit + pair % kUnits, sequence = pair / kUnits;
-    units[i].start(p, unit, first_sequence + sequence, sequence < placement.sequences);
-    if (unit < H) {
-      add_bias(bias[i], params.bias_ih[direction], H, unit);
-      add_bias(bias[i], params.bias_hh[direction], H, unit);
-    }
-    load_preactivations(params.preactivations[direction], H, now.first + units[i].b, unit,
-                        units[i].exists(now), ahead[i]);
-    start[i] = load_episode_start(p.boundaries, p.steps, index, units[i].b);
+    units[i].start(params, direction, timeline, unit, first_sequence + sequence,
+                   sequence < placement.sequences);
+    units[i].load(now);
+    units[i].episodes.load_start(timeline, index);
+    word_of[i] = in_register(
+        exchange + sequence / kTileSequences * kTileVectors * 4 +
+        operand_offset(unit, sequence % kTileSequences, Mma::kElementBytes) / 4);
   }
 #pragma unroll
   for (int tile = 0; tile < kSequenceTiles; ++tile) {
-    lane_start[tile] = load_episode_start(p.boundaries, p.steps, index, lane_sequence(tile));
+    lane_episodes[tile] = Episodes<kRagged>(p.boundaries, timeline, lane_sequence(tile));
+    lane_episodes[tile].load_start(timeline, index);
   }
   __syncthreads();  // of the fragments in shared memory
 
   const int sequence_tiles = (placement.sequences + kTileSequences - 1) / kTileSequences;
-  for (int version = 0; index < T && now.count > first_sequence; ++index, ++version) {
-    const int t = time_of(p.steps, index);
-    const int previous_t = p.steps.reverse ? t + 1 : t - 1;
+  Rows previous = {0, 0};
+  for (int version = 0;; ++version, ++index) {
+    const int t = timeline.time(index), previous_t = timeline.time(index - 1);
+    const bool more = index + 1 < T && (!kRagged || next.count > first_sequence);
     float* const sums_of_warps = partials + version % kBuffers * kPartials;
     const uint4* const from =
-        reinterpret_cast<const uint4*>(exchange + version % 2 * params.exchange_words);
+        reinterpret_cast<const uint4*>(row_of(exchange, version % 2, buffer_bytes));
 #pragma unroll
     for (int tile = 0; tile < kSequenceTiles; ++tile) {
       if (kSequenceTiles > 1 && tile >= sequence_tiles) continue;
-      uint4 words[kPairs] = {};
-      if (version > 0) {
+      uint4 words[kPairs];
+      if (__builtin_expect(version > 0, true)) {
         receive(from + tile * kTileVectors, at, phase_of(version, kPhase), kPhase, words);
-      }
-      const Entering enters = entering(now, t, previous, previous_t, lane_start[tile], tile);
-      if (any_of_warp(enters != Entering::previous)) {
+      } else {
 #pragma unroll
-        for (int pair = 0; pair < kPairs; ++pair) {
-          if (enters == Entering::initial) words[pair] = initial_words(pair, tile);
-          if (enters == Entering::zero) words[pair] = make_uint4(0, 0, 0, 0);
-        }
+        for (int pair = 0; pair < kPairs; ++pair) words[pair] = initial_words(pair, tile);
       }
+      if (kRagged) replace(now, t, previous, previous_t, tile, words);
       float sums[kRowTiles][4] = {};
 #pragma unroll
       for (int pair = 0; pair < kPairs; ++pair) {
@@ -202,16 +204,14 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_forward_kernel(
     }
     __syncthreads();
 
-    const bool more = next.count > first_sequence;
-    Gates<FastFloat> gates[kThreadUnits];
 #pragma unroll
     for (int i = 0; i < kThreadUnits; ++i) {
       const int pair = i * kBlockThreads + threadIdx.x;
       const int unit = pair % kUnits, sequence = pair / kUnits;
-      if (pair >= kUnits * kSequences || sequence / kTileSequences >= sequence_tiles) continue;
+      if (sequence >= sequence_tiles * kTileSequences) continue;
       float total[4];
 #pragma unroll
-      for (int gate = 0; gate < 4; ++gate) total[gate] = ahead[i][gate] + bias[i][gate];
+      for (int gate = 0; gate < 4; ++gate) total[gate] = units[i].preactivation(gate);
 #pragma unroll
       for (int part = 0; part < kBlockWarps; ++part) {
         const float4 sum = *reinterpret_cast<const float4*>(
@@ -222,40 +222,36 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_forward_kernel(
         total[2] += sum.z;
         total[3] += sum.w;
       }
-      gates[i] = units[i].step(p, now, t, total, starts(start[i], units[i].length));
-      if (!more) continue;
-      const uint32_t phase = phase_of(version + 1, kPhase);
-      uint32_t* const to = exchange + (version + 1) % 2 * params.exchange_words +
-                           sequence / kTileSequences * kTileVectors * 4 +
-                           operand_offset(first_unit + unit, sequence % kTileSequences,
-                                          Mma::kElementBytes) / 4;
-      const uint32_t bits = Mma::bits(units[i].hidden);
-      if constexpr (Mma::kElementBytes == 2) {
-        const uint32_t upper = __shfl_down_sync(kFullMask, bits, 1);
-        if (unit % 2 == 0) store_relaxed(to, pair_word(bits | upper << 16, phase));
-      } else {
-        store_relaxed(to, float_word(bits, phase));
+      const Gates<FastFloat> gates = units[i].step(p, now, t, total);
+      if (more) {
+        const uint32_t phase = phase_of(version + 1, kPhase);
+        uint32_t* const to = row_of(word_of[i], (version + 1) % 2, buffer_bytes);
+        const uint32_t bits = Mma::bits(units[i].hidden);
+        if constexpr (Mma::kElementBytes == 2) {
+          const uint32_t upper = __shfl_down_sync(kFullMask, bits, 1);
+          if (unit % 2 == 0) store_relaxed(to, pair_word(bits | upper << 16, phase));
+        } else {
+          store_relaxed(to, float_word(bits, phase));
+        }
+      }
+      // What no other block waits for: results, and the next step's preactivations.
+      units[i].emit(now, t, gates);
+      if (more) {
+        units[i].load(next);
+        units[i].episodes.load_start(timeline, index + 1);
       }
     }
+    if (!more) break;
     if (kBuffers == 1) __syncthreads();
-
-    // What no other block waits for: results, and the next step's preactivations.
+    if (kRagged) {
 #pragma unroll
-    for (int i = 0; i < kThreadUnits; ++i) {
-      const int pair = i * kBlockThreads + threadIdx.x;
-      if (pair >= kUnits * kSequences) continue;
-      units[i].emit(p, now, t, gates[i]);
-      load_preactivations(params.preactivations[direction], H, next.first + units[i].b, units[i].j,
-                          units[i].exists(next), ahead[i]);
-      start[i] = load_episode_start(p.boundaries, p.steps, index + 1, units[i].b);
+      for (int tile = 0; tile < kSequenceTiles; ++tile) {
+        lane_episodes[tile].load_start(timeline, index + 1);
+      }
+      previous = now;
     }
-#pragma unroll
-    for (int tile = 0; tile < kSequenceTiles; ++tile) {
-      lane_start[tile] = load_episode_start(p.boundaries, p.steps, index + 1, lane_sequence(tile));
-    }
-    previous = now;
     now = next;
-    next = rows_of(p.steps, index + 2);
+    next = timeline.rows_after(now, index + 2, 1);
   }
 #pragma unroll
   for (int i = 0; i < kThreadUnits; ++i) units[i].finish(p);

@@ -10,17 +10,17 @@ template <>
 cudaError_t launch_forward(Kernel kernel, Precision /*precision: bits16*/,
                            const PersistentForwardParams<BFloat16Float>& params,
                            cudaStream_t stream) {
-  return launch_forward_as<Mma<BFloat16Float, 1>, Precision::bits16>(kernel, params, stream);
+  return launch_persistent<Mma<BFloat16Float, 1>, Precision::bits16, false>(kernel, params, stream);
 }
 template <>
 cudaError_t launch_backward(Kernel kernel, Precision /*precision: bits16*/,
                             const PersistentBackwardParams<BFloat16Float>& params,
                             cudaStream_t stream) {
-  return launch_backward_as<Mma<BFloat16Float, 1>, Precision::bits16>(kernel, params, stream);
+  return launch_persistent<Mma<BFloat16Float, 1>, Precision::bits16, true>(kernel, params, stream);
 }
 
 void ask_driver(Gpu& gpu) {
-  const auto kernel = forward_kernel<Mma<BFloat16Float, 1>, 1, 32, 0, true>;
+  const auto kernel = forward_kernel<Mma<BFloat16Float, 1>, 1, 32, 0, true, false, 32>;
   cudaFuncAttributes attributes = {};
   if (cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess) {
     gpu.capability = std::min(gpu.capability, attributes.ptxVersion);

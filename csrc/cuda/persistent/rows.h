@@ -1,5 +1,7 @@
-// Where a persistent kernel is in time: the rows of a step, and which sequences have it. Free of
-// torch.
+// Where a persistent kernel is in time: the rows of a step, which sequences have it, where episodes
+// start. Free of torch.
+//
+// kRagged: the sequences are packed, or have lengths or resets; else every sequence has every step.
 #pragma once
 
 #include "core/sequence.h"
@@ -14,53 +16,88 @@ __device__ __forceinline__ int64_t offset_of(int row, int width) {
   return static_cast<int64_t>(row) * width;
 }
 
-// The rows of one step: of sequences 0 .. count - 1, from `first` on. No rows outside the layer's
-// time.
+// The rows of one step: of sequences 0 .. count - 1, from `first` on.
 struct Rows {
   int first, count;
 };
 
-__device__ __forceinline__ int time_of(const Steps& steps, int index) {
-  return steps.reverse ? static_cast<int>(steps.length) - 1 - index : index;
-}
+template <bool kRagged>
+class Timeline {
+ public:
+  __device__ __forceinline__ explicit Timeline(const Steps& steps)
+      : length(in_register(static_cast<int>(steps.length))),
+        batch(in_register(static_cast<int>(steps.batch))),
+        reverse(in_register(static_cast<int>(steps.reverse)) != 0),
+        offsets_(steps.offsets) {}
 
-// Of the step at `index` in processing order.
-__device__ __forceinline__ Rows rows_of(const Steps& steps, int index) {
-  const int t = time_of(steps, index);
-  if (t < 0 || t >= steps.length) return {0, 0};
-  if (steps.offsets) {
-    const int first = static_cast<int>(steps.offsets[t]);
-    return {first, static_cast<int>(steps.offsets[t + 1]) - first};
+  const int length;  // T
+  const int batch;   // B
+  const bool reverse;
+
+  __device__ __forceinline__ int time(int index) const {
+    return reverse ? length - 1 - index : index;
   }
-  return {t * static_cast<int>(steps.batch), static_cast<int>(steps.batch)};
-}
+  // Of the step at `index` in processing order; none outside the layer's time.
+  __device__ __forceinline__ Rows rows(int index) const {
+    const int t = time(index);
+    if (t < 0 || t >= length) return {0, 0};
+    if (kRagged && offsets_) {
+      const int first = static_cast<int>(offsets_[t]);
+      return {first, static_cast<int>(offsets_[t + 1]) - first};
+    }
+    return {t * batch, batch};
+  }
+  // Of the step at `index`, whose neighbour at index - direction has `rows`.
+  __device__ __forceinline__ Rows rows_after(const Rows& its, int index, int direction) const {
+    if (kRagged) return rows(index);
+    return {its.first + (reverse ? -batch : batch) * direction, batch};
+  }
 
-// The valid steps of sequence b: t < valid_length.
-__device__ __forceinline__ int valid_length(const Boundaries& boundaries, const Steps& steps, int b) {
-  return static_cast<int>(boundaries.lengths && b < steps.batch ? boundaries.lengths[b]
-                                                               : steps.length);
-}
-
-// Whether an episode starts at the step `index` of sequence b: as starts_episode, whose mask is read
-// ahead of its use. `mask` is a byte of boundaries.reset, or 0.
-struct EpisodeStart {
-  int boundary;  // t of the mask's row
-  uint8_t mask;
+ private:
+  const int64_t* offsets_;
 };
-__device__ __forceinline__ EpisodeStart load_episode_start(const Boundaries& boundaries,
-                                                           const Steps& steps, int index, int b) {
-  const int t = time_of(steps, index);
-  EpisodeStart start = {steps.reverse ? t + 1 : t, 0};
-  if (boundaries.reset && index >= 0 && index < steps.length && start.boundary < steps.length &&
-      b < steps.batch) {
-    start.mask =
-        reinterpret_cast<const uint8_t*>(boundaries.reset)[start.boundary * steps.batch + b];
+
+// The part of the boundaries that a thread needs of one sequence.
+template <bool kRagged>
+class Episodes {
+ public:
+  __device__ __forceinline__ Episodes(const Boundaries& boundaries,
+                                      const Timeline<kRagged>& timeline, int b) {
+    if (!kRagged) return;
+    length_ = boundaries.lengths && b < timeline.batch ? static_cast<int>(boundaries.lengths[b])
+                                                       : timeline.length;
+    reset_ = boundaries.reset && b < timeline.batch
+                 ? reinterpret_cast<const uint8_t*>(boundaries.reset) + b
+                 : nullptr;
   }
-  return start;
-}
-__device__ __forceinline__ bool starts(const EpisodeStart& start, int length) {
-  return start.mask != 0 && start.boundary < length;
-}
+  Episodes() = default;
+
+  // Whether the sequence has the step.
+  __device__ __forceinline__ bool valid(const Rows& rows, int b, int t) const {
+    return !kRagged || (b < rows.count && t < length_);
+  }
+
+  // Reads, ahead of its use, what says whether an episode starts at the step `index`: the mask's
+  // row of the boundary, as starts_episode.
+  __device__ __forceinline__ void load_start(const Timeline<kRagged>& timeline, int index) {
+    if (!kRagged) return;
+    boundary_ = timeline.time(index) + timeline.reverse;
+    mask_ = 0;
+    if (reset_ && boundary_ >= 0 && boundary_ < timeline.length && index >= 0 &&
+        index < timeline.length) {
+      mask_ = *row_of(reset_, boundary_, timeline.batch);
+    }
+  }
+  // Whether one starts at the step of the last load_start.
+  __device__ __forceinline__ bool starts() const {
+    return kRagged && mask_ != 0 && boundary_ < length_;
+  }
+
+ private:
+  int length_, boundary_;
+  const uint8_t* reset_;
+  uint8_t mask_;
+};
 
 }  // namespace
 }  // namespace cuda

@@ -137,6 +137,7 @@ void wait_for_warp(const char* what, void* mine, void (*together)(void* const (&
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;  // of the running thread
 
 inline void __syncthreads() { emulator::wait_for_block(); }
+inline void __syncwarp() {}  // threads of a warp meet in what they exchange
 
 namespace emulator {
 

@@ -155,6 +155,17 @@ inline void barrier_wait(uint64_t* barrier, unsigned parity) {
   emulator::barrier_wait(barrier, parity);
 }
 
+template <class T>
+T* row_of(T* base, int row, int row_bytes) {
+  return reinterpret_cast<T*>(reinterpret_cast<intptr_t>(base) +
+                              static_cast<intptr_t>(row) * row_bytes);
+}
+inline int in_register(int x) { return x; }
+template <class T>
+T* in_register(T* pointer) {
+  return pointer;
+}
+
 inline bool any_of_warp(bool mine) {
   bool both[2] = {mine, false};
   emulator::wait_for_warp("vote.any", both, [](void* const(&lanes)[32]) {
