@@ -12,7 +12,10 @@ import re
 from dataclasses import dataclass, field
 
 _SECTION = re.compile(r"\.text\.(\S+):")
-_INSTRUCTION = re.compile(r"\s+/\*([0-9a-f]{4,})\*/\s+(.*?)\s*;\s*/\* 0x([0-9a-f]{16}) \*/")
+# After an operand nvdisasm may say what an instruction is for: (*"SpillRefill"*).
+_INSTRUCTION = re.compile(
+    r"\s+/\*([0-9a-f]{4,})\*/\s+(.*?)(?:\s+\(\*.*?\*\))?\s*;\s*/\* 0x([0-9a-f]{16}) \*/"
+)
 _SECOND_WORD = re.compile(r"\s+/\* 0x([0-9a-f]{16}) \*/")
 _LABEL = re.compile(r"\s*([.$][^\s:]+):")
 _PARTS = re.compile(r"(?:@(!?)(U?P[0-9T]+)\s+)?([A-Z0-9_]+)((?:\.[A-Za-z0-9_]+)*)\s*(.*)")
