@@ -165,7 +165,7 @@ def explain(
         if value < 1:
             raise ValueError(f"{name} is {value}, must be at least 1")
     weight = next(module.parameters())
-    gpu = _gpu(weight.device if device is None else device)
+    gpu = gpu_of(weight.device if device is None else device)
     directions = 2 if module.bidirectional else 1
     projection = module.proj_size or module.hidden_size
     plans = []
@@ -211,7 +211,8 @@ def use_kernel(name: str | None) -> Iterator[None]:
         _C.use_kernel(before)
 
 
-def _gpu(device: torch.device | str | Gpu) -> Gpu | None:
+def gpu_of(device: torch.device | str | Gpu) -> Gpu | None:
+    """What a plan knows of a device; None for a CPU. Arguments and errors are `explain`'s."""
     if isinstance(device, Gpu):
         return device
     if isinstance(device, str) and device in GPUS:
