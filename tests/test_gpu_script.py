@@ -14,16 +14,6 @@ from benchmarks.cases import HEADLINE, cases, headline, rest_by_worth
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu.sh"
 STAGES = ["build", "latency", "persistent", "check", "steps", "headline", "peers"]
 STAGES += ["sanitize", "bench"]
-    "build",
-    "latency",
-    "persistent",
-    "check",
-    "steps",
-    "headline",
-    "peers",
-    "sanitize",
-    "bench",
-]
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 
