@@ -157,7 +157,17 @@ run_tests() {
 
 check() {
     enter_package
-    limited "${LIMIT_CHECK:-120}" python3 -m fused_lstm check
+    if rehearsing; then
+        limited 120 python3 -c '
+from benchmarks.steps import EMULATED
+from fused_lstm.check import Shape, rows
+shapes = [Shape(3, 4, 20, 4, 5)]
+found = list(rows("cpu", EMULATED, shapes, timed=False))
+print(*found, sep="\n")
+raise SystemExit(any(row.fault for row in found))'
+    else
+        limited "${LIMIT_CHECK:-120}" python3 -m fused_lstm check
+    fi
 }
 
 steps() {
