@@ -215,7 +215,8 @@ from benchmarks import results
 device = "cuda" if torch.cuda.is_available() else "cpu"
 print(results.machine_name(results.facts(device)))') || return
     # The run is added to what the machine's file holds already.
-    [ -f "$results/$machine.json" ] || [ ! -f "$root/benchmarks/results/$machine.json" ] ||
+    rehearsing || [ -f "$results/$machine.json" ] ||
+        [ ! -f "$root/benchmarks/results/$machine.json" ] ||
         cp "$root/benchmarks/results/$machine.json" "$results/"
     limited "$limit" python3 -m pytest benchmarks --results "$results" -v -p no:cacheprovider \
         ${rehearse[@]+"${rehearse[@]}"} "$@" ${bench_arguments[@]+"${bench_arguments[@]}"}

@@ -24,8 +24,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         chosen = (headline if option("--headline") == "only" else rest_by_worth)(chosen)
     names = [case.name for case in chosen]
     if option("--rehearse"):
-        tiny = {"batch": 3, "steps": 4, "input_size": 5, "hidden_size": 20, "device": "cpu"}
-        chosen = [replace(case, **tiny) for case in chosen]
+        tiny = {"batch": 3, "steps": 4, "input_size": 5, "hidden_size": 20}
+        chosen = [replace(case, **tiny, device="cpu", threads=1) for case in chosen]
     metafunc.parametrize("case", chosen, ids=names)
 
 
