@@ -4,9 +4,9 @@
 //   ./latency
 //
 // A line each: what, cycles (median over the blocks), microseconds at the highest clock, the figure
-// that the design assumes and whose it is: of the plan (csrc/plan/plan_cuda.cpp) or of the walk
-// through the machine code (latencies of its instructions). The exit status is the number of lines
-// that could not be measured. Clusters need 9.0, the rest 8.0.
+// that the design assumes and whose it is: the plan's (csrc/plan/plan_cuda.cpp), or that of the
+// count of cycles in the machine code ("SASS"). The exit status is the number of lines that could
+// not be measured. Clusters need 9.0, the rest 8.0.
 #include <cooperative_groups.h>
 #include <cuda_runtime.h>
 
@@ -76,7 +76,7 @@ __device__ void add_relaxed(uint32_t* to) {
 
 __device__ void fence_gpu() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 
-// Plain stores of a thread to memory that nobody reads, as training has them before an exchange.
+// Plain stores of a thread to memory that is never read, as training has them before an exchange.
 __device__ void store_results(float* scratch, int round, int stores) {
   for (int s = 0; s < stores; ++s) {
     const size_t row = static_cast<size_t>(round % kStoreRounds) * stores + s;
@@ -354,7 +354,7 @@ T* allocate(size_t bytes) {
   return static_cast<T*>(memory);
 }
 
-// What the design assumes, in cycles, and where it does: "plan" or "walk".
+// What the design assumes, in cycles, and where it does: "plan" or "SASS".
 struct Assumed {
   double cycles;
   const char* by;
@@ -417,7 +417,7 @@ void time_grid(Table& table, int multiprocessors, float* scratch) {
                         {GridExchange::counter, "counter, release and acquire", {{1700, "plan"}}},
                         {GridExchange::relaxed_counter, "counter, no order (a floor)", {}},
                         {GridExchange::flags, "a flag a block", {}},
-                        {GridExchange::data_as_flag, "data as flag", {{650, "walk"}}}};
+                        {GridExchange::data_as_flag, "data as flag", {{650, "SASS"}}}};
   auto* const counter = allocate<uint32_t>(4);
   constexpr size_t kFlagBytes = 1 << 16, kDataBytes = 1 << 20;
   auto* const flags = allocate<uint32_t>(kFlagBytes);
@@ -460,7 +460,7 @@ void time_clusters(Table& table, float* scratch) {
   };
   const Kind kinds[] = {{ClusterExchange::barrier, "barrier", {400, "plan"}},
                         {ClusterExchange::stores, "stores + barrier", {400, "plan"}},
-                        {ClusterExchange::async, "st.async + mbarrier", {250, "walk"}}};
+                        {ClusterExchange::async, "st.async + mbarrier", {250, "SASS"}}};
   constexpr int kSharedBytes = 120 << 10;  // so much that a multiprocessor has one block
   must(cudaFuncSetAttribute(cluster_exchange, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
   must(cudaFuncSetAttribute(cluster_exchange, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -500,7 +500,7 @@ void time_memory(Table& table, int multiprocessors, float* scratch) {
     size_t megabytes;
     std::optional<Assumed> assumed;
   };
-  for (const Array& array : {Array{4, {{280, "walk"}}}, Array{256, {{600, "walk"}}}}) {
+  for (const Array& array : {Array{4, {{280, "SASS"}}}, Array{256, {{600, "SASS"}}}}) {
     constexpr size_t kStride = 1056;  // words: 4 KB and a sector line, another set each time
     std::vector<uint32_t> next(array.megabytes << 18);
     const size_t links = next.size() / kStride;
@@ -520,7 +520,7 @@ void time_memory(Table& table, int multiprocessors, float* scratch) {
     for (int stores : {0, 1, kMaxStores}) {
       fence<<<multiprocessors, kThreads>>>(fenced, scratch, stores, table.cycles());
       table.add((fenced ? "fence.gpu + __syncthreads" : "__syncthreads") + before(stores),
-                multiprocessors, fenced ? Assumed{600, "walk"} : Assumed{50, "plan"});
+                multiprocessors, fenced ? Assumed{600, "SASS"} : Assumed{50, "plan"});
     }
   }
 }
@@ -539,7 +539,7 @@ void time_code(Table& table, int multiprocessors, float* scratch) {
   straight_code<kilobytes><<<multiprocessors, kThreads>>>(0.5f, scratch, table.cycles());
   // Two warps share a scheduler, which issues an instruction a cycle.
   table.add("an instruction of straight code of " + std::to_string(kilobytes) + " KB",
-            multiprocessors, Assumed{2, "walk"}, 100);
+            multiprocessors, Assumed{2, "SASS"}, 100);
 }
 
 }  // namespace
@@ -556,9 +556,9 @@ int main() {
   if (device.major >= 9) time_clusters(table, scratch);
   time_memory(table, multiprocessors, scratch);
   // A chain waits for each sum; two warps on a scheduler share its tensor core.
-  time_mma<1, false>(table, multiprocessors, scratch, 1, Assumed{33, "walk"});
+  time_mma<1, false>(table, multiprocessors, scratch, 1, Assumed{33, "SASS"});
   time_mma<4, false>(table, multiprocessors, scratch, 8, Assumed{20, "plan"});
-  time_mma<1, true>(table, multiprocessors, scratch, 1, Assumed{33, "walk"});
+  time_mma<1, true>(table, multiprocessors, scratch, 1, Assumed{33, "SASS"});
   time_mma<4, true>(table, multiprocessors, scratch, 8, Assumed{20, "plan"});
   time_code<4>(table, multiprocessors, scratch);
   time_code<16>(table, multiprocessors, scratch);
