@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
+from math import log2
 
 # Batch, steps, hidden. On a CPU the 16-bit dtypes have a part of the grid, which takes long there.
 GRIDS = {
@@ -42,6 +43,13 @@ README_CASES = (  # kinds of call, won and lost; each machine has those of its d
     "grid-B1-T256-D256-H256-bfloat16-inference-cuda",
     "grid-B16-T256-D512-H512-bfloat16-training-cuda",
     "grid-B128-T1024-D1024-H1024-bfloat16-training-cuda",
+)
+# How the names begin of the cases that a GPU has first, by worth
+HEADLINE = (
+    "grid-B16-T1024-D768-H768-",
+    "model-",
+    "packed-B32-T100-D512-H512-",
+    "bidirectional-B32-T100-D512-H512-",
 )
 # How the names begin of the cases that are run for the table of regimes
 IN_REGIMES = (
@@ -174,3 +182,21 @@ def cases(device: str, threads: tuple[int, ...] = (1, 2), quick: bool = False) -
         for count in (threads if device == "cpu" else (None,))
     ]
     return [c for c in found if not quick or (c.dtype == "float32" and c.flops < 2e8)]
+
+
+def headline(found: list[Case]) -> list[Case]:
+    """Those of HEADLINE, in its order."""
+    return [c for start in HEADLINE for c in found if c.name.startswith(start)]
+
+
+def rest_by_worth(found: list[Case]) -> list[Case]:
+    """The others: the nearer to the headline's B 16, T 1024, H 768, the earlier.
+
+    Distances are of logarithms, so that a run that is cut short has the shapes around it.
+    """
+
+    def distance(c: Case) -> float:
+        pairs = ((c.batch, 16), (c.steps, 1024), (c.hidden_size, 768))
+        return sum(abs(log2(size / best)) for size, best in pairs)
+
+    return sorted((c for c in found if not c.name.startswith(HEADLINE)), key=distance)

@@ -15,6 +15,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add = parser.getgroup("fused_lstm benchmarks").addoption
     add("--quick", action="store_true", help="only the small float32 cases")
     add("--regimes", action="store_true", help="only what the table of a CPU's regimes needs")
+    add(
+        "--headline", choices=("only", "without"), help="the headline's cases, or the rest by worth"
+    )
+    add("--rehearse", action="store_true", help="a GPU's cases, tiny, on an emulated one")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", choices=("cpu", "cuda"), default=device, help="default here: %(default)s")
     add("--budget", type=float, default=1.0, help="seconds for a case's rounds (%(default)s)")

@@ -7,6 +7,7 @@ from torch.serialization import add_safe_globals as _add_safe_globals
 
 from fused_lstm import _torch
 from fused_lstm import ops as _ops  # noqa: F401  (loads the operators, or says what to rebuild)
+from fused_lstm.autotune import autotune
 from fused_lstm.cell import FusedLSTMCell
 from fused_lstm.decompositions import decompositions
 from fused_lstm.explain import explain, use_kernel
@@ -32,6 +33,7 @@ __all__ = [
     "FusedLSTMCell",
     "LSTMStates",
     "__version__",
+    "autotune",
     "cached_bytes",
     "decompositions",
     "empty_cache",

@@ -1,4 +1,4 @@
-"""The command line: `python -m fused_lstm demo` and `python -m fused_lstm info`."""
+"""The command line: `python -m fused_lstm demo`, `info` and `check`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import errno
 import os
 import sys
 
-USAGE = """usage: python -m fused_lstm {demo,info} [options]
+USAGE = """usage: python -m fused_lstm {demo,info,check} [options]
 
   demo       train three task models on FusedLSTM and on nn.LSTM, side by side (--help for options)
   info       print the build, the devices and the kernels
+  check      run every kernel that this machine can run against the reference, and time it
   --version  print the version"""
 
 
@@ -30,9 +31,10 @@ def main(argv: list[str]) -> int:
 
         print(f"fused_lstm {__version__}")
         return 0
-    if not argv or argv[0] not in ("demo", "info"):
+    if not argv or argv[0] not in ("demo", "info", "check"):
         given = f"unknown command {argv[0]!r}" if argv else "no command"
-        print(f"fused_lstm: {given}, must be demo or info (--help for more)", file=sys.stderr)
+        must = "must be demo, info or check (--help for more)"
+        print(f"fused_lstm: {given}, {must}", file=sys.stderr)
         return 2
     from fused_lstm import _C
 
@@ -45,6 +47,10 @@ def main(argv: list[str]) -> int:
         from fused_lstm import demo
 
         return demo.main(argv[1:])
+    if argv[0] == "check":
+        from fused_lstm import check
+
+        return check.main(argv[1:])
     from fused_lstm import info
 
     return info.main(argv[1:])

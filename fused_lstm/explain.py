@@ -169,7 +169,9 @@ def explain(
         if value < 1:
             raise ValueError(f"{name} is {value}, must be at least 1")
     weight = next(module.parameters())
-    gpu = _gpu(weight.device if device is None else device)
+    where = weight.device if device is None else device
+    gpu = gpu_of(where)
+    index = _index(where) if gpu else None
     directions = 2 if module.bidirectional else 1
     projection = module.proj_size or module.hidden_size
     plans = []
@@ -187,7 +189,7 @@ def explain(
         elif gpu is None:
             forward, backward = (_on_cpu(weight.dtype, sizes, b) for b in (False, True))
         else:
-            forward, backward = (_on_gpu(gpu, weight.dtype, sizes, b) for b in (False, True))
+            forward, backward = (_on_gpu(gpu, index, weight.dtype, sizes, b) for b in (False, True))
         plans.append(LayerPlan(layer, forward, backward))
     return Plans(plans)
 
@@ -215,7 +217,8 @@ def use_kernel(name: str | None) -> Iterator[None]:
         _C.use_kernel(before)
 
 
-def _gpu(device: torch.device | str | Gpu) -> Gpu | None:
+def gpu_of(device: torch.device | str | Gpu) -> Gpu | None:
+    """What a plan knows of a device; None for a CPU. Arguments and errors are `explain`'s."""
     if isinstance(device, Gpu):
         return device
     if isinstance(device, str) and device in GPUS:
@@ -232,7 +235,8 @@ def _gpu(device: torch.device | str | Gpu) -> Gpu | None:
     return Gpu(*_C.gpu(torch.cuda.current_device() if device.index is None else device.index))
 
 
-def _tensor_cores(dtype: torch.dtype) -> bool:
+def uses_tensor_cores(dtype: torch.dtype) -> bool:
+    """Whether a GPU multiplies in them, float32 as TF32."""
     if dtype == torch.float32:
         # Not allow_tf32, which raises once the settings of RNN and convolution differ.
         rnn: Any = torch.backends.cudnn.rnn
@@ -254,13 +258,30 @@ def _on_cpu(dtype: torch.dtype, sizes: dict[str, Any], backward: bool) -> PassPl
     return PassPlan(**{name: plan[name] for name in names}, microseconds=plan["microseconds"])
 
 
-def _on_gpu(gpu: Gpu, dtype: torch.dtype, sizes: dict[str, int], backward: bool) -> PassPlan:
+def _index(device: torch.device | str | Gpu) -> int | None:
+    """Of a CUDA device; None of a GPU that need not be there."""
+    if isinstance(device, Gpu) or device in GPUS:
+        return None
+    device = torch.device(device)
+    return torch.cuda.current_device() if device.index is None else device.index
+
+
+def _on_gpu(
+    gpu: Gpu, index: int | None, dtype: torch.dtype, sizes: dict[str, int], backward: bool
+) -> PassPlan:
+    override = _C.kernel_override()
+    if override is None and index is not None:  # what autotune has found
+        rows = sizes["length"] * sizes["batch"]
+        names = ("input", "hidden", "projection", "directions")
+        numbers = [sizes["length"], sizes["batch"], rows, *(sizes[name] for name in names)]
+        problem = (numbers, backward, dtype.itemsize, uses_tensor_cores(dtype))
+        override = _C.measured_kernel(index, problem)
     plan = _C.gpu_plan(
         gpu=tuple(gpu),
         backward=backward,
         element_bytes=dtype.itemsize,
-        tensor_cores=_tensor_cores(dtype),
-        kernel_override=_C.kernel_override(),
+        tensor_cores=uses_tensor_cores(dtype),
+        kernel_override=override,
         **sizes,
     )
     candidates = (Candidate(**candidate) for candidate in plan["candidates"])

@@ -13,6 +13,7 @@
 #include "cuda/persistent/params.h"
 #include "device/device.h"
 #include "plan/kernel_override.h"
+#include "plan/measured.h"
 
 namespace fused_lstm {
 namespace {
@@ -46,8 +47,9 @@ void run(const Sizes& s, at::ScalarType storage, bool backward, const Persistent
   problem.backward = backward;
   problem.element_bytes = static_cast<int>(at::elementSize(storage));
   problem.tensor_cores = storage == at::kFloat ? cuda::allows_tf32() : storage != at::kDouble;
-  problem.kernel_override = kernel_override();
   const int device = at::cuda::current_device();
+  problem.kernel_override = kernel_override();
+  if (!problem.kernel_override) problem.kernel_override = measured_kernel(device, problem);
   for (;;) {
     problem.gpu = gpu_of(device);
     const Plan plan = make_plan(problem);

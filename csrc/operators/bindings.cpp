@@ -11,6 +11,7 @@
 #include "device/pool.h"
 #include "operators/module_calls.h"
 #include "plan/kernel_override.h"
+#include "plan/measured.h"
 #include "plan/plan.h"
 #ifdef FUSED_LSTM_WITH_CUDA
 #include "cuda/stepwise/params.h"
@@ -164,6 +165,35 @@ GpuFacts gpu_facts([[maybe_unused]] int index) {
 #endif
 }
 
+// A problem as the table of measured kernels sees it: T, B, rows, D, H, P, directions; backward;
+// bytes of an element; tensor cores.
+using MeasuredProblem = std::tuple<std::array<int64_t, 7>, bool, int, bool>;
+
+Problem problem_from(const MeasuredProblem& measured) {
+  const auto& [sizes, backward, element_bytes, tensor_cores] = measured;
+  Problem problem = problem_for({}, sizes[0], sizes[1], sizes[3], sizes[4], sizes[5], sizes[6]);
+  problem.rows = sizes[2];
+  problem.backward = backward;
+  problem.element_bytes = element_bytes;
+  problem.tensor_cores = tensor_cores;
+  return problem;
+}
+
+std::optional<std::string> measured_kernel_name(int device, const MeasuredProblem& problem) {
+  const std::optional<Kernel> kernel = measured_kernel(device, problem_from(problem));
+  if (!kernel) return std::nullopt;
+  return kernel_name(*kernel);
+}
+
+void set_measured_kernel_named(int device, const MeasuredProblem& problem,
+                               const std::string& name) {
+  const std::optional<Kernel> kernel = kernel_named(name);
+  if (!kernel || !is_gpu_kernel(*kernel)) {
+    throw py::value_error("kernel is '" + name + "', must be block, cluster, grid or stepwise");
+  }
+  set_measured_kernel(device, problem_from(problem), *kernel);
+}
+
 std::optional<std::string> kernel_override_name() {
   const std::optional<Kernel> kernel = kernel_override();
   if (!kernel) return std::nullopt;
@@ -204,6 +234,11 @@ PYBIND11_MODULE(_C, m) {
   m.def("gpu", &gpu_facts, "What a plan knows of a CUDA device.", py::arg("index"));
   m.def("kernel_override", &kernel_override_name,
         "The kernel that GPU layers take where they can, or None.");
+  m.def("measured_kernel", &measured_kernel_name, "The kernel measured to be the fastest, or None.",
+        py::arg("device"), py::arg("problem"));
+  m.def("set_measured_kernel", &set_measured_kernel_named, "Sets it.", py::arg("device"),
+        py::arg("problem"), py::arg("kernel"));
+  m.def("forget_measured_kernels", &forget_measured_kernels, "Forgets all of them.");
   m.def("use_kernel", &use_kernel, "Sets it.", py::arg("name").none(true));
 }
 
