@@ -1,4 +1,7 @@
-"""Reads what `nvcc -Xptxas=-v` printed and prints a table: registers and spills of each kernel."""
+"""Reads what `nvcc -Xptxas=-v` printed and prints a table: registers and spills of each kernel.
+
+Fails if a kernel spills, on any architecture.
+"""
 
 import re
 import subprocess
@@ -26,3 +29,6 @@ plain = subprocess.run(filt, input=names, capture_output=True, text=True, check=
 print("  sm  registers  spilled bytes  kernel")
 for name, (_, arch, registers, spills) in sorted(zip(plain.splitlines(), rows, strict=True)):
     print(f"{arch:>4} {registers:>10} {spills:>14}  {name.replace('(anonymous namespace)::', '')}")
+
+if spilling := sum(spills > 0 for *_, spills in rows):
+    sys.exit(f"{spilling} of {len(rows)} kernels spill registers")

@@ -25,7 +25,7 @@ def cpu_plan(
 ) -> dict[str, Any]: ...
 def gpu_plan(
     *,
-    gpu: tuple[int, ...],
+    gpu: tuple[Any, ...],
     length: int,
     batch: int,
     input: int,
@@ -37,7 +37,9 @@ def gpu_plan(
     tensor_cores: bool,
     kernel_override: str | None = None,
 ) -> dict[str, Any]: ...
-def gpu(index: int) -> tuple[int, int, int, int]: ...
+def gpu(
+    index: int,
+) -> tuple[int, int, int, int, list[int] | None, list[tuple[str, int, str]]]: ...
 def kernel_override() -> str | None: ...
 def use_kernel(name: str | None) -> None: ...
 def plain_lstm(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -26,6 +26,12 @@ class Gpu(NamedTuple):
     """Bytes that one block of threads can have."""
     largest_cluster: int
     """Blocks, each with all of that; 0 where there are no clusters."""
+    clusters: Sequence[int] | None = None
+    """Clusters of 2, 4, 8 and 16 blocks that run at once; None: as many as the multiprocessors have
+    room for."""
+    refusals: Sequence[tuple[str, int, str]] = ()
+    """What its driver has refused in this process: the kernel, the fewest blocks of a cluster or of
+    a grid's launch, and the obstacle."""
 
 
 GPUS = {

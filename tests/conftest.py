@@ -8,6 +8,7 @@ import os
 # machine, other workers of pytest-xdist first of all.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import emulated
 import pytest
 import torch
 from oracle import NO_CUDA
@@ -47,3 +48,11 @@ def _same_numbers_every_time(request):
 def _float32_is_float32(monkeypatch):
     """TF32 has tests of its own; with it, float32 errors would hide behind its rounding."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture(autouse=True)
+def _no_error_of_cuda_is_left_behind():
+    """On the emulator; a kernel of torch would raise it."""
+    yield
+    if emulated.EMULATED:
+        assert emulated.last_error() == "no error"

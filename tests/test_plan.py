@@ -111,6 +111,29 @@ def test_the_fastest_by_estimate_is_taken():
         assert made["kernel"] == min(able, key=lambda c: c["microseconds"])["kernel"]
 
 
+def test_clusters_that_do_not_run_at_once_take_turns():
+    """Clusters live inside a GPC: fewer fit than the multiprocessors have room for."""
+    gpu = GPUS["H100"]
+    some = plan(gpu, 16, 256, kernel_override="cluster")["candidates"][1]
+    none = plan(gpu._replace(clusters=(0, 0, 0, 0)), 512, 256)["candidates"][1]
+    fewer = plan(gpu._replace(clusters=(60, 30, 14, 2)), 512, 256)["candidates"][1]
+    all_fit = plan(gpu, 512, 256)["candidates"][1]
+    assert some["obstacle"] is None
+    assert none["microseconds"] > fewer["microseconds"] > all_fit["microseconds"]
+
+
+def test_what_a_driver_refused_is_not_chosen():
+    refused = ("cluster", 8, "the driver refused its launch: x")
+    gpu = GPUS["H100"]._replace(refusals=[refused])
+    assert plan("H100", 16, 256)["candidates"][1]["blocks"] >= 8
+    smaller = plan(gpu, 16, 256)["candidates"][1]
+    assert smaller["obstacle"] is None
+    assert smaller["blocks"] < 8
+    made = plan(gpu._replace(refusals=[("cluster", 2, refused[2])]), 16, 256)
+    assert made["candidates"][1]["obstacle"] == refused[2]
+    assert made["kernel"] != "cluster"
+
+
 def test_the_kernel_override_holds_where_it_can():
     assert plan("H100", 16, 256, kernel_override="grid")["kernel"] == "grid"
     assert plan("H100", 16, 256, kernel_override="stepwise")["kernel"] == "stepwise"
@@ -124,6 +147,8 @@ def test_the_kernel_override_holds_where_it_can():
         ({"projection": 32}, "proj_size"),
         ({"hidden": 10_000}, "8192"),
         ({"batch": 2**20 + 1}, "2^20"),
+        ({"hidden": 0}, "hidden_size is 0"),
+        ({"batch": 0}, "the batch is empty"),
         ({"gpu": Gpu(75, 40, 64 * 1024, 0)}, "compute capability"),
     ],
     ids=str,

@@ -37,14 +37,13 @@ Factor factor_of(const at::Tensor& matrix) {
 
 bool allows_tf32() { return at::globalContext().allowTF32CuDNN(at::Float32Op::RNN); }
 
-Cublas::Cublas(at::ScalarType operand)
+Cublas::Cublas(at::ScalarType operand, bool tf32)
     : handle_(at::cuda::getCurrentCUDABlasHandle()),
       operand_(cuda_type(operand)),
       is_double_(operand == at::kDouble) {
-  const bool tf32 = operand == at::kFloat && allows_tf32();
-  compute_ = is_double_ ? CUBLAS_COMPUTE_64F
-             : tf32     ? CUBLAS_COMPUTE_32F_FAST_TF32
-                        : CUBLAS_COMPUTE_32F;
+  compute_ = is_double_                      ? CUBLAS_COMPUTE_64F
+             : tf32 && operand == at::kFloat ? CUBLAS_COMPUTE_32F_FAST_TF32
+                                             : CUBLAS_COMPUTE_32F;
   // PyTorch sets the mode each time it gets the handle, so it need not be restored.
   TORCH_CUDABLAS_CHECK(cublasSetMathMode(
       handle_, static_cast<cublasMath_t>(CUBLAS_DEFAULT_MATH |

@@ -17,11 +17,11 @@ struct Factor {
 // Whether nn.LSTM would take float32 GEMMs in TF32.
 bool allows_tf32();
 
-// GEMMs whose operands have one type. They accumulate in float32 or wider; TF32 exactly where
-// nn.LSTM would use it.
+// GEMMs whose operands have one type. They accumulate in float32 or wider.
 class Cublas {
  public:
-  explicit Cublas(at::ScalarType operand);
+  // tf32: float32 operands are rounded to TF32.
+  Cublas(at::ScalarType operand, bool tf32);
 
   // out [M, N] = a [M, K] b [K, N], added to out if `accumulate`. out is row-major and contiguous.
   void operator()(void* out, at::ScalarType out_type, int64_t M, int64_t N, int64_t K,

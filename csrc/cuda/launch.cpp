@@ -5,6 +5,8 @@
 
 #include <map>
 #include <mutex>
+#include <set>
+#include <string>
 
 #include "cuda/cublas.h"
 #include "cuda/passes.h"
@@ -15,14 +17,45 @@
 namespace fused_lstm {
 namespace {
 
-Plan plan_of(const Sizes& s, at::ScalarType storage, bool backward) {
+// GPUs as a plan sees them, by device index.
+struct Known {
+  std::mutex mutex;
+  std::map<int, Gpu> gpus;
+  std::set<std::string> obstacles;  // of their refusals
+};
+Known& known() {
+  static Known only;
+  return only;
+}
+
+// Keeps what the driver refused: no later call of the process tries it again.
+void remember(int device, Kernel kernel, int64_t blocks, cudaError_t error) {
+  const std::lock_guard<std::mutex> lock(known().mutex);
+  const std::string obstacle =
+      std::string("the driver refused its launch: ") + cudaGetErrorString(error);
+  Refusal& its = known().gpus[device].refusals[refusal_index(kernel)];
+  if (its.blocks > 0 && its.blocks <= blocks) return;  // by another thread
+  its = {blocks, known().obstacles.insert(obstacle).first->c_str()};
+}
+
+// Runs the pass that the plan names, and the plan's next choice if the driver refuses it.
+template <class Persistent, class Stepwise>
+void run(const Sizes& s, at::ScalarType storage, bool backward, const Persistent& persistent,
+         const Stepwise& stepwise) {
   Problem problem = problem_of(s);
-  problem.gpu = gpu_of(at::cuda::current_device());
   problem.backward = backward;
   problem.element_bytes = static_cast<int>(at::elementSize(storage));
   problem.tensor_cores = storage == at::kFloat ? cuda::allows_tf32() : storage != at::kDouble;
   problem.kernel_override = kernel_override();
-  return make_plan(problem);
+  const int device = at::cuda::current_device();
+  for (;;) {
+    problem.gpu = gpu_of(device);
+    const Plan plan = make_plan(problem);
+    if (plan.kernel == Kernel::stepwise) return stepwise(plan);
+    const cudaError_t error = persistent(plan);
+    if (error == cudaSuccess) return;
+    remember(device, plan.kernel, blocks_together(problem, plan.kernel, plan.placement), error);
+  }
 }
 
 class CudaDevice final : public Device {
@@ -32,18 +65,16 @@ class CudaDevice final : public Device {
   void gemm(at::Tensor& out, const at::Tensor& a, const at::Tensor& b,
             bool accumulate) const override {
     const c10::cuda::CUDAGuard guard(out.device());
-    const cuda::Cublas gemm(a.scalar_type());
+    const cuda::Cublas gemm(a.scalar_type(), cuda::allows_tf32());
     gemm(out, a, b, accumulate);
   }
 
   void forward(const Sequence& sequence, const ForwardTensors& layer) const override {
     const c10::cuda::CUDAGuard guard(layer.output.device());
-    const Plan plan = plan_of(sequence.sizes, layer.output.scalar_type(), /*backward=*/false);
-    if (plan.kernel == Kernel::stepwise) {
-      cuda::stepwise_forward(sequence, layer);
-    } else {
-      cuda::persistent_forward(sequence, layer, plan);
-    }
+    run(
+        sequence.sizes, layer.output.scalar_type(), /*backward=*/false,
+        [&](const Plan& plan) { return cuda::persistent_forward(sequence, layer, plan); },
+        [&](const Plan& plan) { cuda::stepwise_forward(sequence, layer, plan); });
   }
 
   void recompute(const Sequence& sequence, const BackwardTensors& layer) const override {
@@ -53,29 +84,27 @@ class CudaDevice final : public Device {
 
   void backward(const Sequence& sequence, const BackwardTensors& layer) const override {
     const c10::cuda::CUDAGuard guard(layer.gates.device());
-    const Plan plan = plan_of(sequence.sizes, layer.gates.scalar_type(), /*backward=*/true);
-    if (plan.kernel == Kernel::stepwise) {
-      cuda::stepwise_backward(sequence, layer);
-    } else {
-      cuda::persistent_backward(sequence, layer, plan);
-    }
+    run(
+        sequence.sizes, layer.gates.scalar_type(), /*backward=*/true,
+        [&](const Plan& plan) { return cuda::persistent_backward(sequence, layer, plan); },
+        [&](const Plan& plan) { cuda::stepwise_backward(sequence, layer, plan); });
   }
 };
 
 }  // namespace
 
-const Gpu& gpu_of(int index) {
-  static std::mutex mutex;
-  static std::map<int, Gpu> known;  // its references stay valid
-  const std::lock_guard<std::mutex> lock(mutex);
-  const auto found = known.find(index);
-  if (found != known.end()) return found->second;
+Gpu gpu_of(int index) {
+  const std::lock_guard<std::mutex> lock(known().mutex);
+  const auto found = known().gpus.find(index);
+  if (found != known().gpus.end()) return found->second;
   const c10::cuda::CUDAGuard guard(at::Device(at::kCUDA, static_cast<at::DeviceIndex>(index)));
   const cudaDeviceProp& device = *at::cuda::getCurrentDeviceProperties();
-  const int capability = device.major * 10 + device.minor;
-  const int64_t shared_memory = static_cast<int64_t>(device.sharedMemPerBlockOptin);
-  const int cluster = capability >= 90 ? cuda::largest_cluster(shared_memory) : 0;
-  return known[index] = {capability, device.multiProcessorCount, shared_memory, cluster};
+  Gpu gpu = {};
+  gpu.capability = device.major * 10 + device.minor;
+  gpu.multiprocessors = device.multiProcessorCount;
+  gpu.shared_memory = static_cast<int64_t>(device.sharedMemPerBlockOptin);
+  cuda::ask_driver(gpu);
+  return known().gpus[index] = gpu;
 }
 
 const Device& cuda_device() {

@@ -2,20 +2,25 @@
 // them synchronizes.
 #pragma once
 
+#include <cuda_runtime_api.h>
+
 #include "cuda/types.h"
 #include "device/device.h"
 
 namespace fused_lstm {
 namespace cuda {
 
-void stepwise_forward(const Sequence& sequence, const ForwardTensors& layer);
-void stepwise_backward(const Sequence& sequence, const BackwardTensors& layer);
+void stepwise_forward(const Sequence& sequence, const ForwardTensors& layer, const Plan& plan);
+void stepwise_backward(const Sequence& sequence, const BackwardTensors& layer, const Plan& plan);
 // Device::recompute.
 void recompute(const Sequence& sequence, const BackwardTensors& layer);
 
-// plan.kernel is block, cluster or grid.
-void persistent_forward(const Sequence& sequence, const ForwardTensors& layer, const Plan& plan);
-void persistent_backward(const Sequence& sequence, const BackwardTensors& layer, const Plan& plan);
+// plan.kernel is block, cluster or grid. They return why the driver refused the launch, after which
+// another pass may run on the same tensors, or cudaSuccess.
+cudaError_t persistent_forward(const Sequence& sequence, const ForwardTensors& layer,
+                               const Plan& plan);
+cudaError_t persistent_backward(const Sequence& sequence, const BackwardTensors& layer,
+                                const Plan& plan);
 
 // Calls body(Types) for a layer whose tensors have type `storage`.
 template <class Body>

@@ -132,8 +132,9 @@ const Device& cuda_device();
 // This machine as a plan sees it, with the cost of its threads if there are more than one; measured
 // at the first call.
 const Machine& cpu_machine();
-// CUDA device `index` as a plan sees it; cached.
-const Gpu& gpu_of(int index);
+// CUDA device `index` as a plan sees it, with what its driver has refused so far; the rest is asked
+// once.
+Gpu gpu_of(int index);
 
 // float32 or wider: the type of sums and of the cell state.
 inline at::ScalarType accum_type(at::ScalarType storage) {

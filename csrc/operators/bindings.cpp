@@ -42,15 +42,37 @@ py::dict build_info() {
   return info;
 }
 
-// Compute capability, multiprocessors, bytes of shared memory of a block, blocks of a cluster; or
-// None for a CPU.
-using GpuFacts = std::optional<std::tuple<int, int, int64_t, int>>;
+// The members of Gpu: compute capability, multiprocessors, bytes of shared memory of a block,
+// blocks of a cluster, clusters of each size (None: as many as there are multiprocessors for), and
+// of each refusal the kernel, the blocks and the obstacle.
+using GpuFacts = std::tuple<int, int, int64_t, int, std::optional<std::array<int, kClusterSizes>>,
+                            std::vector<std::tuple<std::string, int64_t, std::string>>>;
 
-Problem problem_for(const GpuFacts& gpu, int64_t length, int64_t batch, int64_t input,
+// Valid as long as `facts`, whose texts it uses.
+Gpu gpu_from(const GpuFacts& facts) {
+  const auto& [capability, multiprocessors, shared_memory, largest, clusters, refusals] = facts;
+  Gpu gpu = {};
+  gpu.capability = capability;
+  gpu.multiprocessors = multiprocessors;
+  gpu.shared_memory = shared_memory;
+  gpu.largest_cluster = largest;
+  for (int i = 0; i < kClusterSizes; ++i) {
+    gpu.clusters[i] = clusters ? (*clusters)[i] : multiprocessors / (2 << i);
+  }
+  for (const auto& [name, blocks, obstacle] : refusals) {
+    const std::optional<Kernel> kernel = kernel_named(name);
+    if (!kernel || !is_gpu_kernel(*kernel) || *kernel == Kernel::stepwise) {
+      throw py::value_error("a refused kernel is '" + name + "', must be block, cluster or grid");
+    }
+    gpu.refusals[refusal_index(*kernel)] = {blocks, obstacle.c_str()};
+  }
+  return gpu;
+}
+
+Problem problem_for(const std::optional<Gpu>& gpu, int64_t length, int64_t batch, int64_t input,
                     int64_t hidden, int64_t projection, int64_t directions) {
   Problem problem = {};
-  // Braces: C++17, as which torch 2.11 compiles, has no parentheses for an aggregate.
-  if (gpu) problem.gpu = std::apply([](auto... facts) { return Gpu{facts...}; }, *gpu);
+  problem.gpu = gpu;
   problem.length = length;
   problem.batch = batch;
   problem.rows = length * batch;
@@ -100,7 +122,8 @@ py::dict cpu_plan(int threads, bool concurrent_threads, int64_t length, int64_t 
 py::dict gpu_plan(const GpuFacts& gpu, int64_t length, int64_t batch, int64_t input, int64_t hidden,
                   int64_t projection, int64_t directions, bool backward, int element_bytes,
                   bool tensor_cores, const std::optional<std::string>& kernel_override) {
-  Problem problem = problem_for(gpu, length, batch, input, hidden, projection, directions);
+  Problem problem =
+      problem_for(gpu_from(gpu), length, batch, input, hidden, projection, directions);
   problem.backward = backward;
   problem.element_bytes = element_bytes;
   problem.tensor_cores = tensor_cores;
@@ -126,10 +149,17 @@ py::dict gpu_plan(const GpuFacts& gpu, int64_t length, int64_t batch, int64_t in
 }
 
 // What a plan knows of a CUDA device.
-std::tuple<int, int, int64_t, int> gpu_facts([[maybe_unused]] int index) {
+GpuFacts gpu_facts([[maybe_unused]] int index) {
 #ifdef FUSED_LSTM_WITH_CUDA
-  const Gpu& gpu = gpu_of(index);
-  return {gpu.capability, gpu.multiprocessors, gpu.shared_memory, gpu.largest_cluster};
+  const Gpu gpu = gpu_of(index);
+  GpuFacts facts = {gpu.capability,      gpu.multiprocessors, gpu.shared_memory,
+                    gpu.largest_cluster, gpu.clusters,        {}};
+  for (const Kernel kernel : {Kernel::block, Kernel::cluster, Kernel::grid}) {
+    const Refusal& refusal = gpu.refusals[refusal_index(kernel)];
+    if (refusal.blocks == 0) continue;
+    std::get<5>(facts).emplace_back(kernel_name(kernel), refusal.blocks, refusal.obstacle);
+  }
+  return facts;
 #else
   throw std::runtime_error("fused_lstm was built without CUDA");
 #endif

@@ -11,13 +11,28 @@
 
 namespace fused_lstm {
 
+// What the driver refused of one kernel.
+struct Refusal {
+  int64_t blocks;        // the fewest of a cluster, or of a grid's launch; 0: nothing
+  const char* obstacle;  // why, in words
+};
+
+constexpr int kClusterSizes = 4;  // clusters of 2, 4, 8 and 16 blocks
+
 // What a plan needs to know of a GPU.
 struct Gpu {
-  int capability;  // 90 for compute capability 9.0
+  int capability;  // 90 for compute capability 9.0; what the kernels were compiled for, if lower
   int multiprocessors;
-  int64_t shared_memory;  // bytes that one block can have
-  int largest_cluster;    // blocks, each with all of that; 0 without clusters
+  int64_t shared_memory;                    // bytes that one block can have
+  int largest_cluster;                      // blocks, each with all of that; 0 without clusters
+  std::array<int, kClusterSizes> clusters;  // of 2 << i blocks, that run at once
+  std::array<Refusal, 3> refusals;          // of block, cluster and grid
 };
+
+// A persistent kernel's place in Gpu::refusals.
+inline int refusal_index(Kernel kernel) {
+  return static_cast<int>(kernel) - static_cast<int>(Kernel::block);
+}
 
 struct Problem {
   std::optional<Gpu> gpu;  // else a CPU
@@ -58,6 +73,8 @@ struct Plan {
   int64_t gradient_rows;  // of T * B, in one block of the GEMMs for the weights' gradients
   double microseconds;    // estimated, of the GEMMs with both
 
+  // Of a GPU.
+  bool tensor_cores;  // the problem's
   // Of the GPU's kernels block, cluster and grid.
   Placement placement;
 };
@@ -81,5 +98,7 @@ Plan make_gpu_plan(const Problem& problem);
 // Every kernel of a GPU, in the order block, cluster, grid, stepwise. make_plan chooses the fastest
 // of those without an obstacle.
 std::array<Candidate, 4> gpu_candidates(const Problem& problem);
+// The blocks that a launch wants to run at the same time: of a cluster, or of a whole grid.
+int64_t blocks_together(const Problem& problem, Kernel kernel, const Placement& placement);
 
 }  // namespace fused_lstm

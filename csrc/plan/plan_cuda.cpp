@@ -57,6 +57,12 @@ int64_t blocks_of(const Problem& problem, const Placement& placement) {
   return problem.directions * placement.slices * placement.blocks;
 }
 
+int clusters_at_once(const Gpu& gpu, int blocks) {
+  int i = 0;
+  while (i < kClusterSizes - 1 && 2 << i < blocks) ++i;
+  return gpu.clusters[i];
+}
+
 double step_time(const Problem& problem, Kernel kernel, const Placement& placement) {
   const SharedLayout layout = layout_of(problem, kernel, placement);
   const double sequence_tiles = ceil_div(placement.sequences, kTileSequences);
@@ -77,7 +83,7 @@ double step_time(const Problem& problem, Kernel kernel, const Placement& placeme
               (ceil_div(placement.sequences, placement.staged) - 1) * kGlobalLatency;
   } else if (kernel == Kernel::cluster) {
     cycles += kClusterBarrier + operand / kRemoteBytes;
-    const double clusters = std::floor(multiprocessors / placement.blocks);
+    const double clusters = clusters_at_once(*problem.gpu, placement.blocks);
     waves = std::ceil(problem.directions * placement.slices / std::max(clusters, 1.0));
   } else {
     cycles += kBlockBarrier;
@@ -96,6 +102,12 @@ double stepwise_time(const Problem& problem) {
 // Keeps `placement` if it fits and beats what the candidate has.
 void offer(const Problem& problem, Candidate& candidate, const Placement& placement) {
   if (!fits(problem, candidate.kernel, placement)) return;
+  const Refusal& refusal = problem.gpu->refusals[refusal_index(candidate.kernel)];
+  if (refusal.blocks > 0 &&
+      blocks_together(problem, candidate.kernel, placement) >= refusal.blocks) {
+    if (candidate.obstacle) candidate.obstacle = refusal.obstacle;
+    return;
+  }
   const double time = step_time(problem, candidate.kernel, placement);
   if (candidate.obstacle == nullptr && time >= candidate.microseconds) return;
   candidate = {candidate.kernel, nullptr, placement,
@@ -120,6 +132,8 @@ const char* persistent_obstacle(const Problem& problem) {
   if (problem.gpu->capability < 80) return "the GPU's compute capability is under 8.0";
   if (problem.element_bytes > 4) return "the dtype is float64";
   if (problem.projected) return "the layer has a projection (proj_size)";
+  if (problem.hidden == 0) return "hidden_size is 0";
+  if (problem.batch == 0) return "the batch is empty";
   if (problem.hidden > kMaxHidden) return "hidden_size is over 8192";
   // Grids and counters are of 32 bits.
   if (problem.batch > (1 << 20)) return "the batch is over 2^20";
@@ -127,6 +141,10 @@ const char* persistent_obstacle(const Problem& problem) {
 }
 
 }  // namespace
+
+int64_t blocks_together(const Problem& problem, Kernel kernel, const Placement& placement) {
+  return kernel == Kernel::grid ? blocks_of(problem, placement) : placement.blocks;
+}
 
 std::array<Candidate, 4> gpu_candidates(const Problem& problem) {
   std::array<Candidate, 4> candidates = {
@@ -148,7 +166,9 @@ std::array<Candidate, 4> gpu_candidates(const Problem& problem) {
                        });
 
   if (gpu.largest_cluster < 2) {
-    candidates[1].obstacle = "the GPU has no clusters of blocks (from compute capability 9.0 on)";
+    candidates[1].obstacle =
+        "the GPU has no clusters of blocks, or its kernels were compiled without (from "
+        "compute capability 9.0 on)";
   } else {
     candidates[1] =
         best(Kernel::cluster,
@@ -186,6 +206,7 @@ std::array<Candidate, 4> gpu_candidates(const Problem& problem) {
 
 Plan make_gpu_plan(const Problem& problem) {
   Plan plan = {};
+  plan.tensor_cores = problem.tensor_cores;
   plan.kernel = Kernel::stepwise;  // runs every problem
   double least = std::numeric_limits<double>::infinity();
   for (const Candidate& candidate : gpu_candidates(problem)) {

@@ -58,7 +58,7 @@ def sources(folder: Path) -> list[Path]:
 
 
 # The emulated headers come before torch's own.
-FLAGS = [f"-I{HERE / 'include'}", "-fopenmp", "-Wno-unknown-pragmas"]
+FLAGS = [f"-I{HERE / 'include'}", "-DFUSED_LSTM_WITH_CUDA", "-fopenmp", "-Wno-unknown-pragmas"]
 
 
 def build(folder: Path) -> None:

@@ -54,9 +54,9 @@ template <class Types>
 cudaError_t launch_backward(const PersistentBackwardParams<Types>& params, bool tensor_cores,
                             cudaStream_t stream);
 
-// The blocks of the largest cluster, a power of two, that the current device runs with so many
-// bytes of shared memory each; 0 without clusters.
-int largest_cluster(int64_t shared_memory);
+// What the driver says of these kernels on the current device, whose own facts gpu has: the
+// compute capability that they were compiled for, if it is lower, and the clusters.
+void ask_driver(Gpu& gpu);
 
 // Host values into device memory, through the parameters of kernels: nothing waits, and a graph
 // that captures it keeps its own copy.

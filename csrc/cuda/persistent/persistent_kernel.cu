@@ -1,4 +1,5 @@
 #include "cuda/persistent/exchange.h"
+#include "cuda/persistent/launch_config.h"
 #include "cuda/persistent/params.h"
 #include "cuda/persistent/warp_gemm.h"
 
@@ -390,54 +391,15 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   for_pairs(sequences, [&](int i, int64_t b, int64_t j) { pass.finish(b, j, states[i]); });
 }
 
-// How many blocks, in clusters of how many, or all at once.
-struct Launch {
-  cudaLaunchConfig_t config = {};
-  cudaLaunchAttribute attribute = {};
-
-  Launch(int64_t blocks, int64_t shared_memory, cudaStream_t stream) {
-    config.gridDim = dim3(static_cast<unsigned>(blocks));
-    config.blockDim = dim3(kBlockThreads);
-    config.dynamicSmemBytes = static_cast<size_t>(shared_memory);
-    config.stream = stream;
-    config.attrs = &attribute;
-    config.numAttrs = 1;
-  }
-  void in_clusters(int blocks) {
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
-  }
-  void all_at_once(bool all) {
-    attribute.id = cudaLaunchAttributeCooperative;
-    attribute.val.cooperative = all;
-  }
-};
-
-// Allows the kernel what it is not allowed by default.
-template <class Kernel>
-cudaError_t prepare(Kernel kernel, int64_t shared_memory, int cluster) {
-  const cudaError_t error = cudaFuncSetAttribute(
-      kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_memory));
-  if (error != cudaSuccess || cluster <= 1) return error;
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
-}
-
 template <class Pass>
-cudaError_t launch(const typename Pass::Params& params, cudaStream_t stream) {
-  const auto kernel = persistent_kernel<Pass>;
+cudaError_t launch_pass(const typename Pass::Params& params, cudaStream_t stream) {
   const Placement& placement = params.placement;
   const bool in_clusters = params.kernel == Kernel::cluster;
-  const cudaError_t error =
-      prepare(kernel, params.layout.total, in_clusters ? placement.blocks : 1);
-  if (error != cudaSuccess) return error;
-  Launch launch(static_cast<int64_t>(params.directions) * placement.slices * placement.blocks,
-                params.layout.total, stream);
-  if (in_clusters) {
-    launch.in_clusters(placement.blocks);
-  } else {  // the blocks of a grid wait for one another: all of them run, or none does
-    launch.all_at_once(params.kernel == Kernel::grid);
-  }
-  return cudaLaunchKernelEx(&launch.config, kernel, params);
+  // The blocks of a grid wait for one another.
+  const Together together = {in_clusters ? placement.blocks : 0, params.kernel == Kernel::grid};
+  return launch(persistent_kernel<Pass>, params,
+                static_cast<int64_t>(params.directions) * placement.slices * placement.blocks,
+                kBlockThreads, params.layout.total, together, stream);
 }
 
 // The tile of a layer stored as Types.
@@ -464,15 +426,16 @@ __global__ void __launch_bounds__(kUploadCount)
 template <class Types>
 cudaError_t launch_forward(const PersistentForwardParams<Types>& params, bool tensor_cores,
                            cudaStream_t stream) {
-  return with_tile<Types>(
-      tensor_cores, [&](auto tile) { return launch<ForwardPass<decltype(tile)>>(params, stream); });
+  return with_tile<Types>(tensor_cores, [&](auto tile) {
+    return launch_pass<ForwardPass<decltype(tile)>>(params, stream);
+  });
 }
 
 template <class Types>
 cudaError_t launch_backward(const PersistentBackwardParams<Types>& params, bool tensor_cores,
                             cudaStream_t stream) {
   return with_tile<Types>(tensor_cores, [&](auto tile) {
-    return launch<BackwardPass<decltype(tile)>>(params, stream);
+    return launch_pass<BackwardPass<decltype(tile)>>(params, stream);
   });
 }
 
@@ -486,20 +449,22 @@ template cudaError_t launch_backward(const PersistentBackwardParams<HalfFloat>&,
 template cudaError_t launch_backward(const PersistentBackwardParams<BFloat16Float>&, bool,
                                      cudaStream_t);
 
-int largest_cluster(int64_t shared_memory) {
+void ask_driver(Gpu& gpu) {
   const auto kernel = persistent_kernel<BackwardPass<TensorTile<BFloat16Float>>>;
-  for (int blocks = 16; blocks > 1; blocks /= 2) {
-    if (prepare(kernel, shared_memory, blocks) != cudaSuccess) continue;
-    Launch launch(blocks, shared_memory, nullptr);
-    launch.in_clusters(blocks);
-    int clusters = 0;
-    if (cudaOccupancyMaxActiveClusters(&clusters, kernel, &launch.config) == cudaSuccess &&
-        clusters > 0) {
-      return blocks;
-    }
+  cudaFuncAttributes attributes = {};
+  if (cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess) {
+    gpu.capability = std::min(gpu.capability, attributes.ptxVersion);
+  } else {
+    cudaGetLastError();
   }
-  cudaGetLastError();  // an older GPU's refusal is an answer, not an error to be found later
-  return 0;
+  gpu.largest_cluster = 0;
+  for (int i = 0; i < kClusterSizes; ++i) {
+    const int blocks = 2 << i;
+    gpu.clusters[i] = gpu.capability >= 90
+                          ? clusters_at_once(kernel, kBlockThreads, gpu.shared_memory, blocks)
+                          : 0;
+    if (gpu.clusters[i] > 0) gpu.largest_cluster = blocks;
+  }
 }
 
 cudaError_t upload(const int64_t* from, int64_t count, int64_t* to, cudaStream_t stream) {

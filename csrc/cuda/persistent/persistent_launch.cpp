@@ -4,6 +4,7 @@
 
 #include "cuda/cublas.h"
 #include "cuda/passes.h"
+#include "cuda/persistent/launch_config.h"
 #include "cuda/persistent/params.h"
 
 namespace fused_lstm {
@@ -24,7 +25,7 @@ struct Common {
     p.kernel = plan.kernel;
     p.placement = plan.placement;
     p.layout = make_layout(plan.kernel, plan.placement, shape, static_cast<int>(s.H), element_bytes,
-                           element_bytes == 2 || allows_tf32());
+                           plan.tensor_cores);
     p.directions = static_cast<int>(s.directions);
     for (int64_t d = 0; d < s.directions; ++d) {
       p.weight_hh[d] = pointer<typename Types::Storage>(layer.weights[d].hh);
@@ -68,7 +69,8 @@ void with_persistent_types(at::ScalarType storage, const Body& body) {
 
 }  // namespace
 
-void persistent_forward(const Sequence& sequence, const ForwardTensors& layer, const Plan& plan) {
+cudaError_t persistent_forward(const Sequence& sequence, const ForwardTensors& layer,
+                               const Plan& plan) {
   const Sizes& s = sequence.sizes;
   const cudaStream_t stream = at::cuda::getCurrentCUDAStream();
   const at::ScalarType storage = layer.output.scalar_type();
@@ -79,12 +81,13 @@ void persistent_forward(const Sequence& sequence, const ForwardTensors& layer, c
       in_place ? layer.gates.view({s.directions, s.N, 4 * s.H})
                : allocate({s.directions, s.N, 4 * s.H}, accums);
   const at::Tensor input = layer.input.view({s.N, s.D});
-  const Cublas gemm(storage);
+  const Cublas gemm(storage, plan.tensor_cores);
   for (int64_t d = 0; d < s.directions; ++d) {
     at::Tensor own = preactivations.select(0, d);
     gemm(own, input, layer.weights[d].ih.t(), /*accumulate=*/false);
   }
 
+  cudaError_t error = cudaSuccess;
   with_persistent_types(storage, [&](auto types) {
     using Types = decltype(types);
     PersistentForwardParams<Types> p = {};
@@ -96,13 +99,17 @@ void persistent_forward(const Sequence& sequence, const ForwardTensors& layer, c
       p.bias_ih[d] = pointer<typename Types::Storage>(layer.weights[d].bias_ih);
       p.bias_hh[d] = pointer<typename Types::Storage>(layer.weights[d].bias_hh);
     }
-    Common::check(launch_forward<Types>(p, allows_tf32(), stream), "forward", s, plan);
+    error = launch_forward<Types>(p, plan.tensor_cores, stream);
   });
+  if (!is_refusal(error)) Common::check(error, "forward", s, plan);
+  return error;
 }
 
-void persistent_backward(const Sequence& sequence, const BackwardTensors& layer, const Plan& plan) {
+cudaError_t persistent_backward(const Sequence& sequence, const BackwardTensors& layer,
+                                const Plan& plan) {
   const Sizes& s = sequence.sizes;
   const cudaStream_t stream = at::cuda::getCurrentCUDAStream();
+  cudaError_t error = cudaSuccess;
   with_persistent_types(layer.gates.scalar_type(), [&](auto types) {
     using Types = decltype(types);
     PersistentBackwardParams<Types> p = {};
@@ -111,8 +118,10 @@ void persistent_backward(const Sequence& sequence, const BackwardTensors& layer,
       p.layer[d] = backward_params<Types>(sequence, layer, d);
       p.layer[d].steps.offsets = pointer<int64_t>(common.offsets);
     }
-    Common::check(launch_backward<Types>(p, allows_tf32(), stream), "backward", s, plan);
+    error = launch_backward<Types>(p, plan.tensor_cores, stream);
   });
+  if (!is_refusal(error)) Common::check(error, "backward", s, plan);
+  return error;
 }
 
 }  // namespace cuda

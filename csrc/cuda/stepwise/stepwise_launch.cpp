@@ -40,12 +40,12 @@ StepwiseForwardParams<Types> stepwise_params(const ForwardParams<Types>& layer, 
 
 }  // namespace
 
-void stepwise_forward(const Sequence& sequence, const ForwardTensors& layer) {
+void stepwise_forward(const Sequence& sequence, const ForwardTensors& layer, const Plan& plan) {
   const Sizes& s = sequence.sizes;
   const cudaStream_t stream = at::cuda::getCurrentCUDAStream();
   const at::ScalarType storage = layer.output.scalar_type();
   const at::ScalarType accum = accum_type(storage);
-  const Cublas gemm(storage);
+  const Cublas gemm(storage, plan.tensor_cores);
   const at::TensorOptions operands = layer.output.options();
   const at::TensorOptions accums = operands.dtype(accum);
 
@@ -89,12 +89,12 @@ void stepwise_forward(const Sequence& sequence, const ForwardTensors& layer) {
   });
 }
 
-void stepwise_backward(const Sequence& sequence, const BackwardTensors& layer) {
+void stepwise_backward(const Sequence& sequence, const BackwardTensors& layer, const Plan& plan) {
   const Sizes& s = sequence.sizes;
   const cudaStream_t stream = at::cuda::getCurrentCUDAStream();
   const at::ScalarType storage = layer.gates.scalar_type();
   const at::ScalarType accum = accum_type(storage);
-  const Cublas gemm(storage);
+  const Cublas gemm(storage, plan.tensor_cores);
   at::Tensor grad_unprojected;
   if (s.projected) grad_unprojected = allocate({s.B, s.H}, layer.grad_hidden.options());
 
@@ -127,7 +127,7 @@ void recompute(const Sequence& sequence, const BackwardTensors& layer) {
   const cudaStream_t stream = at::cuda::getCurrentCUDAStream();
   const at::ScalarType storage = layer.gates.scalar_type();
   const at::TensorOptions accums = layer.cells.options();
-  const Cublas gemm(storage);
+  const Cublas gemm(storage, allows_tf32());
   const at::Tensor input = layer.input.view({s.N, s.D});
   const at::Tensor last_cell = allocate({s.B, s.H}, accums);  // c_n, which is not read
   at::Tensor offsets;                                         // [T + 1], if packed

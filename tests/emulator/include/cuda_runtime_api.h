@@ -30,13 +30,18 @@ struct alignas(16) float4 {
 
 using cudaStream_t = void*;
 enum cudaError_t {
-  cudaSuccess,
-  cudaErrorInvalidValue,
-  cudaErrorInvalidConfiguration,
-  cudaErrorCooperativeLaunchTooLarge,
-  cudaErrorLaunchFailure,
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorInvalidConfiguration = 9,
+  cudaErrorLaunchFailure = 719,
+  cudaErrorCooperativeLaunchTooLarge = 720,
+  cudaErrorNotSupported = 801,
+  cudaErrorInvalidClusterSize = 912,
 };
 const char* cudaGetErrorString(cudaError_t error);
+// The last error of the process; reading it clears it, unless it is one that no call survives.
+cudaError_t cudaGetLastError();
+cudaError_t cudaPeekAtLastError();
 
 enum cudaLaunchAttributeID { cudaLaunchAttributeCooperative, cudaLaunchAttributeClusterDimension };
 struct cudaLaunchAttribute {
@@ -63,12 +68,17 @@ struct cudaDeviceProp {
   int major, minor, multiProcessorCount;
   size_t sharedMemPerBlockOptin;
 };
+struct cudaFuncAttributes {
+  size_t sharedSizeBytes;
+  int ptxVersion, binaryVersion;
+};
+enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin };
 
 namespace emulator {
 
-// The GPU: few multiprocessors, each with the shared memory of compute capability 9.0.
-inline constexpr cudaDeviceProp properties = {9, 0, 12, 227 * 1024};
+extern const cudaDeviceProp& properties;  // of the GPU that EMULATED_GPU names
 
+cudaError_t get_attributes(cudaFuncAttributes* its);
 cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int value);
 cudaError_t active_clusters(int* clusters, const cudaLaunchConfig_t& config, const void* kernel);
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
@@ -133,7 +143,20 @@ cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, void (*kernel)(Paramet
                                            const cudaLaunchConfig_t* config) {
   return emulator::active_clusters(clusters, *config, reinterpret_cast<const void*>(kernel));
 }
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+
+template <class Kernel>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* its, Kernel* /*kernel*/) {
+  return emulator::get_attributes(its);
+}
+inline cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr /*shared memory*/,
+                                          int /*device*/) {
+  *value = static_cast<int>(emulator::properties.sharedMemPerBlockOptin);
+  return cudaSuccess;
+}
 
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),

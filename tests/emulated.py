@@ -1,0 +1,53 @@
+"""What the emulated CUDA runtime (tests/emulator/cuda_runtime.cpp) has seen."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from fused_lstm import _C
+
+EMULATED = os.environ.get("FUSED_LSTM_EMULATED") == "1"
+Hook = ctypes.CFUNCTYPE(None)
+
+
+class Counts(NamedTuple):
+    """Since the process began."""
+
+    launches: int
+    """Of kernels, the refused ones included."""
+    refused: int
+    allocations: int
+    """Of tensors, in any code; a block from the CPU's pool (FUSED_LSTM_CACHE_MB) is none."""
+    attributes_set: int
+    """Calls of cudaFuncSetAttribute."""
+
+
+def _call(name: str, result: type) -> Callable[[], int | bytes]:
+    function = getattr(ctypes.CDLL(_C.__file__), f"emulated_{name}")
+    function.restype = result
+    return function
+
+
+def counts() -> Counts:
+    return Counts(*(_call(name, ctypes.c_int64)() for name in Counts._fields))
+
+
+def last_error() -> str:
+    """What cudaPeekAtLastError says."""
+    return _call("last_error", ctypes.c_char_p)().decode()
+
+
+@contextmanager
+def on_allocation(function: Callable[[], None]) -> Iterator[None]:
+    """Calls `function` before each allocation of a tensor."""
+    hook = Hook(function)
+    setter = ctypes.CDLL(_C.__file__).emulated_on_allocation
+    setter(hook)
+    try:
+        yield
+    finally:
+        setter(None)
