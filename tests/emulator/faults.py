@@ -6,16 +6,12 @@ the fault that EMULATOR_FAULT numbers, and none without it. test_faults.py sees 
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
-import torch
-
-HERE = Path(__file__).resolve().parent
-CSRC = HERE.parents[1] / "csrc"
+import instrument
+from instrument import CSRC
 
 # What is wrong; the file of csrc/cuda/persistent, its text, and the text with the fault, in which
 # faulty() stands for "this one is asked for".
@@ -95,6 +91,16 @@ FAULTS = [
 ]
 
 
+# Read before any kernel runs: what threads read of it, none of them has written.
+PRELUDE = """#include <cstdlib>
+namespace {
+const char* const fault = std::getenv("EMULATOR_FAULT");
+const int faulty_number = fault ? std::atoi(fault) : 0;
+inline bool faulty(int number) { return number == faulty_number; }
+}  // namespace
+"""
+
+
 def build(emulated: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     sources = folder / "csrc"
@@ -104,37 +110,7 @@ def build(emulated: Path, folder: Path) -> None:
         before = path.read_text()
         assert before.count(text) == 1, f"{what}: {name} has {before.count(text)} times {text!r}"
         path.write_text(before.replace(text, faulty.replace("faulty()", f"faulty({number})")))
-    kernels = folder / "kernels.cpp"
-    kernels.write_text(
-        "#include <cstdlib>\n"
-        "inline bool faulty(int number) {\n"
-        '  static const char* const fault = std::getenv("EMULATOR_FAULT");\n'
-        "  return fault && std::atoi(fault) == number;\n"
-        "}\n"
-        f'#include "{sources}/cuda/persistent/persistent_kernel.cu"\n'
-    )
-    shutil.copytree(emulated / "fused_lstm", folder / "fused_lstm")
-    compiler = os.environ.get("CXX", "c++")
-    libraries = Path(torch.__file__).parent / "lib"
-    flags = ["-std=c++20", "-O1", "-fPIC", "-Wno-unknown-pragmas", f"-I{HERE / 'include'}"]
-    changed = folder / "kernels.o"
-    subprocess.check_call(
-        [compiler, *flags, f"-I{sources}", "-c", str(kernels), "-o", str(changed)]
-    )
-    objects = set((emulated / "build").glob("*.o")) - {emulated / "build" / "persistent_kernel.o"}
-    options = [f"-L{libraries}", "-lc10", "-ltorch_cpu", "-ltorch", "-ltorch_python", "-fopenmp"]
-    library = folder / "fused_lstm" / "_C.so"
-    subprocess.check_call(
-        [
-            compiler,
-            "-shared",
-            *map(str, sorted(objects)),
-            str(changed),
-            *options,
-            "-o",
-            str(library),
-        ]
-    )
+    instrument.build(emulated, folder, sources, PRELUDE)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@
 #include <cstring>
 #include <string>
 
+#include "delays.h"
+
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/common_interface_defs.h>
 #endif
@@ -19,10 +21,6 @@
 dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator {
-
-Fiber::~Fiber() {
-  if (stack) munmap(stack, stack_bytes);
-}
 
 void fail(const char* format, ...) {
   std::fputs("emulator: ", stderr);
@@ -48,6 +46,8 @@ cudaError_t Machine::run(const cudaLaunchConfig_t& config, unsigned cluster_size
   unsigned next = 0;
   const unsigned resident = static_cast<unsigned>(properties.multiProcessorCount);
   polls_ = 0;
+  taken_.assign(resident, false);
+  if (races::on()) races::begin_launch(resident, config.blockDim.x);
   while (next < config.gridDim.x || !blocks_.empty()) {
     while (next < config.gridDim.x && blocks_.size() + cluster_size <= resident) {
       start_cluster(next, cluster_size);
@@ -56,7 +56,7 @@ cudaError_t Machine::run(const cudaLaunchConfig_t& config, unsigned cluster_size
     if (!go_on()) return report();
   }
   clusters_.clear();
-  return cudaSuccess;
+  return races::on() && races::end_launch() > 0 ? cudaErrorLaunchFailure : cudaSuccess;
 }
 
 // One step of whoever is drawn: a thread, or what a thread has sent. Those are as often drawn as all
@@ -71,11 +71,15 @@ bool Machine::go_on() {
       return true;
     }
   }
-  if (stuck) return false;
+  if (stuck) {
+    progress();
+    return delays::on() && delays::release_all();
+  }
   const size_t drawn = random_() % ready_.size();
   Fiber* const fiber = ready_[drawn];
   ready_[drawn] = ready_.back();
   ready_.pop_back();
+  if (delays::on()) delays::enter(*fiber->block, random_);
   resume(*fiber);
   return true;
 }
@@ -105,6 +109,7 @@ void Machine::poll(const char* what) {
 }
 void Machine::arrive(Meeting& meeting, const char* what) {
   progress();
+  if (races::on() && meeting.orders_memory) meeting.gathering.add(races::now(*running_));
   if (++meeting.arrived < meeting.expected) {
     meeting.waiting.push_back(running_);
     wait(what);
@@ -114,6 +119,11 @@ void Machine::arrive(Meeting& meeting, const char* what) {
 }
 void Machine::open(Meeting& meeting) {
   meeting.arrived = 0;
+  if (races::on() && meeting.orders_memory) {
+    const races::Knowledge known = meeting.gathering.finish();
+    for (const Fiber* const fiber : meeting.waiting) races::acquire(*fiber, known);
+    races::acquire(*running_, known);
+  }
   wake(meeting.waiting);
 }
 void Machine::wake(std::vector<Fiber*>& waiting) {
@@ -133,11 +143,15 @@ void Machine::start_cluster(unsigned first, unsigned size) {
     auto block = std::make_unique<Block>();
     block->index = dim3(first + rank, 0, 0);
     block->cluster = cluster.get();
+    while (taken_[block->place]) ++block->place;
+    taken_[block->place] = true;
     const size_t bytes = (config_->dynamicSmemBytes + 127) / 128 * 128;
     block->memory.reset(static_cast<char*>(std::aligned_alloc(128, bytes)));
     block->bytes = bytes;
     std::memset(block->memory.get(), 0xff, bytes);
     block->meeting.expected = threads;
+    block->meeting.orders_memory = true;
+    if (races::on()) races::begin_block(*block);
     block->warps.resize((threads + warp_size - 1) / warp_size);
     for (Meeting& warp : block->warps) warp.expected = warp_size;
     block->cluster_phase.resize(threads, 0);
@@ -158,8 +172,14 @@ std::unique_ptr<Fiber> Machine::new_fiber() {
   std::unique_ptr<Fiber> fiber;
   if (free_.empty()) {
     fiber = std::make_unique<Fiber>();
-    fiber->stack = mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (!stacks_) {
+      void* const all = mmap(nullptr, stack_bytes * most_fibers, PROT_READ | PROT_WRITE,
+                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      if (all == MAP_FAILED) fail("no memory for the threads' stacks");
+      stacks_ = static_cast<char*>(all);
+    }
+    if (stacks_used_ == most_fibers) fail("more than %zu threads at once", most_fibers);
+    fiber->stack = stacks_ + stacks_used_++ * stack_bytes;
   } else {
     fiber = std::move(free_.back());
     free_.pop_back();
@@ -184,6 +204,7 @@ void Machine::resume(Fiber& fiber) {
 #else
   swapcontext(&scheduler_, &fiber.context);
 #endif
+  running_ = nullptr;
   if (finished_) {
     finished_ = false;
     finish(fiber);
@@ -213,6 +234,13 @@ void Machine::finish(Fiber& fiber) {
            block.index.x);
     }
   }
+  if (delays::on()) {
+    delays::release(block);
+    if (delays::forget(block)) {
+      fail("block %u has returned before stores to its shared memory have come", block.index.x);
+    }
+  }
+  taken_[block.place] = false;
   Cluster& cluster = *block.cluster;
   for (auto& done : block.fibers) free_.push_back(std::move(done));
   block.fibers.clear();
@@ -267,6 +295,15 @@ void Machine::begin() {
   self.to_scheduler();
 }
 
+const Block* Machine::block_at(uintptr_t address) const {
+  for (const auto& [index, block] : blocks_) {
+    if (address - reinterpret_cast<uintptr_t>(block->memory.get()) < block->bytes) {
+      return block.get();
+    }
+  }
+  return nullptr;
+}
+
 cudaError_t run(const cudaLaunchConfig_t& config, unsigned cluster,
                 const std::function<void()>& thread) {
   return machine().run(config, cluster, thread);
@@ -292,6 +329,7 @@ void wait_for_warp(const char* what, void* mine, void (*together)(void* const (&
       all[lane] = other.brought;
     }
     together(all);
+    if (races::on()) races::meet_as_warp(self);
   }
   machine().arrive(meeting, what);
 }
@@ -311,8 +349,11 @@ void cluster_arrive() {
   self.block->cluster_phase[self.thread.x] = cluster.phase + 1;
   Meeting& meeting = cluster.meeting;
   machine().progress();
+  if (races::on()) meeting.gathering.add(races::now(self));
+  if (delays::on()) delays::release(*self.block);
   if (++meeting.arrived == meeting.expected) {
     ++cluster.phase;
+    if (races::on()) cluster.known = meeting.gathering.finish();
     machine().open(meeting);
   }
 }
@@ -320,21 +361,34 @@ void cluster_arrive() {
 void cluster_wait() {
   Fiber& self = machine().running();
   Cluster& cluster = *self.block->cluster;
-  if (cluster.phase >= self.block->cluster_phase[self.thread.x]) return machine().pause();
-  cluster.meeting.waiting.push_back(&self);
-  machine().wait("the cluster");
+  if (cluster.phase >= self.block->cluster_phase[self.thread.x]) {
+    machine().pause();
+  } else {
+    cluster.meeting.waiting.push_back(&self);
+    machine().wait("the cluster");
+  }
+  if (races::on()) races::acquire(self, cluster.known);
 }
 
 void copy_later(void* to, const void* from, size_t bytes) {
   if (reinterpret_cast<uintptr_t>(to) % bytes || reinterpret_cast<uintptr_t>(from) % bytes) {
     fail("a copy of %zu bytes is not aligned", bytes);
   }
-  machine().running().copies.push_back({to, from, bytes});
+  Fiber& self = machine().running();
+  if (races::on()) {
+    races::read(self, from, bytes, races::Kind::plain, __builtin_return_address(0));
+  }
+  self.copies.push_back({to, from, bytes});
 }
 
 void copy_now() {
   Fiber& self = machine().running();
-  for (const Fiber::Copy& copy : self.copies) std::memcpy(copy.to, copy.from, copy.bytes);
+  for (const Fiber::Copy& copy : self.copies) {
+    if (races::on()) {
+      races::write(self, copy.to, copy.bytes, races::Kind::plain, __builtin_return_address(0));
+    }
+    std::memcpy(copy.to, copy.from, copy.bytes);
+  }
   self.copies.clear();
 }
 

@@ -10,6 +10,9 @@
 
 namespace emulator {
 
+// Among whom an operation orders memory.
+enum class Scope { cta, cluster, gpu };
+
 char* block_memory();
 char* map_shared(char* shared, unsigned rank);
 void cluster_arrive();
@@ -22,9 +25,10 @@ uintptr_t cluster_address(const void* shared, unsigned rank);
 void store_async(uintptr_t to, const void* value, size_t bytes, uintptr_t barrier);
 void barrier_init(uint64_t* barrier, unsigned arrivals);
 void barrier_expect(uint64_t* barrier, unsigned bytes);
-void barrier_wait(uint64_t* barrier, unsigned parity);
-void add_release(unsigned* counter, unsigned value);
-unsigned load_acquire(const unsigned* counter);
+void barrier_init_fence();
+void barrier_wait(uint64_t* barrier, unsigned parity, Scope scope = Scope::cluster);
+void add_release(unsigned* counter, unsigned value, Scope scope = Scope::gpu);
+unsigned load_acquire(const unsigned* counter, Scope scope = Scope::gpu);
 
 // What a lane brings to mma, and its sums.
 struct Multiplied {
@@ -147,7 +151,7 @@ inline void store_async(ClusterAddress to, uint2 value, ClusterAddress barrier) 
 inline void barrier_init(uint64_t* barrier, unsigned arrivals) {
   emulator::barrier_init(barrier, arrivals);
 }
-inline void barrier_init_fence() {}
+inline void barrier_init_fence() { emulator::barrier_init_fence(); }
 inline void barrier_expect(uint64_t* barrier, unsigned bytes) {
   emulator::barrier_expect(barrier, bytes);
 }
