@@ -133,7 +133,7 @@ def test_what_the_driver_says_of_a_gpu(gpu, facts):
         gpu,
         f"""
 its = gpu()
-assert (its.capability, its.multiprocessors, its.largest_cluster, tuple(its.clusters)) == {facts}, its
+assert (*its[:2], its.largest_cluster, tuple(its.clusters)) == {facts}, its
 assert its.refusals == []
 assert last_error() == "no error", last_error()
 before = counts()
@@ -159,8 +159,8 @@ with fused_lstm.use_kernel("cluster"):
 
 
 def test_the_tf32_mode_is_read_once_a_call():
-    """Another thread may set it at any time: here at each allocation of a call in turn. Some weights
-    are in shared memory, how many depends on the mode."""
+    """Another thread may set it at any time: here at each allocation of a call in turn. How many
+    of the weights are in shared memory depends on the mode."""
     run(
         "hopper",
         """

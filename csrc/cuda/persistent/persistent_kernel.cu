@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "cuda/persistent/exchange.h"
 #include "cuda/persistent/launch_config.h"
 #include "cuda/persistent/params.h"
