@@ -41,7 +41,7 @@ RACES := tests/test_cpu_kernels.py tests/test_accuracy.py \
 
 NATIVE := $(shell find csrc -type f ! -name '*.md')
 
-.PHONY: demo test fuzz emulate sanitize test-modes processors torches wheels build bench lint format clean FORCE
+.PHONY: demo test fuzz emulate sass sanitize test-modes processors torches wheels build bench lint format clean FORCE
 
 demo: build  # ARGS="--device cpu --task classifier" and so on
 	$(BIN)/python -m fused_lstm demo $(ARGS)
@@ -57,6 +57,12 @@ emulate: build  # the CUDA sources, compiled for the host, through the tests of 
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/emulator/build.py build/emulated
 	cd build/emulated && PYTHONPATH=. FUSED_LSTM_EMULATED=1 MALLOC_PERTURB_=1 \
 		../../$(BIN)/python -m pytest $(EMULATED:%=../../%) $(ARGS)
+
+# nvdisasm is the toolkit's, or else the wheel's. ARGS="--no-limits --only 'H 768'" and so on
+sass: build  # the persistent kernels' machine code, against the limits of a step; needs nvcc
+	command -v nvdisasm >/dev/null || $(PIP) install --quiet "nvidia-cuda-nvdisasm>=13,<14"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/emulator/build.py build/emulated
+	PYTHONPATH=tests $(BIN)/python -m machine_code $(ARGS)
 
 # The CPU path and the emulated CUDA path under AddressSanitizer and UBSan, the CPU's threads under
 # ThreadSanitizer

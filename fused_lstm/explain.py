@@ -61,8 +61,6 @@ class Candidate:
     """Of a block group."""
     units: int
     """Hidden units of a block."""
-    staged: int
-    """Sequences whose operand is in shared memory at once."""
     shared_memory: int
     """Bytes of a block."""
 

@@ -169,31 +169,34 @@ FUSED_LSTM_INLINE void copy_out(T* to, const Block& block, int count) {
   __builtin_memcpy(to, &block, sizeof(Block));
 }
 
-// 16-bit patterns to the 32-bit lanes of V and back.
+// 16-bit patterns to the 32-bit lanes of V and back. Scalars are accessed by their own type: nvcc
+// splits a copy by bytes into one access for each byte.
 template <class V, class T>
 FUSED_LSTM_INLINE typename Lanes<V>::Integer load_bits16(const T* from, int count) {
   using Integer = typename Lanes<V>::Integer;
-  const auto bits = copy_in<typename Lanes<V>::Bits16>(from, count);
   if constexpr (Lanes<V>::count == 1) {
-    return static_cast<Integer>(bits);
+    return static_cast<Integer>(from->bits);
   } else {
-    return __builtin_convertvector(bits, Integer);
+    return __builtin_convertvector(copy_in<typename Lanes<V>::Bits16>(from, count), Integer);
   }
 }
 template <class V, class T>
 FUSED_LSTM_INLINE void store_bits16(T* to, typename Lanes<V>::Integer bits, int count) {
-  using Bits16 = typename Lanes<V>::Bits16;
   if constexpr (Lanes<V>::count == 1) {
-    copy_out(to, static_cast<Bits16>(bits), count);
+    to->bits = static_cast<uint16_t>(bits);
   } else {
-    copy_out(to, __builtin_convertvector(bits, Bits16), count);
+    copy_out(to, __builtin_convertvector(bits, typename Lanes<V>::Bits16), count);
   }
 }
 
 // Loads `count` elements (at most Lanes<V>::count), converted to the lanes of V, and stores them.
 template <class V>
 FUSED_LSTM_INLINE V load(const typename Lanes<V>::Scalar* from, int count) {
-  return copy_in<V>(from, count);
+  if constexpr (Lanes<V>::count == 1) {
+    return *from;
+  } else {
+    return copy_in<V>(from, count);
+  }
 }
 template <class V>
 FUSED_LSTM_INLINE V load(const BFloat16* from, int count) {
@@ -209,7 +212,11 @@ FUSED_LSTM_INLINE V load(const Half* from, int count) {
 }
 template <class V>
 FUSED_LSTM_INLINE void store(typename Lanes<V>::Scalar* to, V value, int count) {
-  copy_out(to, value, count);
+  if constexpr (Lanes<V>::count == 1) {
+    *to = value;
+  } else {
+    copy_out(to, value, count);
+  }
 }
 template <class V>
 FUSED_LSTM_INLINE void store(BFloat16* to, V value, int count) {

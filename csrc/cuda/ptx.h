@@ -55,16 +55,6 @@ __device__ __forceinline__ float to_tf32(float x) {
   return __uint_as_float(rounded);
 }
 
-// 16 bytes from global to shared memory, past the L1 cache; there after wait_for_copies and a
-// barrier.
-__device__ __forceinline__ void copy_async(void* shared, const void* global) {
-  const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
-}
-__device__ __forceinline__ void wait_for_copies() {
-  asm volatile("cp.async.wait_all;" ::: "memory");
-}
-
 #else
 
 __device__ __forceinline__ void multiply_half(float (&)[4], const uint32_t (&)[4],
@@ -80,39 +70,116 @@ __device__ __forceinline__ void multiply_tf32(float (&)[4], const uint32_t (&)[4
   __trap();
 }
 __device__ __forceinline__ float to_tf32(float x) { return x; }
-__device__ __forceinline__ void copy_async(void*, const void*) { __trap(); }
-__device__ __forceinline__ void wait_for_copies() { __trap(); }
 
 #endif
 
-// A counter in global memory through which the blocks of a grid wait for one another.
-__device__ __forceinline__ void add_release(unsigned* counter, unsigned value) {
-  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(counter), "r"(value) : "memory");
+// e^(x ln 2) and 1 / x: one instruction each, within 2 units in the last place and 1; a subnormal
+// operand or result is zero.
+__device__ __forceinline__ float exp2_approx(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
 }
-__device__ __forceinline__ unsigned load_acquire(const unsigned* counter) {
-  unsigned value;
-  asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(counter) : "memory");
-  return value;
+__device__ __forceinline__ float reciprocal_approx(float x) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
 }
 
-// Clusters of blocks, from compute capability 9.0 on.
+__device__ __forceinline__ bool any_of_warp(bool condition) {
+  return __any_sync(0xffffffff, condition);
+}
+
+// Words in global memory that other blocks write or read meanwhile. Each 32-bit word is read and
+// written whole; accesses to different words are in no order.
+__device__ __forceinline__ uint4 load_relaxed(const uint4* from) {
+  uint4 words;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+               : "l"(from)
+               : "memory");
+  return words;
+}
+__device__ __forceinline__ void store_relaxed(uint32_t* to, uint32_t word) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(word) : "memory");
+}
+
+// Clusters of blocks, from compute capability 9.0 on. An address in some block's shared memory, in
+// bytes.
+using ClusterAddress = uint32_t;
+
 #if __CUDA_ARCH__ >= 900
 // Where block `rank` of the cluster has what lies at `shared` in this block.
-__device__ __forceinline__ char* map_shared(char* shared, unsigned rank) {
-  uint64_t mapped;
-  asm("mapa.u64 %0, %1, %2;" : "=l"(mapped) : "l"(shared), "r"(rank));
-  return reinterpret_cast<char*>(mapped);
+__device__ __forceinline__ ClusterAddress cluster_address(const void* shared, unsigned rank) {
+  const uint32_t own = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  ClusterAddress mapped;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(mapped) : "r"(own), "r"(rank));
+  return mapped;
 }
 __device__ __forceinline__ void cluster_arrive() {
-  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
 __device__ __forceinline__ void cluster_wait() {
-  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+// A barrier in shared memory. A phase ends when all `arrivals` have come and as many bytes have been
+// stored by store_async as barrier_expect announced; then the next one begins.
+__device__ __forceinline__ void barrier_init(uint64_t* barrier, unsigned arrivals) {
+  const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(barrier));
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(arrivals) : "memory");
+}
+// Makes the initialisation visible to the cluster's barrier_wait and store_async, with the cluster's
+// barrier after it.
+__device__ __forceinline__ void barrier_init_fence() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+// Arrives, and announces `bytes` of the current phase.
+__device__ __forceinline__ void barrier_expect(uint64_t* barrier, unsigned bytes) {
+  const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(barrier));
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes)
+               : "memory");
+}
+// Until the phase of that parity (0: the first, 1: the second, ...) has ended. What store_async
+// stored for it is then visible.
+__device__ __forceinline__ void barrier_wait(uint64_t* barrier, unsigned parity) {
+  const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(barrier));
+  uint32_t ended;
+  do {
+    asm volatile(
+        "{ .reg .pred ended;\n"
+        "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 ended, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, ended; }"
+        : "=r"(ended)
+        : "r"(at), "r"(parity)
+        : "memory");
+  } while (!ended);
+}
+// Stores in a block's shared memory, some time later, and then counts the bytes at `barrier` of the
+// same block.
+__device__ __forceinline__ void store_async(ClusterAddress to, uint32_t word,
+                                            ClusterAddress barrier) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(to),
+               "r"(word), "r"(barrier)
+               : "memory");
+}
+__device__ __forceinline__ void store_async(ClusterAddress to, uint2 words,
+                                            ClusterAddress barrier) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(to),
+      "r"(words.x), "r"(words.y), "r"(barrier)
+      : "memory");
 }
 #else
-__device__ __forceinline__ char* map_shared(char* shared, unsigned) { return shared; }
+__device__ __forceinline__ ClusterAddress cluster_address(const void*, unsigned) { return 0; }
 __device__ __forceinline__ void cluster_arrive() { __trap(); }
 __device__ __forceinline__ void cluster_wait() { __trap(); }
+__device__ __forceinline__ void barrier_init(uint64_t*, unsigned) { __trap(); }
+__device__ __forceinline__ void barrier_init_fence() { __trap(); }
+__device__ __forceinline__ void barrier_expect(uint64_t*, unsigned) { __trap(); }
+__device__ __forceinline__ void barrier_wait(uint64_t*, unsigned) { __trap(); }
+__device__ __forceinline__ void store_async(ClusterAddress, uint32_t, ClusterAddress) { __trap(); }
+__device__ __forceinline__ void store_async(ClusterAddress, uint2, ClusterAddress) { __trap(); }
 #endif
 
 }  // namespace

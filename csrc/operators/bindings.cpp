@@ -138,7 +138,6 @@ py::dict gpu_plan(const GpuFacts& gpu, int64_t length, int64_t batch, int64_t in
     one["units"] = candidate.placement.units;
     one["slices"] = candidate.placement.slices;
     one["sequences"] = candidate.placement.sequences;
-    one["staged"] = candidate.placement.staged;
     one["shared_memory"] = candidate.shared_memory;
     candidates.append(one);
   }

@@ -1,11 +1,11 @@
-// How a persistent kernel spreads a layer over the blocks of a GPU, and what is where in the
-// shared memory of each: plain arithmetic for the plan, the launch and the kernel. Free of torch.
+// How a persistent kernel spreads a layer over the blocks of a GPU, which sizes of it are compiled,
+// and what is where in the shared memory of each block: plain arithmetic for the plan, the launch
+// and the kernel. Free of torch.
 //
 // A step of the recurrence is one GEMM for each direction and slice of the batch,
 //   forward:   [4 H, H] x [H, B]   rows: the gates of each unit;  depth: h of each unit
 //   backward:  [H, 4 H] x [4 H, B] rows: the units;               depth: the gates' gradients
-// with the weights on the left, which never move. A block group shares its rows, unit by unit; the
-// warps of a block share the block's rows and, if there are fewer row tiles than warps, depth.
+// with the weights on the left, which never move.
 #pragma once
 
 #include <cstdint>
@@ -21,86 +21,156 @@ constexpr int kBlockThreads = kBlockWarps * kWarpThreads;
 constexpr int kTileRows = 16;      // of the weights
 constexpr int kTileSequences = 8;  // of the operand
 constexpr int kDepthBytes = 32;    // of both
-constexpr int kMaxSequences = 32;  // of a slice
-constexpr int kMaxPairs = 4;       // of a unit and a sequence, whose states a thread holds
+constexpr int kGates = 4;
+constexpr int kTileUnits = kTileRows / kGates;  // forward
+constexpr int kMaxCluster = 16;                 // blocks
+constexpr int kGateBlocks = 4;                  // backward on the grid: a cluster, a gate each
 
-// A thread's part of a tile of weights is a fragment. So many stay in its registers, the others in
-// shared memory: as many as leave no register spilled (FUSED_LSTM_KERNEL_STATS=1 shows it).
-constexpr int kFragmentBytes = 16;
+// Of the weights' part of a warp, 16 bytes a lane and tile (32 for the three factors of a float32
+// product), so many stay in registers, the others in shared memory.
+FUSED_LSTM_INLINE constexpr int resident_fragments(int fragments, int depth_tiles, int words) {
+  const int most = (depth_tiles > 16 ? 96 : 128) / words;
+  return fragments < most ? fragments : most;
+}
 
-constexpr int resident_fragments(bool tensor_cores) { return tensor_cores ? 20 : 4; }
+// The sizes that are fixed when a kernel is compiled.
+struct Tiling {
+  int row_tiles;       // of the weights: block and cluster, of a warp; grid, of a block
+  int depth_tiles;     // of a warp. Block and cluster: the whole depth; grid: an eighth of it
+  int input_tiles;     // depth tiles of the input, multiplied in the same GEMM; 0: a GEMM ahead
+  int sequence_tiles;  // of a slice, at most
+
+  friend constexpr bool operator==(const Tiling& a, const Tiling& b) {
+    return a.row_tiles == b.row_tiles && a.depth_tiles == b.depth_tiles &&
+           a.input_tiles == b.input_tiles && a.sequence_tiles == b.sequence_tiles;
+  }
+};
+
+// How a layer's products are made by matrix instructions.
+enum class Precision {
+  bits16,      // of float16 or bfloat16
+  tf32,        // float32 in TF32
+  tf32_split,  // float32 in three products of TF32 numbers
+};
+// Of elements of so many bytes, 2 or 4; tensor_cores: float32 in TF32.
+constexpr Precision precision_of(int element_bytes, bool tensor_cores) {
+  return element_bytes == 2 ? Precision::bits16
+         : tensor_cores     ? Precision::tf32
+                            : Precision::tf32_split;
+}
+constexpr int element_bytes(Precision precision) { return precision == Precision::bits16 ? 2 : 4; }
+constexpr int fragment_words(Precision precision) {
+  return precision == Precision::tf32_split ? 8 : 4;
+}
+
+// The tilings that are compiled, the first that fits being the smallest.
+struct Tilings {
+  Tiling list[8];
+  int count;
+};
+constexpr Tilings block_tilings(Precision precision, bool backward) {
+  if (precision == Precision::bits16) {
+    if (backward) return {{{1, 16, 0, 1}, {1, 32, 0, 1}}, 2};
+    return {{{2, 4, 2, 1}, {2, 4, 0, 1}, {4, 8, 0, 1}}, 3};
+  }
+  if (backward) return {{{1, 32, 0, 1}}, 1};
+  return {{{2, 8, 2, 1}, {2, 8, 0, 1}}, 2};
+}
+constexpr Tilings cluster_tilings(Precision precision, bool backward) {
+  if (precision == Precision::bits16) {
+    if (backward) return {{{1, 8, 0, 1}, {2, 8, 0, 1}, {4, 8, 0, 1}}, 3};
+    return {{{1, 8, 0, 1}, {1, 16, 0, 1}, {2, 16, 0, 1}, {1, 32, 0, 1}}, 4};
+  }
+  const bool split = precision == Precision::tf32_split;
+  if (backward) return {{{1, 16, 0, 1}, {2, 16, 0, 1}, {4, 16, 0, 1}}, split ? 2 : 3};
+  return {{{1, 16, 0, 1}, {1, 32, 0, 1}, {1, 64, 0, 1}}, split ? 2 : 3};
+}
+constexpr Tilings grid_tilings(Precision precision, bool /*backward*/) {
+  if (precision == Precision::bits16) {
+    return {{{4, 6, 0, 1}, {4, 8, 0, 1}, {4, 16, 0, 1}, {4, 6, 0, 4}, {4, 8, 0, 4}, {4, 16, 0, 4}},
+            6};
+  }
+  if (precision == Precision::tf32) {
+    return {{{4, 12, 0, 1}, {4, 16, 0, 1}, {3, 24, 0, 1}, {4, 12, 0, 4}, {4, 16, 0, 4}}, 5};
+  }
+  return {{{2, 12, 0, 1}, {2, 16, 0, 1}}, 2};
+}
+constexpr Tilings tilings(Kernel kernel, Precision precision, bool backward) {
+  return kernel == Kernel::block     ? block_tilings(precision, backward)
+         : kernel == Kernel::cluster ? cluster_tilings(precision, backward)
+                                     : grid_tilings(precision, backward);
+}
 
 struct Placement {
-  int blocks;     // of a block group
+  int blocks;     // of a block group, which shares the hidden units of a slice
   int units;      // hidden units of each block
   int slices;     // of the batch: each has a block group of its own
   int sequences;  // of a slice
-  int staged;     // sequences whose operand is in shared memory at once
+  Tiling tiling;
 };
 
-// Rows and depth of the GEMM of one hidden unit.
-struct UnitShape {
-  int rows, depth;
-};
-constexpr UnitShape kForwardShape = {4, 1};
-constexpr UnitShape kBackwardShape = {1, 4};
-
-// Strides and offsets of shared memory in bytes.
+// Offsets and sizes of shared memory in bytes.
 struct SharedLayout {
-  int row_tiles;       // of a block
-  int groups;          // of warps, each with every groups-th row tile
-  int splits;          // parts of the depth, each a warp's of every group
-  int depth_tiles;     // 32 bytes each
-  int split_depth;     // depth tiles of a split
-  int fragments;       // that a warp holds at most
-  int operand_stride;  // of one sequence
-  int partial_stride;  // of one sequence; the sums of a block's rows
-  int weights, partials, operand;
-  int64_t operand_bytes;  // of one buffer
-  int64_t total;
+  int weights;   // fragments beyond the registers
+  int operand;   // block and cluster: the operand of the next GEMM
+  int partials;  // sums over parts of the depth: [parts, rows, sequences], as each kernel has them
+  int received;  // backward: sums that other blocks have sent
+  int barriers;  // two, of what other blocks of the cluster send
+  int total;
 };
-
-// Buffers of the operand in a block's shared memory: two, where others write into them.
-FUSED_LSTM_INLINE constexpr int operand_buffers(Kernel kernel) {
-  return kernel == Kernel::grid ? 1 : 2;
-}
 
 FUSED_LSTM_INLINE constexpr int64_t round_up(int64_t x, int64_t multiple) {
   return (x + multiple - 1) / multiple * multiple;
 }
 
-// element_bytes: of a weight.
-constexpr SharedLayout make_layout(Kernel kernel, const Placement& placement, UnitShape shape,
-                                   int hidden_size, int element_bytes, bool tensor_cores) {
-  SharedLayout l = {};
-  l.row_tiles = (placement.units * shape.rows + kTileRows - 1) / kTileRows;
-  l.groups = 1;
-  while (2 * l.groups <= l.row_tiles && 2 * l.groups <= kBlockWarps) l.groups *= 2;
-  l.depth_tiles = (hidden_size * shape.depth * element_bytes + kDepthBytes - 1) / kDepthBytes;
-  l.split_depth = (l.depth_tiles * l.groups + kBlockWarps - 1) / kBlockWarps;
-  l.splits = (l.depth_tiles + l.split_depth - 1) / l.split_depth;
-  l.fragments = (l.row_tiles + l.groups - 1) / l.groups * l.split_depth;
-  // Four rows that are 32 bytes apart modulo 128 are read from different banks.
-  l.operand_stride = kDepthBytes * (l.depth_tiles | 1);
-  l.partial_stride = 4 * (l.row_tiles * kTileRows + 4);
+constexpr int kOperandPairBytes = 512;  // mma.h: two depth tiles of 8 sequences
+// Of one buffer of the operand of a slice.
+FUSED_LSTM_INLINE constexpr int operand_bytes(int depth_tiles, int sequence_tiles) {
+  return depth_tiles / 2 * sequence_tiles * kOperandPairBytes;
+}
+// Floats between the sums of two sequences in `partials` of the grid's kernels: sums of a warp lie in
+// different banks.
+FUSED_LSTM_INLINE constexpr int partial_stride(int row_tiles) { return row_tiles * kTileRows + 4; }
 
-  const int sequences = static_cast<int>(round_up(placement.sequences, kTileSequences));
-  const int resident = resident_fragments(tensor_cores);
-  const int spilled = l.fragments > resident ? l.fragments - resident : 0;
-  l.weights = 0;
-  l.partials = spilled * kBlockThreads * kFragmentBytes;
-  l.operand = l.partials + l.splits * sequences * l.partial_stride;
-  l.operand = static_cast<int>(round_up(l.operand, 32));
-  l.operand_bytes = round_up(placement.staged, kTileSequences) * l.operand_stride;
-  l.total = l.operand + operand_buffers(kernel) * l.operand_bytes;
+constexpr SharedLayout make_layout(Kernel kernel, bool backward, const Placement& placement,
+                                   Precision precision) {
+  const Tiling& t = placement.tiling;
+  const int words = fragment_words(precision);
+  const int fragments = t.row_tiles * (t.depth_tiles + t.input_tiles);
+  const int spilled = fragments - resident_fragments(fragments, t.depth_tiles, words);
+  const int sequences = t.sequence_tiles * kTileSequences;
+  SharedLayout l = {};
+  int end = 0;
+  const auto take = [&end](int bytes) {
+    const int at = end;
+    end += bytes;
+    return at;
+  };
+  l.weights = take(spilled * kBlockThreads * words * 4);
+  if (kernel == Kernel::grid) {
+    const int buffers = t.sequence_tiles == 1 ? 2 : 1;
+    l.partials = take(buffers * kBlockWarps * sequences * partial_stride(t.row_tiles) * 4);
+    if (backward) l.received = take(2 * kGateBlocks * sequences * placement.units * 4);
+  } else if (backward) {
+    l.operand = take(operand_bytes(t.depth_tiles, 1));
+    const int buffers = kernel == Kernel::cluster ? 2 : 1;
+    l.received = take(buffers * placement.blocks * placement.units * kTileSequences * 4);
+  } else {
+    l.operand = take(2 * operand_bytes(t.depth_tiles + t.input_tiles, 1));
+  }
+  l.barriers = take(2 * 8);
+  l.total = end;
   return l;
 }
 
-// Elements of one buffer of the operand in global memory: without gaps between its sequences.
-constexpr int64_t exchange_size(const SharedLayout& layout, const Placement& placement,
-                                int element_bytes) {
-  return static_cast<int64_t>(placement.sequences) * kDepthBytes * layout.depth_tiles /
-         element_bytes;
+// 32-bit words of one buffer through which the blocks of a block group of the grid hand the operand
+// to one another. Forward: elements as the matrix instruction takes them; backward: each gate's
+// gradients in float32.
+constexpr int64_t exchange_words(bool backward, const Placement& placement, Precision precision) {
+  const Tiling& t = placement.tiling;
+  const int64_t elements = static_cast<int64_t>(kBlockWarps) * t.depth_tiles * kDepthBytes /
+                           element_bytes(precision) * t.sequence_tiles * kTileSequences;
+  return backward ? kGates * elements : elements * element_bytes(precision) / 4;
 }
 
 }  // namespace fused_lstm

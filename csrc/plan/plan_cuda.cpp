@@ -9,48 +9,26 @@
 namespace fused_lstm {
 namespace {
 
-// Of an H100, in cycles unless another unit is named; leads from the literature
-// (benchmarks/NOTES.md), none measured here. Only their proportions matter.
-constexpr double kCyclesPerMicrosecond = 1700;
-constexpr double kBlockBarrier = 50;
-constexpr double kClusterBarrier = 400;
-constexpr double kGridBarrier = 1700;
-constexpr double kGlobalLatency = 700;         // to and from the L2 cache, copies included
-constexpr double kGathering = 250;             // of a fragment
-constexpr double kStepOverhead = 500;          // gates, and latencies that nothing hides
-constexpr double kTensorTile = 10;             // 16 x 8 sums over 32 bytes of depth, of a warp
-constexpr double kScalarTile = 40;             // the same without tensor cores
-constexpr double kSharedBytes = 128;           // a cycle, of a multiprocessor
-constexpr double kGlobalBytes = 48;            // likewise, from the L2 cache
-constexpr double kRemoteBytes = 32;            // likewise, to another multiprocessor's memory
+// Of an H100, in cycles unless another unit is named.
+constexpr double kCyclesPerMicrosecond = 1755;
+constexpr double kGridExchange = 650;          // through the L2 cache
+constexpr double kClusterExchange = 250;       // through distributed shared memory
+constexpr double kPointwise = 300;                // of a unit and sequence a thread
+constexpr double kTensorTile = 8;              // one mma of a multiprocessor's quarter
 constexpr double kStepwiseStep = 5;            // microseconds of two launches
 constexpr double kStepwiseOperations = 100e6;  // a microsecond, of a GEMM with few rows
 constexpr double kStepwiseElements = 0.5e6;    // a microsecond, of the pointwise kernel
 
-constexpr int kSchedulers = 4;  // of a multiprocessor
 constexpr int64_t kMaxHidden = 8192;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-UnitShape shape_of(const Problem& problem) {
-  return problem.backward ? kBackwardShape : kForwardShape;
-}
-
-// The placement for slices of `sequences` and blocks of `units`.
-Placement place(const Problem& problem, int64_t units, int64_t sequences) {
-  return {static_cast<int>(ceil_div(problem.hidden, units)), static_cast<int>(units),
-          static_cast<int>(ceil_div(problem.batch, sequences)), static_cast<int>(sequences),
-          static_cast<int>(sequences)};
+Precision precision_for(const Problem& problem) {
+  return precision_of(problem.element_bytes, problem.tensor_cores);
 }
 
 SharedLayout layout_of(const Problem& problem, Kernel kernel, const Placement& placement) {
-  return make_layout(kernel, placement, shape_of(problem), static_cast<int>(problem.hidden),
-                     problem.element_bytes, problem.tensor_cores);
-}
-
-bool fits(const Problem& problem, Kernel kernel, const Placement& placement) {
-  return static_cast<int64_t>(placement.units) * placement.sequences <= kMaxPairs * kBlockThreads &&
-         layout_of(problem, kernel, placement).total <= problem.gpu->shared_memory;
+  return make_layout(kernel, problem.backward, placement, precision_for(problem));
 }
 
 int64_t blocks_of(const Problem& problem, const Placement& placement) {
@@ -64,32 +42,20 @@ int clusters_at_once(const Gpu& gpu, int blocks) {
 }
 
 double step_time(const Problem& problem, Kernel kernel, const Placement& placement) {
-  const SharedLayout layout = layout_of(problem, kernel, placement);
+  const Tiling& t = placement.tiling;
+  const double fragments = static_cast<double>(t.row_tiles) * (t.depth_tiles + t.input_tiles);
   const double sequence_tiles = ceil_div(placement.sequences, kTileSequences);
-  const double tiles = layout.fragments * sequence_tiles;  // of a warp
-  const double arithmetic =
-      tiles * (problem.tensor_cores ? kTensorTile : kScalarTile) * kBlockWarps / kSchedulers;
-  const double spilled = std::max(layout.fragments - resident_fragments(problem.tensor_cores), 0);
-  const double read = kBlockThreads * (spilled * kFragmentBytes + tiles * kFragmentBytes / 2.0);
-  const double sums = 2.0 * layout.splits * sequence_tiles * kTileSequences * layout.partial_stride;
-  double cycles = kStepOverhead + std::max(arithmetic, read / kSharedBytes) + sums / kSharedBytes;
-
-  const double operand =
-      static_cast<double>(placement.sequences) * kDepthBytes * layout.depth_tiles;
+  double cycles = kPointwise * sequence_tiles + fragments * sequence_tiles * 2 * kTensorTile *
+                                                fragment_words(precision_for(problem)) / 4;
   const double multiprocessors = problem.gpu->multiprocessors;
   double waves = std::ceil(blocks_of(problem, placement) / multiprocessors);
   if (kernel == Kernel::grid) {
-    cycles += kGridBarrier + operand / kGlobalBytes +
-              (ceil_div(placement.sequences, placement.staged) - 1) * kGlobalLatency;
+    cycles += kGridExchange + (problem.backward ? kClusterExchange : 0);
   } else if (kernel == Kernel::cluster) {
-    cycles += kClusterBarrier + operand / kRemoteBytes;
+    cycles += kClusterExchange;
     const double clusters = clusters_at_once(*problem.gpu, placement.blocks);
     waves = std::ceil(problem.directions * placement.slices / std::max(clusters, 1.0));
-  } else {
-    cycles += kBlockBarrier;
   }
-  // Each launch first gathers the weights, some fragments at a time.
-  cycles += kGathering * layout.fragments / static_cast<double>(problem.length);
   return waves * cycles / kCyclesPerMicrosecond;
 }
 
@@ -99,9 +65,10 @@ double stepwise_time(const Problem& problem) {
                                sums / kStepwiseElements);
 }
 
-// Keeps `placement` if it fits and beats what the candidate has.
+// Keeps the placement if it fits into shared memory and beats what the candidate has.
 void offer(const Problem& problem, Candidate& candidate, const Placement& placement) {
-  if (!fits(problem, candidate.kernel, placement)) return;
+  const int64_t shared_memory = layout_of(problem, candidate.kernel, placement).total;
+  if (shared_memory > problem.gpu->shared_memory) return;
   const Refusal& refusal = problem.gpu->refusals[refusal_index(candidate.kernel)];
   if (refusal.blocks > 0 &&
       blocks_together(problem, candidate.kernel, placement) >= refusal.blocks) {
@@ -110,22 +77,55 @@ void offer(const Problem& problem, Candidate& candidate, const Placement& placem
   }
   const double time = step_time(problem, candidate.kernel, placement);
   if (candidate.obstacle == nullptr && time >= candidate.microseconds) return;
-  candidate = {candidate.kernel, nullptr, placement,
-               layout_of(problem, candidate.kernel, placement).total, time};
+  candidate = {candidate.kernel, nullptr, placement, shared_memory, time};
 }
 
-// Tries a kernel with slices of 8, 16, 24 and 32 sequences; offer_units(candidate, sequences) tries
-// its unit counts.
-template <class OfferUnits>
-Candidate best(Kernel kernel, const char* obstacle, const Problem& problem,
-               const OfferUnits& offer_units) {
-  Candidate candidate = {kernel, obstacle, {}, 0, 0};
-  for (int64_t most = kTileSequences; most <= kMaxSequences; most += kTileSequences) {
-    const int64_t slices = ceil_div(problem.batch, most);
-    offer_units(candidate, ceil_div(problem.batch, slices));
-    if (slices == 1) break;
+// Offers `units` hidden units on each of `blocks` blocks, by slices of at most the tiling's
+// sequences.
+void offer(const Problem& problem, Candidate& candidate, const Tiling& tiling, int64_t blocks,
+           int64_t units) {
+  const int64_t slices = ceil_div(problem.batch, tiling.sequence_tiles * kTileSequences);
+  const Placement placement = {static_cast<int>(blocks), static_cast<int>(units),
+                               static_cast<int>(slices),
+                               static_cast<int>(ceil_div(problem.batch, slices)), tiling};
+  if (candidate.kernel == Kernel::grid) {  // all of them run at once
+    const int64_t all = blocks_of(problem, placement);
+    if (all > problem.gpu->multiprocessors) return;
+    if (problem.backward && all > kGateBlocks * clusters_at_once(*problem.gpu, kGateBlocks)) return;
   }
-  return candidate;
+  offer(problem, candidate, placement);
+}
+
+// Elements of the depth of a GEMM, and what of it a block of a backward kernel has.
+int64_t depth_elements(const Problem& problem, const Tiling& tiling) {
+  return static_cast<int64_t>(tiling.depth_tiles) * kDepthBytes / problem.element_bytes;
+}
+
+// One block, or a cluster of `blocks`: forward, a warp's row tiles are kTileUnits units each and its
+// depth is the layer's; backward, they are rows of the layer and its depth is the block's gates.
+void offer_cluster(const Problem& problem, Candidate& candidate, const Tiling& tiling,
+                   int64_t blocks) {
+  const int64_t depth = depth_elements(problem, tiling);
+  const int64_t tiles = static_cast<int64_t>(tiling.row_tiles) * kBlockWarps;  // of rows
+  if (problem.backward) {
+    const int64_t units = depth / kGates;
+    if (blocks * units < problem.hidden || blocks * units > tiles * kTileRows) return;
+    return offer(problem, candidate, tiling, blocks, units);
+  }
+  const int64_t units = round_up(ceil_div(problem.hidden, blocks), kTileUnits);
+  const int64_t input = static_cast<int64_t>(tiling.input_tiles) * kDepthBytes;
+  if (units > tiles * kTileUnits || blocks * units > depth) return;
+  if (input > 0 && problem.input * problem.element_bytes > input) return;
+  offer(problem, candidate, tiling, blocks, units);
+}
+
+void offer_grid(const Problem& problem, Candidate& candidate, const Tiling& tiling) {
+  const int64_t units = static_cast<int64_t>(tiling.row_tiles) * kTileUnits;
+  const int64_t blocks = problem.backward
+                             ? kGateBlocks * ceil_div(problem.hidden, kGateBlocks * units)
+                             : ceil_div(problem.hidden, units);
+  if (blocks * units > kBlockWarps * depth_elements(problem, tiling)) return;
+  offer(problem, candidate, tiling, blocks, units);
 }
 
 const char* persistent_obstacle(const Problem& problem) {
@@ -157,50 +157,38 @@ std::array<Candidate, 4> gpu_candidates(const Problem& problem) {
     return candidates;
   }
   const Gpu& gpu = *problem.gpu;
-  // The units of a whole tile of rows.
-  const int64_t whole = kTileRows / shape_of(problem).rows;
-
-  candidates[0] = best(Kernel::block, "the recurrent weights do not fit into one block", problem,
-                       [&](Candidate& candidate, int64_t sequences) {
-                         offer(problem, candidate, place(problem, problem.hidden, sequences));
+  const auto best = [&](Kernel kernel, const char* obstacle, const auto& offer_tiling) {
+    Candidate candidate = {kernel, obstacle, {}, 0, 0};
+    const Tilings list = tilings(kernel, precision_for(problem), problem.backward);
+    for (int i = 0; i < list.count; ++i) offer_tiling(candidate, list.list[i]);
+    return candidate;
+  };
+  candidates[0] = best(Kernel::block, "the recurrent weights do not fit into one block",
+                       [&](Candidate& candidate, const Tiling& tiling) {
+                         offer_cluster(problem, candidate, tiling, 1);
                        });
-
   if (gpu.largest_cluster < 2) {
     candidates[1].obstacle =
         "the GPU has no clusters of blocks, or its kernels were compiled without (from "
         "compute capability 9.0 on)";
   } else {
-    candidates[1] =
-        best(Kernel::cluster,
-             "the recurrent weights do not fit into a cluster of blocks, or need only one block",
-             problem, [&](Candidate& candidate, int64_t sequences) {
-               for (int blocks = 2; blocks <= gpu.largest_cluster; blocks *= 2) {
-                 const int64_t units = round_up(ceil_div(problem.hidden, blocks), whole);
-                 Placement placement = place(problem, units, sequences);
-                 if (placement.blocks < 2) continue;
-                 placement.blocks = blocks;  // some of them may have no units
-                 offer(problem, candidate, placement);
-               }
+    candidates[1] = best(Kernel::cluster, "the recurrent weights do not fit into a cluster of blocks",
+                         [&](Candidate& candidate, const Tiling& tiling) {
+                           for (int blocks = 2; blocks <= gpu.largest_cluster; blocks *= 2) {
+                             offer_cluster(problem, candidate, tiling, blocks);
+                           }
+                         });
+  }
+  if (problem.backward && gpu.largest_cluster < kGateBlocks) {
+    candidates[2].obstacle = "backward on the grid takes clusters of four blocks";
+  } else {
+    candidates[2] =
+        best(Kernel::grid,
+             "the recurrent weights of all slices of the batch do not fit into the GPU at once",
+             [&](Candidate& candidate, const Tiling& tiling) {
+               offer_grid(problem, candidate, tiling);
              });
   }
-
-  candidates[2] =
-      best(Kernel::grid,
-           "the recurrent weights of all slices of the batch do not fit into the GPU at once",
-           problem, [&](Candidate& candidate, int64_t sequences) {
-             const int64_t block_groups = problem.directions * ceil_div(problem.batch, sequences);
-             const int64_t blocks = gpu.multiprocessors / block_groups;  // of a block group
-             if (blocks == 0) return;
-             const int64_t fewest = round_up(ceil_div(problem.hidden, blocks), whole);
-             for (int64_t units = fewest; units < problem.hidden + whole; units *= 2) {
-               Placement placement = place(problem, std::min(units, problem.hidden), sequences);
-               offer(problem, candidate, placement);
-               for (int staged = kTileSequences; staged < sequences; staged *= 2) {
-                 placement.staged = staged;
-                 offer(problem, candidate, placement);
-               }
-             }
-           });
   return candidates;
 }
 

@@ -42,7 +42,7 @@ const Profile& profile() {
   static const Profile& chosen = [&]() -> const Profile& {
     const char* const name = std::getenv("EMULATED_GPU");
     for (const Profile& one : all) {
-      if (std::strcmp(one.name, name ? name : "hopper") == 0) return one;
+      if (std::strcmp(one.name, name ? name : "hopper-132") == 0) return one;
     }
     std::fprintf(stderr, "EMULATED_GPU is '%s', must be one of:", name);
     for (const Profile& one : all) std::fprintf(stderr, " %s", one.name);

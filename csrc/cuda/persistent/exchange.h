@@ -1,111 +1,67 @@
-// How the blocks of a block group hand the operand of the next step to one another: through shared
-// memory within a block, through one another's shared memory within a cluster, through global
-// memory across the grid. Free of torch.
+// How the blocks of the grid hand the operand of a step to one another: through words in global
+// memory (the L2 cache) that say themselves whether they have come. Free of torch.
 //
-// The operand has versions; a block sends its part of version n + 1 while others may still read
-// version n, so there are two buffers. No block sends version n + 1 before it has received all of
-// version n, and a block that has sent version n is done with version n - 1: its buffer is free.
+// Version v = 1, 2, .. of the operand enters the step of iteration v and lies in buffer v % 2. One
+// bit of each 32-bit word, which the data never needs, is the phase of its version,
+// (v - 1) / 2 % 2 == 0: of the two versions that a word can hold while version v is awaited, v and
+// v - 2, only v has its phase. At the launch all words are zero, the phase of no first version.
+//
+//   writer                                      reader
+//   has all words of version v                  reads its words of version v + 1 again
+//   stores its words of version v + 1           until all have the phase of v + 1
+//
+// Accesses are relaxed: each word is whole, words come in any order, and no fence is needed. A word
+// of version v + 1 replaces v - 1: every block has read all of v - 1, for it has sent its words of v
+// after a barrier of its threads that follows their reading. A reader cannot go back to an older
+// version of a word, as one thread's reads of one address are coherent.
 #pragma once
 
-#include "cuda/ptx.h"
-#include "plan/placement.h"
+#include "cuda/persistent/mma.h"
 
 namespace fused_lstm {
 namespace cuda {
 namespace {
 
-struct Exchange {
-  Kernel kernel;
-  int blocks;            // of the block group
-  char* shared;          // one buffer (grid) or two
-  int64_t shared_bytes;  // of a buffer
-  int shared_stride;     // of a sequence, in bytes
+// The phase of version v, in bit `bit`.
+__device__ __forceinline__ uint32_t phase_of(int version, uint32_t bit) {
+  return (version - 1) / 2 % 2 == 0 ? bit : 0;
+}
 
-  // Of the grid:
-  char* global = nullptr;  // two buffers
-  int64_t global_bytes = 0;
-  int global_stride = 0;
-  unsigned* arrived = nullptr;  // blocks that have sent, over all versions
+// A word of a float32 element: its lowest bit is the phase. TF32 does not read that bit.
+constexpr uint32_t kFloatPhase = 1;
+__device__ __forceinline__ uint32_t float_word(uint32_t bits, uint32_t phase) {
+  return (bits & ~kFloatPhase) | phase;
+}
 
-  unsigned sent = 0;  // versions
+// A word of two 16-bit elements h, |h| <= 1, the second in the upper half: the highest bit of the
+// upper one's exponent, set from 2 on, is the phase. If that element is NaN, the lower one becomes
+// it: a sum over the depth has both, and is NaN in either case.
+constexpr uint32_t kPairPhase = 0x40000000;
+__device__ __forceinline__ uint32_t pair_word(uint32_t bits, uint32_t phase) {
+  constexpr uint32_t nan = 0x7fff;  // of either format
+  return (bits & kPairPhase ? nan : bits) | phase;
+}
 
-  // Zeroes the buffers: elements that no block sends stay zero.
-  __device__ void start() {
-    for (int64_t i = threadIdx.x; i < operand_buffers(kernel) * shared_bytes / 4;
-         i += kBlockThreads) {
-      reinterpret_cast<uint32_t*>(shared)[i] = 0;
+// Sets `words` to this lane's `count` vectors of a version, each at from + at[i].
+template <int count>
+__device__ __forceinline__ void receive(const uint4* from, const int (&at)[count], uint32_t phase,
+                                        uint32_t bit, uint4 (&words)[count]) {
+  uint32_t missing;
+  do {
+#pragma unroll
+    for (int i = 0; i < count; ++i) words[i] = load_relaxed(from + at[i]);
+    missing = 0;
+#pragma unroll
+    for (int i = 0; i < count; ++i) {
+      words[i].x ^= phase;
+      words[i].y ^= phase;
+      words[i].z ^= phase;
+      words[i].w ^= phase;
+      missing |= words[i].x | words[i].y;
+      missing |= words[i].z | words[i].w;
     }
-    if (kernel == Kernel::cluster) {  // from here on others may write to them
-      cluster_arrive();
-      cluster_wait();
-    } else {
-      __syncthreads();
-    }
-  }
-
-  // Elements `first`, .. of sequence b of the version to come, to the whole block group.
-  template <class Elements>
-  __device__ void send(int b, int first, const Elements& elements) const {
-    const int64_t at = first * static_cast<int64_t>(sizeof(elements.element[0]));
-    if (kernel == Kernel::grid) {
-      char* const buffer = global + (sent & 1) * global_bytes;
-      *reinterpret_cast<Elements*>(buffer + b * global_stride + at) = elements;
-      return;
-    }
-    char* const own = shared + (sent & 1) * shared_bytes + b * shared_stride + at;
-    if (kernel == Kernel::block) {
-      *reinterpret_cast<Elements*>(own) = elements;
-      return;
-    }
-    for (int rank = 0; rank < blocks; ++rank) {
-      *reinterpret_cast<Elements*>(map_shared(own, rank)) = elements;
-    }
-  }
-
-  // All threads, after they have sent.
-  __device__ void finish_sending() {
-    ++sent;
-    if (kernel == Kernel::cluster) {
-      cluster_arrive();
-    } else if (kernel == Kernel::grid) {
-      __syncthreads();
-      if (threadIdx.x == 0) add_release(arrived, 1);
-    }
-  }
-
-  // The newest version of sequences first .. first + count, complete, in shared memory. `first` is
-  // zero but for the grid, which has room for some at a time.
-  __device__ const char* receive(int first, int count) const {
-    if (kernel == Kernel::block) {
-      __syncthreads();
-    } else if (kernel == Kernel::cluster) {
-      cluster_wait();
-    } else {
-      fetch(first, count);
-      return shared;
-    }
-    return shared + ((sent - 1) & 1) * shared_bytes;
-  }
-
- private:
-  __device__ void fetch(int first, int count) const {
-    if (first == 0) {
-      if (threadIdx.x == 0) {
-        while (load_acquire(arrived) < sent * blocks) {
-        }
-      }
-      __syncthreads();
-    }
-    const char* const buffer = global + ((sent - 1) & 1) * global_bytes + first * global_stride;
-    const int chunks = global_stride / 16;  // of a sequence
-    for (int i = threadIdx.x; i < count * chunks; i += kBlockThreads) {
-      const int b = i / chunks, chunk = i % chunks;
-      copy_async(shared + b * shared_stride + 16 * chunk, buffer + b * global_stride + 16 * chunk);
-    }
-    wait_for_copies();
-    __syncthreads();
-  }
-};
+  } while (any_of_warp(missing & bit));
+}
 
 }  // namespace
 }  // namespace cuda

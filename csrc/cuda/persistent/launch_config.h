@@ -20,7 +20,7 @@ struct Together {
 
 struct LaunchConfig {
   cudaLaunchConfig_t config = {};
-  cudaLaunchAttribute attribute = {};
+  cudaLaunchAttribute attributes[2] = {};
 
   LaunchConfig(int64_t blocks, int threads, int64_t shared_memory, Together together,
                cudaStream_t stream) {
@@ -28,17 +28,19 @@ struct LaunchConfig {
     config.blockDim = dim3(static_cast<unsigned>(threads));
     config.dynamicSmemBytes = static_cast<size_t>(shared_memory);
     config.stream = stream;
-    config.attrs = &attribute;
-    config.numAttrs = 1;
+    config.attrs = attributes;
     if (together.cluster > 0) {
+      cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
       attribute.id = cudaLaunchAttributeClusterDimension;
       attribute.val.clusterDim = {static_cast<unsigned>(together.cluster), 1, 1};
-    } else {
+    }
+    if (together.cooperative) {
+      cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
       attribute.id = cudaLaunchAttributeCooperative;
-      attribute.val.cooperative = together.cooperative;
+      attribute.val.cooperative = 1;
     }
   }
-  LaunchConfig(const LaunchConfig&) = delete;  // config points to attribute
+  LaunchConfig(const LaunchConfig&) = delete;  // config points to attributes
   LaunchConfig& operator=(const LaunchConfig&) = delete;
 };
 

@@ -6,6 +6,8 @@
 #include "cuda/passes.h"
 #include "cuda/persistent/launch_config.h"
 #include "cuda/persistent/params.h"
+#include "cuda/stepwise/params.h"
+#include "cuda/upload.h"
 
 namespace fused_lstm {
 namespace cuda {
@@ -14,29 +16,24 @@ namespace {
 // What both passes hand to their kernel, and the memory that it needs meanwhile.
 struct Common {
   at::Tensor offsets;   // [T + 1] int64, of a packed sequence
-  at::Tensor exchange;  // of the grid kernel
-  at::Tensor arrived;
+  at::Tensor exchange;  // of the grid's kernels
 
   template <class Types, class Layer>
   Common(Persistent<Types>& p, const Sequence& sequence, const Layer& layer,
-         const at::Tensor& example, UnitShape shape, const Plan& plan, cudaStream_t stream) {
+         const at::Tensor& example, bool backward, Precision precision, const Plan& plan,
+         cudaStream_t stream) {
     const Sizes& s = sequence.sizes;
-    constexpr int element_bytes = sizeof(typename Types::Operand);
-    p.kernel = plan.kernel;
     p.placement = plan.placement;
-    p.layout = make_layout(plan.kernel, plan.placement, shape, static_cast<int>(s.H), element_bytes,
-                           plan.tensor_cores);
+    p.layout = make_layout(plan.kernel, backward, plan.placement, precision);
     p.directions = static_cast<int>(s.directions);
     for (int64_t d = 0; d < s.directions; ++d) {
       p.weight_hh[d] = pointer<typename Types::Storage>(layer.weights[d].hh);
     }
     if (plan.kernel == Kernel::grid) {
       const int64_t block_groups = s.directions * plan.placement.slices;
-      p.exchange_size = exchange_size(p.layout, plan.placement, element_bytes);
-      exchange = at::zeros({block_groups * 2 * p.exchange_size}, example.options());
-      arrived = at::zeros({block_groups * kCounterStride}, example.options().dtype(at::kInt));
-      p.exchange = pointer<typename Types::Operand>(exchange);
-      p.arrived = pointer<unsigned>(arrived);
+      p.exchange_words = exchange_words(backward, plan.placement, precision);
+      exchange = at::zeros({block_groups * 2 * p.exchange_words}, example.options().dtype(at::kInt));
+      p.exchange = pointer<uint32_t>(exchange);
     }
     if (s.packed) {
       offsets = allocate({s.T + 1}, example.options().dtype(at::kLong));
@@ -74,32 +71,40 @@ cudaError_t persistent_forward(const Sequence& sequence, const ForwardTensors& l
   const Sizes& s = sequence.sizes;
   const cudaStream_t stream = at::cuda::getCurrentCUDAStream();
   const at::ScalarType storage = layer.output.scalar_type();
-  const at::TensorOptions accums = layer.output.options().dtype(accum_type(storage));
-  // Where the types agree, the activations overwrite the preactivations.
-  const bool in_place = layer.gates.defined() && storage == accum_type(storage);
-  at::Tensor preactivations =  // [directions, N, 4H]
-      in_place ? layer.gates.view({s.directions, s.N, 4 * s.H})
-               : allocate({s.directions, s.N, 4 * s.H}, accums);
-  const at::Tensor input = layer.input.view({s.N, s.D});
-  const Cublas gemm(storage, plan.tensor_cores);
-  for (int64_t d = 0; d < s.directions; ++d) {
-    at::Tensor own = preactivations.select(0, d);
-    gemm(own, input, layer.weights[d].ih.t(), /*accumulate=*/false);
+  const Precision precision = precision_of(static_cast<int>(at::elementSize(storage)), plan.tensor_cores);
+  const bool input_ahead = plan.placement.tiling.input_tiles == 0;
+  at::Tensor preactivations;  // [directions, N, 4H]
+  if (input_ahead) {
+    // Where the types agree, the activations overwrite the preactivations.
+    preactivations = layer.gates.defined() && storage == accum_type(storage)
+                         ? layer.gates.view({s.directions, s.N, 4 * s.H})
+                         : allocate({s.directions, s.N, 4 * s.H},
+                                    layer.output.options().dtype(accum_type(storage)));
+    const at::Tensor input = layer.input.view({s.N, s.D});
+    const Cublas gemm(storage, plan.tensor_cores);
+    for (int64_t d = 0; d < s.directions; ++d) {
+      at::Tensor own = preactivations.select(0, d);
+      gemm(own, input, layer.weights[d].ih.t(), /*accumulate=*/false);
+    }
   }
 
   cudaError_t error = cudaSuccess;
   with_persistent_types(storage, [&](auto types) {
     using Types = decltype(types);
     PersistentForwardParams<Types> p = {};
-    const Common common(p, sequence, layer, layer.output, kForwardShape, plan, stream);
+    const Common common(p, sequence, layer, layer.output, /*backward=*/false, precision, plan,
+                        stream);
+    p.input = pointer<typename Types::Storage>(layer.input);
+    p.input_size = static_cast<int>(s.D);
     for (int64_t d = 0; d < s.directions; ++d) {
       p.layer[d] = forward_params<Types>(sequence, layer, d);
       p.layer[d].steps.offsets = pointer<int64_t>(common.offsets);
-      p.preactivations[d] = pointer<typename Types::Accum>(preactivations, d);
+      if (input_ahead) p.preactivations[d] = pointer<typename Types::Accum>(preactivations, d);
+      p.weight_ih[d] = pointer<typename Types::Storage>(layer.weights[d].ih);
       p.bias_ih[d] = pointer<typename Types::Storage>(layer.weights[d].bias_ih);
       p.bias_hh[d] = pointer<typename Types::Storage>(layer.weights[d].bias_hh);
     }
-    error = launch_forward<Types>(p, plan.tensor_cores, stream);
+    error = launch_forward<Types>(plan.kernel, precision, p, stream);
   });
   if (!is_refusal(error)) Common::check(error, "forward", s, plan);
   return error;
@@ -109,16 +114,22 @@ cudaError_t persistent_backward(const Sequence& sequence, const BackwardTensors&
                                 const Plan& plan) {
   const Sizes& s = sequence.sizes;
   const cudaStream_t stream = at::cuda::getCurrentCUDAStream();
+  const Precision precision =
+      precision_of(static_cast<int>(layer.gates.element_size()), plan.tensor_cores);
   cudaError_t error = cudaSuccess;
   with_persistent_types(layer.gates.scalar_type(), [&](auto types) {
     using Types = decltype(types);
     PersistentBackwardParams<Types> p = {};
-    const Common common(p, sequence, layer, layer.gates, kBackwardShape, plan, stream);
+    const Common common(p, sequence, layer, layer.gates, /*backward=*/true, precision, plan,
+                        stream);
     for (int64_t d = 0; d < s.directions; ++d) {
       p.layer[d] = backward_params<Types>(sequence, layer, d);
       p.layer[d].steps.offsets = pointer<int64_t>(common.offsets);
     }
-    error = launch_backward<Types>(p, plan.tensor_cores, stream);
+    error = launch_backward<Types>(plan.kernel, precision, p, stream);
+    for (int64_t d = 0; error == cudaSuccess && d < s.directions; ++d) {
+      if (layer.h_prev.defined()) error = StepwiseLaunch<Types>::h_prev(p.layer[d], stream);
+    }
   });
   if (!is_refusal(error)) Common::check(error, "backward", s, plan);
   return error;

@@ -4,8 +4,8 @@
 
 #include "cuda/cublas.h"
 #include "cuda/passes.h"
-#include "cuda/persistent/params.h"
 #include "cuda/stepwise/params.h"
+#include "cuda/upload.h"
 
 namespace fused_lstm {
 namespace cuda {

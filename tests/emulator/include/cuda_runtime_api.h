@@ -2,9 +2,13 @@
 // language. Kernels run on tests/emulator/machine.cpp.
 #pragma once
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <functional>
+#include <initializer_list>
+#include <tuple>
 
 #define __global__
 #define __device__
@@ -27,6 +31,32 @@ struct alignas(16) uint4 {
 struct alignas(16) float4 {
   float x, y, z, w;
 };
+struct alignas(8) float2 {
+  float x, y;
+};
+inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
+inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+
+inline uint32_t __float_as_uint(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+inline float __uint_as_float(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+// Bytes of the 8 of y and x, chosen by the hexadecimal digits of `selector`, the lowest first.
+inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t selector) {
+  const uint64_t both = static_cast<uint64_t>(y) << 32 | x;
+  uint32_t result = 0;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t byte = selector >> (4 * i) & 7;
+    result |= static_cast<uint32_t>(both >> (8 * byte) & 0xff) << (8 * i);
+  }
+  return result;
+}
 
 using cudaStream_t = void*;
 enum cudaError_t {
@@ -83,6 +113,15 @@ cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int v
 cudaError_t active_clusters(int* clusters, const cudaLaunchConfig_t& config, const void* kernel);
 cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
                    const std::function<void()>& thread);
+
+// Whether launches that the runtime has taken are recorded, not run: recorder.cpp.
+bool records_launches();
+struct Argument {
+  const void* value;
+  size_t bytes, alignment;
+};
+void record(const cudaLaunchConfig_t& config, const void* kernel,
+            std::initializer_list<Argument> arguments);
 
 // Runs a launch that the runtime has taken, to its end; one at a time.
 cudaError_t run(const cudaLaunchConfig_t& config, unsigned cluster,
@@ -161,6 +200,17 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr /*shared me
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
+  if (emulator::records_launches()) {
+    return emulator::launch(*config, reinterpret_cast<const void*>(kernel), [&] {
+      const std::tuple<Parameters...> parameters(arguments...);
+      std::apply(
+          [&](const Parameters&... values) {
+            emulator::record(*config, reinterpret_cast<const void*>(kernel),
+                             {{&values, sizeof(Parameters), alignof(Parameters)}...});
+          },
+          parameters);
+    });
+  }
   return emulator::launch(*config, reinterpret_cast<const void*>(kernel),
                           [&] { kernel(arguments...); });
 }

@@ -1,0 +1,208 @@
+// Backward on one block or on a cluster of blocks: a block has the columns of its hidden units'
+// gates, a warp all of their depth for some rows, the hidden units of the whole layer. Free of torch.
+//
+//   block m of the cluster, its U hidden units
+//     thread: some (unit, sequence): dL/dh, dL/dc in registers
+//              |
+//              +-- dL/da ---> operand [4 U, 8 sequences], in the block's own shared memory
+//                                  |
+//     warp w: R row tiles of 16 units of the layer, [16 R, 4 U] weights in registers
+//              |
+//              +-- 16 x 8 partial sums of dL/dh of each tile ---> received [m, unit, sequence] of the
+//                                                                 block that has those units
+//     thread: dL/dh += the sum of `received` over the blocks, in their order
+//
+// Version v of the sums comes from the v-th iteration. Within a block threads meet after dL/da and
+// after the sums. In a cluster version v is stored by store_async in buffer v % 2 and counted by
+// barriers[v % 2]. It may overwrite version v - 2, as a block sends version v only when it has all of
+// version v - 1, which every block has sent after it has read version v - 2.
+#pragma once
+
+#include "cuda/persistent/fragments.h"
+#include "cuda/persistent/params.h"
+#include "cuda/persistent/units.h"
+
+namespace fused_lstm {
+namespace cuda {
+namespace {
+
+template <class Mma, int kRowTiles, int kDepthTiles, bool kCluster>
+__global__ void __launch_bounds__(kBlockThreads, 1)
+    backward_kernel(const __grid_constant__ PersistentBackwardParams<typename Mma::Types> params) {
+  using Types = typename Mma::Types;
+  using Storage = typename Types::Storage;
+  constexpr int kUnits = kDepthTiles * Mma::kTileElements / kGates;  // of a block
+  constexpr int kThreadUnits = (kUnits * kTileSequences + kBlockThreads - 1) / kBlockThreads;
+  constexpr int kChains = kRowTiles == 1 && kDepthTiles >= 8 ? 4 : 2;
+
+  const Placement& placement = params.placement;
+  const int blocks = kCluster ? placement.blocks : 1;
+  const int member = kCluster ? blockIdx.x % blocks : 0, block_group = blockIdx.x / blocks;
+  const int slice = block_group % placement.slices, direction = block_group / placement.slices;
+  const BackwardParams<Types>& p = params.layer[direction];
+  const int H = static_cast<int>(p.hidden_size);
+  const int T = static_cast<int>(p.steps.length);
+  const int first_sequence = slice * placement.sequences;
+  const int first_unit = member * kUnits;
+  const int lane = threadIdx.x % kWarpThreads, warp = threadIdx.x / kWarpThreads;
+
+  char* const shared = dynamic_shared();
+  char* const operand = shared + params.layout.operand;
+  float* const received = reinterpret_cast<float*>(shared + params.layout.received);
+  const int buffer = blocks * kUnits * kTileSequences;  // floats
+  uint64_t* const barriers = reinterpret_cast<uint64_t*>(shared + params.layout.barriers);
+
+  // Element 4 k + gate of the depth is a gate of the block's unit k.
+  Fragments<Mma, kRowTiles, kDepthTiles> weights(shared + params.layout.weights);
+  const Storage* const weight_hh = params.weight_hh[direction];
+  weights.gather([&](int row, int depth, Storage(&elements)[Mma::kLaneElements]) {
+    const int unit = warp * kRowTiles * kTileRows + row;
+#pragma unroll
+    for (int e = 0; e < Mma::kLaneElements; ++e) {
+      const int k = first_unit + (depth + e) / kGates, gate = (depth + e) % kGates;
+      elements[e] = unit < H && k < H ? weight_hh[offset_of(gate * H + k, H) + unit] : Storage{};
+    }
+  });
+
+  int index = T - 1;
+  while (index > 0 && rows_of(p.steps, index).count <= first_sequence) --index;
+  Rows now = rows_of(p.steps, index), next = rows_of(p.steps, index - 1);
+
+  BackwardUnit<Types> units[kThreadUnits];
+  typename BackwardUnit<Types>::Saved saved[kThreadUnits];
+  EpisodeStart start[kThreadUnits];
+#pragma unroll
+  for (int i = 0; i < kThreadUnits; ++i) {
+    const int pair = i * kBlockThreads + threadIdx.x;
+    const int sequence = pair % kTileSequences, unit = pair / kTileSequences;
+    units[i].start(p, now, first_unit + unit, first_sequence + sequence,
+                   unit < kUnits && sequence < placement.sequences);
+    saved[i] = units[i].load(p, now, next);
+    start[i] = load_episode_start(p.boundaries, p.steps, index, units[i].b);
+  }
+
+  if (kCluster) {
+    if (threadIdx.x == 0) {
+      barrier_init(&barriers[0], 1);
+      barrier_init(&barriers[1], 1);
+      barrier_init_fence();
+      barrier_expect(&barriers[1], buffer * 4);
+      barrier_expect(&barriers[0], buffer * 4);
+    }
+    cluster_arrive();
+    cluster_wait();
+  }
+  // The sums of the last GEMM, version `version`.
+  const auto receive = [&](int version) {
+    if (kCluster) {
+      uint64_t* const barrier = &barriers[version % 2];
+      barrier_wait(barrier, (version - 1) / 2 % 2);
+      if (threadIdx.x == 0) barrier_expect(barrier, buffer * 4);
+    }
+    const float* const from = received + (kCluster ? version % 2 * buffer : 0);
+#pragma unroll
+    for (int i = 0; i < kThreadUnits; ++i) {
+      const int pair = i * kBlockThreads + threadIdx.x;
+      if (pair >= kUnits * kTileSequences) continue;
+      float sum = 0;
+#pragma unroll
+      for (int source = 0; source < (kCluster ? kMaxCluster : 1); ++source) {
+        if (source < blocks) sum += from[source * kUnits * kTileSequences + pair];
+      }
+      units[i].grad_hidden += sum;
+    }
+  };
+
+  int version = 0;
+  for (; index >= 0 && now.count > first_sequence; --index) {
+    const int t = time_of(p.steps, index);
+    if (version > 0) receive(version);
+    ++version;
+
+    Storage grads[kThreadUnits][4];
+#pragma unroll
+    for (int i = 0; i < kThreadUnits; ++i) {
+      const bool episode = starts(start[i], units[i].length);
+      const Gates<FastFloat> grad = units[i].step(p, now, t, saved[i], episode);
+      grads[i][0] = rounded<Storage>(grad.i.value);
+      grads[i][1] = rounded<Storage>(grad.f.value);
+      grads[i][2] = rounded<Storage>(grad.g.value);
+      grads[i][3] = rounded<Storage>(grad.o.value);
+      const int pair = i * kBlockThreads + threadIdx.x;
+      if (pair >= kUnits * kTileSequences) continue;
+      char* const to = operand + operand_offset(pair / kTileSequences * kGates,
+                                                pair % kTileSequences, Mma::kElementBytes);
+      uint32_t bits[4];
+#pragma unroll
+      for (int gate = 0; gate < 4; ++gate) bits[gate] = Mma::bits(grads[i][gate]);
+      if constexpr (Mma::kElementBytes == 2) {
+        *reinterpret_cast<uint2*>(to) =
+            make_uint2(bits[0] | bits[1] << 16, bits[2] | bits[3] << 16);
+      } else {
+        *reinterpret_cast<uint4*>(to) = make_uint4(bits[0], bits[1], bits[2], bits[3]);
+      }
+    }
+    __syncthreads();
+
+    if (warp * kRowTiles * kTileRows < blocks * kUnits) {
+      float sums[kChains][kRowTiles][4] = {};
+      const uint4* const from = reinterpret_cast<const uint4*>(operand) + lane;
+#pragma unroll
+      for (int pair = 0; pair < kDepthTiles / 2; ++pair) {
+        const uint4 words = from[pair * kWarpThreads];
+        weights.multiply(sums[2 * pair % kChains], 2 * pair, words.x, words.y);
+        weights.multiply(sums[(2 * pair + 1) % kChains], 2 * pair + 1, words.z, words.w);
+      }
+      const int into = kCluster ? version % 2 * buffer : 0;
+#pragma unroll
+      for (int r = 0; r < kRowTiles; ++r) {
+        const int unit = (warp * kRowTiles + r) * kTileRows;
+        if (unit >= blocks * kUnits) continue;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {  // rows g and g + 8
+          float2 both;
+          both.x = sums[0][r][2 * half];
+          both.y = sums[0][r][2 * half + 1];
+#pragma unroll
+          for (int chain = 1; chain < kChains; ++chain) {
+            both.x += sums[chain][r][2 * half];
+            both.y += sums[chain][r][2 * half + 1];
+          }
+          const int at = into + (member * kUnits + unit % kUnits + lane / 4 + 8 * half) *
+                                    kTileSequences + 2 * (lane % 4);
+          if (kCluster) {
+            const unsigned rank = unit / kUnits;
+            store_async(cluster_address(received + at, rank),
+                        make_uint2(__float_as_uint(both.x), __float_as_uint(both.y)),
+                        cluster_address(&barriers[version % 2], rank));
+          } else {
+            *reinterpret_cast<float2*>(received + at) = both;
+          }
+        }
+      }
+    }
+    if (!kCluster) __syncthreads();
+
+    // What no other thread waits for.
+    const Rows previous = rows_of(p.steps, index - 2);
+#pragma unroll
+    for (int i = 0; i < kThreadUnits; ++i) {
+      units[i].emit(p, now, grads[i]);
+      saved[i] = units[i].load(p, next, previous);
+      start[i] = load_episode_start(p.boundaries, p.steps, index - 1, units[i].b);
+    }
+    now = next;
+    next = previous;
+  }
+  if (version > 0) receive(version);
+#pragma unroll
+  for (int i = 0; i < kThreadUnits; ++i) units[i].finish(p);
+  if (kCluster) {  // others may still send to this block
+    cluster_arrive();
+    cluster_wait();
+  }
+}
+
+}  // namespace
+}  // namespace cuda
+}  // namespace fused_lstm

@@ -1,0 +1,300 @@
+// Forward on one block or on a cluster of blocks: a block has all four gates of its hidden units, a
+// warp all of the depth of its rows. Free of torch.
+//
+//   block m of the cluster                             shared memory of every block
+//   warp w: R row tiles of 4 units, 16 rows            operand [2][depth, 8 sequences]
+//     [16 R, H] weights, in registers                    h of step t | x of step t (input_tiles)
+//              |                                                |
+//              +---- 16 x 8 sums of each tile, all gates <------+
+//              |
+//     lane: one unit of one sequence for each row tile, its cell state in a register
+//              |
+//              +---- h ----> operand of step t + 1, in every block of the cluster
+//
+// The rows of a tile are i, f, g, o of its 4 units, so that lanes l and l + 16 have the gates of a unit
+// for two sequences; each takes one of them.
+//
+// Version v of the operand enters the step of iteration v and lies in buffer v % 2. Within a block
+// threads meet after each step. In a cluster version v + 1 is stored by store_async: `barriers[v % 2]`
+// counts its bytes. It may overwrite version v - 1, as a warp sends its part only when it has all of
+// version v, which every warp of the cluster has sent after its last use of version v - 1.
+#pragma once
+
+#include "cuda/persistent/fragments.h"
+#include "cuda/persistent/params.h"
+#include "cuda/persistent/units.h"
+
+namespace fused_lstm {
+namespace cuda {
+namespace {
+
+template <class Mma, int kRowTiles, int kDepthTiles, int kInputTiles, bool kCluster>
+__global__ void __launch_bounds__(kBlockThreads, 1)
+    forward_kernel(const __grid_constant__ PersistentForwardParams<typename Mma::Types> params) {
+  using Types = typename Mma::Types;
+  using Storage = typename Types::Storage;
+  constexpr int kTiles = kDepthTiles + kInputTiles;
+  constexpr int kBuffer = operand_bytes(kTiles, 1);
+  constexpr int kChains = kRowTiles == 1 && kTiles >= 8 ? 4 : 2;  // of sums that do not wait
+  constexpr int kPacked = 8 / Mma::kElementBytes;  // units that lanes share when they send
+  constexpr int kSends = kMaxCluster / kPacked;    // of a lane
+
+  const Placement& placement = params.placement;
+  const int blocks = kCluster ? placement.blocks : 1;
+  const int member = kCluster ? blockIdx.x % blocks : 0, block_group = blockIdx.x / blocks;
+  const int slice = block_group % placement.slices, direction = block_group / placement.slices;
+  const ForwardParams<Types>& p = params.layer[direction];
+  const int H = static_cast<int>(p.hidden_size);
+  const int T = static_cast<int>(p.steps.length);
+  const int first_sequence = slice * placement.sequences;
+
+  const int lane = threadIdx.x % kWarpThreads, warp = threadIdx.x / kWarpThreads;
+  const int lane_unit = lane / 4 % kTileUnits;           // of a row tile
+  const int lane_sequence = 2 * (lane % 4) + lane / 16;  // of the slice
+  const bool low = lane < 16;
+  // Whether row tile r of the warp has units.
+  const auto has_rows = [&](int r) {
+    return (warp * kRowTiles + r) * kTileUnits < placement.units;
+  };
+  const int first_unit = member * placement.units + warp * kRowTiles * kTileUnits;
+
+  char* const shared = dynamic_shared();
+  char* const operand = shared + params.layout.operand;
+  uint64_t* const barriers = reinterpret_cast<uint64_t*>(shared + params.layout.barriers);
+
+  // Row `row` of the warp's tiles is a gate of a unit.
+  Fragments<Mma, kRowTiles, kTiles> weights(shared + params.layout.weights);
+  const auto weight_row = [&](int row) {
+    const int unit = first_unit + row / kTileRows * kTileUnits + row % kTileUnits;
+    const int gate = row % kTileRows / kTileUnits;
+    return unit < H && has_rows(row / kTileRows) ? gate * H + unit : -1;
+  };
+  const Storage* const weight_hh = params.weight_hh[direction];
+  const auto gather = [&](const auto& load) {
+    weights.gather([&](int row, int depth, Storage(&elements)[Mma::kLaneElements]) {
+      constexpr int hidden_elements = kDepthTiles * Mma::kTileElements;
+      const int at = weight_row(row);
+      if (depth < hidden_elements) {
+        load(weight_hh + offset_of(at, H), depth, at < 0 ? 0 : H, elements);
+      } else {
+        load_neighbours(params.weight_ih[direction] + offset_of(at, params.input_size),
+                        depth - hidden_elements, at < 0 ? 0 : params.input_size, elements);
+      }
+    });
+  };
+  if (takes_vectors(weight_hh, H)) {
+    gather([](const Storage* row, int column, int columns, auto& elements) {
+      load_vector(row, column, columns, elements);
+    });
+  } else {
+    gather([](const Storage* row, int column, int columns, auto& elements) {
+      load_neighbours(row, column, columns, elements);
+    });
+  }
+
+  // Version 0: the hidden state that enters the first step, zero where there is no unit.
+  for (int i = threadIdx.x; i < 2 * kBuffer / 4; i += kBlockThreads) {
+    reinterpret_cast<uint32_t*>(operand)[i] = 0;
+  }
+  if (kCluster && threadIdx.x == 0) {
+    barrier_init(&barriers[0], 1);
+    barrier_init(&barriers[1], 1);
+    barrier_init_fence();
+  }
+  __syncthreads();
+  const auto store_operand = [&](int version, int element, int sequence, Storage x) {
+    char* const to = operand + version % 2 * kBuffer +
+                     operand_offset(element, sequence, Mma::kElementBytes);
+    if constexpr (Mma::kElementBytes == 2) {
+      *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(Mma::bits(x));
+    } else {
+      *reinterpret_cast<uint32_t*>(to) = Mma::bits(x);
+    }
+  };
+  const auto enters = [&](int b, int j, bool episode, Storage hidden) {
+    if (!episode) return hidden;
+    return p.boundaries.reset_to_initial && p.h_0 && b < p.steps.batch && j < H
+               ? p.h_0[offset_of(b, H) + j]
+               : Storage{};
+  };
+  for (int i = threadIdx.x; i < H * kTileSequences; i += kBlockThreads) {
+    const int j = i % H, sequence = i / H;
+    const int b = first_sequence + sequence;
+    if (sequence >= placement.sequences || b >= p.steps.batch || !p.h_0) continue;
+    const EpisodeStart start = load_episode_start(p.boundaries, p.steps, 0, b);
+    const bool episode = starts(start, valid_length(p.boundaries, p.steps, b));
+    store_operand(0, j, sequence, enters(b, j, episode, p.h_0[offset_of(b, H) + j]));
+  }
+
+  // The thread's element of the input, with input_tiles.
+  constexpr int kInputElements = kInputTiles * Mma::kTileElements;
+  const int input_sequence = kInputElements ? threadIdx.x / (kInputElements + !kInputElements) : 0;
+  const int input_column = kInputElements ? threadIdx.x % (kInputElements + !kInputElements) : 0;
+  const int input_b = first_sequence + input_sequence;
+  const bool takes_input = input_sequence < placement.sequences && input_column < params.input_size;
+  const auto load_input = [&](const Rows& rows) {
+    Storage x = {};
+    if (takes_input && input_b < rows.count) {
+      x = params.input[offset_of(rows.first + input_b, params.input_size) + input_column];
+    }
+    return x;
+  };
+  const auto store_input = [&](int version, Storage x) {
+    if (input_sequence < kTileSequences) {
+      store_operand(version, kDepthTiles * Mma::kTileElements + input_column, input_sequence, x);
+    }
+  };
+
+  ForwardUnit<Types> units[kRowTiles];
+  float bias[kRowTiles][4] = {};
+#pragma unroll
+  for (int r = 0; r < kRowTiles; ++r) {
+    units[r].start(p, first_unit + r * kTileUnits + lane_unit, first_sequence + lane_sequence,
+                   has_rows(r) && lane_sequence < placement.sequences);
+    if (units[r].j < H) {
+      add_bias(bias[r], params.bias_ih[direction], H, units[r].j);
+      add_bias(bias[r], params.bias_hh[direction], H, units[r].j);
+    }
+  }
+  const int b = units[0].b, length = units[0].length;
+
+  // Where the lane sends: every kPacked-th block of the cluster.
+  ClusterAddress destination[kSends];
+  if (kCluster) {
+#pragma unroll
+    for (int i = 0; i < kSends; ++i) {
+      const int rank = lane_unit % kPacked + i * kPacked;
+      destination[i] = cluster_address(shared, rank < blocks ? rank : 0);
+    }
+    if (threadIdx.x == 0) {
+      const unsigned bytes = kTileSequences * blocks * placement.units * Mma::kElementBytes;
+      barrier_expect(&barriers[1], bytes);
+      barrier_expect(&barriers[0], bytes);
+    }
+    cluster_arrive();
+    cluster_wait();
+  }
+
+  // Skips the steps that no sequence of the slice has: of a packed sequence, the first ones in the
+  // reverse direction.
+  int index = 0;
+  while (rows_of(p.steps, index).count <= first_sequence && index < T) ++index;
+  Rows now = rows_of(p.steps, index), next = rows_of(p.steps, index + 1);
+  EpisodeStart start = load_episode_start(p.boundaries, p.steps, index, b);
+  EpisodeStart next_start = load_episode_start(p.boundaries, p.steps, index + 1, b);
+  float ahead[kRowTiles][4] = {};
+  Storage input_ahead = {};
+  if (kInputTiles) {
+    store_input(0, load_input(now));
+    input_ahead = load_input(next);
+  } else {
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r) {
+      load_preactivations(params.preactivations[direction], H, now.first + b, units[r].j,
+                          units[r].exists(now), ahead[r]);
+    }
+  }
+  if (!kCluster) __syncthreads();
+
+  for (int version = 0; index < T && now.count > first_sequence; ++index, ++version) {
+    const int t = time_of(p.steps, index);
+    const bool more = next.count > first_sequence;
+    if (kCluster && version > 0) {
+      uint64_t* const barrier = &barriers[version % 2];
+      barrier_wait(barrier, (version - 1) / 2 % 2);
+      if (threadIdx.x == 0) {
+        barrier_expect(barrier, kTileSequences * blocks * placement.units * Mma::kElementBytes);
+      }
+    }
+
+    float sums[kChains][kRowTiles][4] = {};
+    const uint4* const from =
+        reinterpret_cast<const uint4*>(operand + version % 2 * kBuffer) + lane;
+#pragma unroll
+    for (int pair = 0; pair < kTiles / 2; ++pair) {
+      const uint4 words = from[pair * kWarpThreads];
+      weights.multiply(sums[2 * pair % kChains], 2 * pair, words.x, words.y);
+      weights.multiply(sums[(2 * pair + 1) % kChains], 2 * pair + 1, words.z, words.w);
+    }
+
+    const bool episode = starts(start, length), next_episode = starts(next_start, length);
+    Gates<FastFloat> gates[kRowTiles];
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r) {
+      float all[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        all[i] = sums[0][r][i];
+#pragma unroll
+        for (int chain = 1; chain < kChains; ++chain) all[i] += sums[chain][r][i];
+      }
+      // Lanes below 16 have i and g of both sequences, the others f and o.
+      const float first = __shfl_xor_sync(kFullMask, low ? all[1] : all[0], 16);
+      const float second = __shfl_xor_sync(kFullMask, low ? all[3] : all[2], 16);
+      const float own[4] = {low ? all[0] : first, low ? first : all[1], low ? all[2] : second,
+                            low ? second : all[3]};
+      float total[4];
+#pragma unroll
+      for (int gate = 0; gate < 4; ++gate) total[gate] = own[gate] + (ahead[r][gate] + bias[r][gate]);
+      gates[r] = units[r].step(p, now, t, total, episode);
+
+      if (!more) continue;
+      const Storage h = enters(b, units[r].j, next_episode, units[r].hidden);
+      const int element = first_unit + r * kTileUnits + lane_unit;
+      if (!kCluster) {
+        if (has_rows(r)) store_operand(version + 1, element, lane_sequence, h);
+        continue;
+      }
+      uint32_t word = Mma::bits(h);
+      uint2 words;
+      if constexpr (Mma::kElementBytes == 2) {
+        const uint32_t other = __shfl_xor_sync(kFullMask, word, 4);
+        word = lane_unit % 2 ? other | word << 16 : word | other << 16;
+        const uint32_t rest = __shfl_xor_sync(kFullMask, word, 8);
+        words = lane_unit < 2 ? make_uint2(word, rest) : make_uint2(rest, word);
+      } else {
+        const uint32_t other = __shfl_xor_sync(kFullMask, word, 4);
+        words = lane_unit % 2 ? make_uint2(other, word) : make_uint2(word, other);
+      }
+      if (!has_rows(r)) continue;
+      const int at = params.layout.operand + (version + 1) % 2 * kBuffer +
+                     operand_offset(element / kPacked * kPacked, lane_sequence, Mma::kElementBytes);
+      const int barrier = params.layout.barriers + (version + 1) % 2 * 8;
+#pragma unroll
+      for (int i = 0; i < kSends; ++i) {
+        if (lane_unit % kPacked + i * kPacked < blocks) {
+          store_async(destination[i] + at, words, destination[i] + barrier);
+        }
+      }
+    }
+    if (kInputTiles) store_input(version + 1, input_ahead);
+    if (!kCluster) __syncthreads();
+
+    // What no other thread waits for: results, and the next steps' operands.
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r) units[r].emit(p, now, t, gates[r]);
+    now = next;
+    next = rows_of(p.steps, index + 2);
+    start = next_start;
+    next_start = load_episode_start(p.boundaries, p.steps, index + 2, b);
+    if (kInputTiles) {
+      input_ahead = load_input(next);
+    } else {
+#pragma unroll
+      for (int r = 0; r < kRowTiles; ++r) {
+        load_preactivations(params.preactivations[direction], H, now.first + b, units[r].j,
+                            units[r].exists(now), ahead[r]);
+      }
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < kRowTiles; ++r) units[r].finish(p);
+  if (kCluster) {  // others may still send to this block
+    cluster_arrive();
+    cluster_wait();
+  }
+}
+
+}  // namespace
+}  // namespace cuda
+}  // namespace fused_lstm

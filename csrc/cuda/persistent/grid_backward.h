@@ -1,0 +1,233 @@
+// Backward on the whole grid, in clusters of four blocks: block g of a cluster has the depth of gate
+// g, a warp an eighth of it, for all hidden units of the cluster. Free of torch.
+//
+//   exchange [2][4 gates][depth, 8 sequences] words in global memory: dL/da, from every block
+//              |
+//     block g of a cluster, warp w: its eighth of gate g, straight into registers
+//              |
+//              +---- [16 R units, H / 8] weights, in registers: partial sums of dL/dh
+//              |
+//     partials [8 warps, sequences, 16 R] in shared memory; one barrier of the block
+//              |
+//     thread: the sum of 8 parts ---> received [g, sequence, unit] of the block of the cluster that
+//                                     has the unit, by store_async
+//     thread: some (unit, sequence) of the block's 4 R units: dL/dh is the sum of the 4 gates' parts
+//              |
+//              +---- dL/da, four words ----> exchange
+//
+// Version v of the sums comes from version v of the exchange, and lies in buffer v % 2 of `received`,
+// counted by barriers[v % 2]. Its buffer is free: a block sends version v after it has all words of
+// version v, which every block has stored after it had read version v - 1 of the sums.
+#pragma once
+
+#include "cuda/persistent/grid_forward.h"
+
+namespace fused_lstm {
+namespace cuda {
+namespace {
+
+template <class Mma, int kRowTiles, int kDepthTiles, int kSequenceTiles>
+__global__ void __launch_bounds__(kBlockThreads, 1) grid_backward_kernel(
+    const __grid_constant__ PersistentBackwardParams<typename Mma::Types> params) {
+  using Types = typename Mma::Types;
+  using Storage = typename Types::Storage;
+  constexpr int kRows = kRowTiles * kTileRows;  // hidden units of a cluster
+  constexpr int kUnits = kRows / kGateBlocks;   // of a block
+  constexpr int kSequences = kSequenceTiles * kTileSequences;
+  constexpr int kThreadUnits = (kUnits * kSequences + kBlockThreads - 1) / kBlockThreads;
+  constexpr int kThreadSums = (kRows / 2 * kSequences + kBlockThreads - 1) / kBlockThreads;
+  constexpr int kGroupElements = 16;  // of each sequence, in 64 bytes of words
+  constexpr int kGroups = kDepthTiles * Mma::kTileElements / kGroupElements;  // of a warp
+  constexpr int kTileVectors = kBlockWarps * kGroups * kWarpThreads;          // of 8 sequences
+  constexpr int kBuffers = kSequenceTiles == 1 ? 2 : 1;  // of the partial sums
+  constexpr int kPartials = kBlockWarps * kSequences * partial_stride(kRowTiles);
+  constexpr int kReceived = kGateBlocks * kSequences * kUnits;  // floats of a buffer
+
+  const Placement& placement = params.placement;
+  const int member = blockIdx.x % placement.blocks, block_group = blockIdx.x / placement.blocks;
+  const int slice = block_group % placement.slices, direction = block_group / placement.slices;
+  const int gate = member % kGateBlocks, cluster = member / kGateBlocks;
+  const BackwardParams<Types>& p = params.layer[direction];
+  const int H = static_cast<int>(p.hidden_size);
+  const int T = static_cast<int>(p.steps.length);
+  const int first_sequence = slice * placement.sequences;
+  const int first_row = cluster * kRows, first_unit = first_row + gate * kUnits;
+  const int lane = threadIdx.x % kWarpThreads, warp = threadIdx.x / kWarpThreads;
+
+  char* const shared = dynamic_shared();
+  float* const partials = reinterpret_cast<float*>(shared + params.layout.partials);
+  float* const received = reinterpret_cast<float*>(shared + params.layout.received);
+  uint64_t* const barriers = reinterpret_cast<uint64_t*>(shared + params.layout.barriers);
+  uint32_t* const exchange = params.exchange + 2 * block_group * params.exchange_words;
+  const int gate_words = static_cast<int>(params.exchange_words / kGates);
+
+  // Where element `depth` of a warp's depth is in its words: mma.h's order for 16-bit elements, of
+  // which a vector of words holds 4 rather than 8.
+  const auto depth_of = [](int depth) {
+    if constexpr (Mma::kElementBytes == 4) return depth;
+    const int pair = depth / 32, q = depth % 32 / 8, tile = depth % 8 / 4;
+    return (2 * pair + tile) * kGroupElements + 4 * q + depth % 4;
+  };
+  Fragments<Mma, kRowTiles, kDepthTiles> weights(shared + params.layout.weights);
+  const Storage* const weight_hh = params.weight_hh[direction];
+  weights.gather([&](int row, int depth, Storage(&elements)[Mma::kLaneElements]) {
+    const int unit = first_row + row;
+#pragma unroll
+    for (int e = 0; e < Mma::kLaneElements; ++e) {
+      const int k = warp * kGroups * kGroupElements + depth_of(depth + e);
+      elements[e] = unit < H && k < H ? weight_hh[offset_of(gate * H + k, H) + unit] : Storage{};
+    }
+  });
+
+  // As in grid_forward.h: what no block sends meets weights of zero.
+  int at[kGroups];
+#pragma unroll
+  for (int i = 0; i < kGroups; ++i) {
+    const int group = warp * kGroups + i;
+    const int element = group * kGroupElements + 4 * (lane % 4);
+    at[i] = element < placement.blocks * kUnits ? group * kWarpThreads + lane : lane / 4 * 4;
+  }
+
+  int index = T - 1;
+  while (index > 0 && rows_of(p.steps, index).count <= first_sequence) --index;
+  Rows now = rows_of(p.steps, index), next = rows_of(p.steps, index - 1);
+
+  BackwardUnit<Types> units[kThreadUnits];
+  typename BackwardUnit<Types>::Saved saved[kThreadUnits];
+  EpisodeStart start[kThreadUnits];
+#pragma unroll
+  for (int i = 0; i < kThreadUnits; ++i) {
+    const int pair = i * kBlockThreads + threadIdx.x;
+    const int unit = pair % kUnits, sequence = pair / kUnits;
+    units[i].start(p, now, first_unit + unit, first_sequence + sequence,
+                   sequence < placement.sequences);
+    saved[i] = units[i].load(p, now, next);
+    start[i] = load_episode_start(p.boundaries, p.steps, index, units[i].b);
+  }
+
+  const int sequence_tiles = (placement.sequences + kTileSequences - 1) / kTileSequences;
+  const unsigned bytes = kGateBlocks * sequence_tiles * kTileSequences * kUnits * 4;
+  if (threadIdx.x == 0) {
+    barrier_init(&barriers[0], 1);
+    barrier_init(&barriers[1], 1);
+    barrier_init_fence();
+    barrier_expect(&barriers[1], bytes);
+    barrier_expect(&barriers[0], bytes);
+  }
+  cluster_arrive();
+  cluster_wait();
+
+  // The GEMM of the step that was last: its words of all blocks, its sums into grad_hidden.
+  const auto multiply = [&](int version) {
+    float* const sums_of_warps = partials + version % kBuffers * kPartials;
+    const uint4* const from = reinterpret_cast<const uint4*>(
+        exchange + version % 2 * params.exchange_words + gate * gate_words);
+#pragma unroll
+    for (int tile = 0; tile < kSequenceTiles; ++tile) {
+      if (kSequenceTiles > 1 && tile >= sequence_tiles) continue;
+      uint4 words[kGroups];
+      receive(from + tile * kTileVectors, at, phase_of(version, kFloatPhase), kFloatPhase, words);
+      float sums[kRowTiles][4] = {};
+#pragma unroll
+      for (int i = 0; i < kGroups; ++i) {
+        if constexpr (Mma::kElementBytes == 2) {  // the elements' bits are in the upper halves
+          weights.multiply(sums, i, __byte_perm(words[i].x, words[i].y, 0x7632),
+                           __byte_perm(words[i].z, words[i].w, 0x7632));
+        } else {
+          weights.multiply(sums, 2 * i, words[i].x, words[i].y);
+          weights.multiply(sums, 2 * i + 1, words[i].z, words[i].w);
+        }
+      }
+      store_partials<kRowTiles>(sums_of_warps, kSequences, tile, sums);
+    }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < kThreadSums; ++i) {
+      const int index = i * kBlockThreads + threadIdx.x;
+      const int row = index % (kRows / 2) * 2, sequence = index / (kRows / 2);
+      if (sequence >= sequence_tiles * kTileSequences) continue;
+      float2 sum;
+      sum.x = sum.y = 0;
+#pragma unroll
+      for (int part = 0; part < kBlockWarps; ++part) {
+        const float2 each = *reinterpret_cast<const float2*>(
+            sums_of_warps + (part * kSequences + sequence) * partial_stride(kRowTiles) + row);
+        sum.x += each.x;
+        sum.y += each.y;
+      }
+      const unsigned rank = row / kUnits;
+      float* const to =
+          received + version % 2 * kReceived + (gate * kSequences + sequence) * kUnits + row % kUnits;
+      store_async(cluster_address(to, rank),
+                  make_uint2(__float_as_uint(sum.x), __float_as_uint(sum.y)),
+                  cluster_address(&barriers[version % 2], rank));
+    }
+    if (kBuffers == 1) __syncthreads();
+
+    barrier_wait(&barriers[version % 2], (version - 1) / 2 % 2);
+    if (threadIdx.x == 0) barrier_expect(&barriers[version % 2], bytes);
+#pragma unroll
+    for (int i = 0; i < kThreadUnits; ++i) {
+      const int pair = i * kBlockThreads + threadIdx.x;
+      if (pair / kUnits >= sequence_tiles * kTileSequences) continue;
+      const float* const parts = received + version % 2 * kReceived + pair;
+      units[i].grad_hidden += (parts[0] + parts[kSequences * kUnits]) +
+                              (parts[2 * kSequences * kUnits] + parts[3 * kSequences * kUnits]);
+    }
+  };
+
+  int version = 0;
+  for (; index >= 0 && now.count > first_sequence; --index) {
+    const int t = time_of(p.steps, index);
+    if (version > 0) multiply(version);
+    ++version;
+    const uint32_t phase = phase_of(version, kFloatPhase);
+
+    Storage grads[kThreadUnits][4];
+#pragma unroll
+    for (int i = 0; i < kThreadUnits; ++i) {
+      const int pair = i * kBlockThreads + threadIdx.x;
+      const int unit = pair % kUnits, sequence = pair / kUnits;
+      if (sequence >= sequence_tiles * kTileSequences) continue;
+      const bool episode = starts(start[i], units[i].length);
+      const Gates<FastFloat> grad = units[i].step(p, now, t, saved[i], episode);
+      grads[i][0] = rounded<Storage>(grad.i.value);
+      grads[i][1] = rounded<Storage>(grad.f.value);
+      grads[i][2] = rounded<Storage>(grad.g.value);
+      grads[i][3] = rounded<Storage>(grad.o.value);
+      const int element = first_unit + unit;
+      uint32_t* const to = exchange + version % 2 * params.exchange_words +
+                           (sequence / kTileSequences * kTileVectors +
+                            element / kGroupElements * kWarpThreads +
+                            sequence % kTileSequences * 4) * 4 + element % kGroupElements;
+#pragma unroll
+      for (int its = 0; its < 4; ++its) {
+        const uint32_t bits = Mma::bits(grads[i][its]);
+        store_relaxed(to + its * gate_words,
+                      float_word(Mma::kElementBytes == 2 ? bits << 16 : bits, phase));
+      }
+    }
+
+    // What no other block waits for.
+    const Rows previous = rows_of(p.steps, index - 2);
+#pragma unroll
+    for (int i = 0; i < kThreadUnits; ++i) {
+      const int pair = i * kBlockThreads + threadIdx.x;
+      if (pair / kUnits >= sequence_tiles * kTileSequences) continue;
+      units[i].emit(p, now, grads[i]);
+      saved[i] = units[i].load(p, next, previous);
+      start[i] = load_episode_start(p.boundaries, p.steps, index - 1, units[i].b);
+    }
+    now = next;
+    next = previous;
+  }
+  if (version > 0) multiply(version);
+#pragma unroll
+  for (int i = 0; i < kThreadUnits; ++i) units[i].finish(p);
+  cluster_arrive();  // others of the cluster may still send to this block
+  cluster_wait();
+}
+
+}  // namespace
+}  // namespace cuda
+}  // namespace fused_lstm

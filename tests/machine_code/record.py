@@ -1,0 +1,53 @@
+"""Calls layers on the emulator, which records their launches: python record.py FOLDER SHAPES.
+
+SHAPES is a list in JSON of what a `Shape` has. FOLDER then has a folder `NUMBER/PASS` of each, with
+the launches, and plans.json: of each shape and pass the kernel and the estimate of the plan. The
+process is one of its own, with the emulator's package on its path.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fused_lstm
+
+
+def record(folder: Path, batch: int, length: int, shape: dict[str, Any]) -> dict[str, Any]:
+    dtype = getattr(torch, shape["dtype"])
+    module = fused_lstm.FusedLSTM(shape["input"], shape["hidden"], dtype=dtype)
+    x = torch.zeros(length, batch, shape["input"], dtype=dtype, requires_grad=True)
+    options = {}
+    if shape["boundaries"] == "lengths":
+        options["lengths"] = length - torch.arange(batch)
+    elif shape["boundaries"] == "resets":
+        options["reset"] = torch.zeros(length, batch, dtype=torch.bool)
+        options["reset"][7::100] = True  # no step in the middle, which is the one that is timed
+    plan = fused_lstm.explain(module, batch, length, device="H100")[0]
+
+    def enter(direction: str) -> None:
+        (folder / direction).mkdir(parents=True)
+        os.environ["EMULATOR_RECORD"] = str(folder / direction)
+
+    enter("forward")
+    output = module(x, **options)[0]
+    enter("backward")
+    output.sum().backward()
+    return {
+        direction: (chosen.kernel, chosen.candidates[chosen.kernel].microseconds)
+        for direction, chosen in (("forward", plan.forward), ("backward", plan.backward))
+    }
+
+
+def main(folder: Path, batch: int, length: int, shapes: list[dict[str, Any]]) -> None:
+    plans = [record(folder / str(i), batch, length, shape) for i, shape in enumerate(shapes)]
+    (folder / "plans.json").write_text(json.dumps(plans))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *json.loads(sys.argv[2]))

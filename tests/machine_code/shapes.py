@@ -1,0 +1,74 @@
+"""The calls whose kernels are looked at, and what a step of each may cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+BATCH, LENGTH = 16, 1024
+PASSES = ("forward", "backward")
+BOUNDARIES_MAY_COST = 1.3  # times what a call without lengths and resets may
+MASK_BYTES = 4  # byte accesses of a step where there are resets, which are bool
+LISTED_MASK_BYTES = 8  # and in the code of all of the loop, for several sequences
+LEAST_DISTANCE = 400  # cycles from a load from memory to its use
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Of one step of a pass."""
+
+    instructions: float
+    kilobytes: float
+    """Of code, in cache lines."""
+    cycles: float
+
+    def times(self, factor: float) -> Limit:
+        return Limit(*(factor * each for each in (self.instructions, self.kilobytes, self.cycles)))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A layer in training, float32 in TF32."""
+
+    dtype: str
+    hidden: int
+    input: int
+    boundaries: str = ""
+    """"lengths", "resets", or neither."""
+
+    @property
+    def name(self) -> str:
+        fused = f" D {self.input}" if self.input != self.hidden else ""
+        return f"{self.dtype} H {self.hidden}{fused} {self.boundaries}".strip()
+
+    def limit(self, direction: str) -> Limit | None:
+        found = _LIMITS.get((direction, self.dtype, self.hidden))
+        if found is None:
+            return None
+        return found.times(BOUNDARIES_MAY_COST) if self.boundaries else found
+
+
+_CLUSTER, _GRID, _TF32 = Limit(350, 6, 1000), Limit(300, 6, 950), Limit(600, 10, 2000)
+_BACKWARD = Limit(400, 8, 1250)
+_LIMITS = {
+    ("forward", "bfloat16", 64): Limit(220, 4, 600),
+    ("forward", "bfloat16", 256): _CLUSTER,
+    ("forward", "bfloat16", 512): _CLUSTER,
+    ("forward", "bfloat16", 768): _GRID,
+    ("forward", "bfloat16", 1024): _GRID,
+    ("backward", "bfloat16", 768): _BACKWARD,
+    ("backward", "bfloat16", 1024): _BACKWARD,
+    ("forward", "float32", 768): _TF32,
+    ("forward", "float32", 1024): _TF32,
+    ("backward", "float32", 768): _TF32,
+    ("backward", "float32", 1024): _TF32,
+}
+
+
+def shapes() -> Iterator[Shape]:
+    for boundaries in ("", "lengths", "resets"):
+        yield Shape("bfloat16", 64, 10, boundaries)
+        for hidden in (256, 512, 768, 1024):
+            yield Shape("bfloat16", hidden, hidden, boundaries)
+        for hidden in (768, 1024):
+            yield Shape("float32", hidden, hidden, boundaries)
