@@ -100,6 +100,7 @@ void store_async(uintptr_t to, const void* value, size_t bytes, uintptr_t barrie
   Delivery delivery = {place.block, place.at, its.at, bytes, {}, {}, code};
   if (races::on()) delivery.sent = races::send(machine().running());
   std::memcpy(delivery.data, value, bytes);
+  counts.sent_bytes += static_cast<int64_t>(bytes);
   machine().send(delivery);
 }
 

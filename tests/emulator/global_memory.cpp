@@ -18,6 +18,7 @@ void load_relaxed(const uint32_t* from, uint32_t* to, int words) {
     fail("ld.relaxed of %d bytes is not aligned", 4 * words);
   }
   const Fiber& self = machine().running();
+  counts.loaded_bytes += 4 * words;
   for (int i = 0; i < words; ++i) {
     if (races::on()) {
       races::read(self, from + i, 4, races::Kind::relaxed, __builtin_return_address(0));
@@ -34,6 +35,7 @@ void store_relaxed(uint32_t* to, const uint32_t* from, int words) {
     fail("st.relaxed of %d bytes is not aligned", 4 * words);
   }
   const Fiber& self = machine().running();
+  counts.stored_bytes += 4 * words;
   for (int i = 0; i < words; ++i) {
     if (races::on()) {
       races::write(self, to + i, 4, races::Kind::relaxed, __builtin_return_address(0));

@@ -1,6 +1,7 @@
 // What -fsanitize=thread calls before each access to memory, here without ThreadSanitizer's library:
 // kernels that instrument.py compiles tell the emulator of what they read and write.
 #include <cstddef>
+#include <cstdint>
 
 #include "delays.h"
 #include "machine.h"
@@ -65,6 +66,10 @@ void __tsan_read_range(void* from, size_t bytes) {
 }
 void __tsan_write_range(void* to, size_t bytes) {
   emulator::write(to, bytes, __builtin_return_address(0));
+}
+// Of a static variable's guard, in the host's code beside the kernels
+uint8_t __tsan_atomic8_load(const volatile uint8_t* from, int /*order*/) {
+  return __atomic_load_n(from, __ATOMIC_SEQ_CST);
 }
 #pragma GCC visibility pop
 }

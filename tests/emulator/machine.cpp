@@ -7,6 +7,7 @@
 #include <emulated_instructions.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
@@ -32,6 +33,8 @@ void fail(const char* format, ...) {
   std::abort();
 }
 
+Counts counts;
+
 Machine& machine() {
   static Machine only;
   return only;
@@ -44,7 +47,8 @@ cudaError_t Machine::run(const cudaLaunchConfig_t& config, unsigned cluster_size
   blockDim = config.blockDim;
   gridDim = config.gridDim;
   unsigned next = 0;
-  const unsigned resident = static_cast<unsigned>(properties.multiProcessorCount);
+  const unsigned resident =
+      std::min(static_cast<unsigned>(properties.multiProcessorCount), config.gridDim.x);
   polls_ = 0;
   taken_.assign(resident, false);
   if (races::on()) races::begin_launch(resident, config.blockDim.x);
@@ -288,9 +292,6 @@ void Machine::begin() {
   __sanitizer_finish_switch_fiber(nullptr, &self.scheduler_stack_, &self.scheduler_stack_bytes_);
 #endif
   (*self.thread_)();
-  if (!self.running_->copies.empty()) {
-    fail("a thread has returned without waiting for its copies");
-  }
   self.finished_ = true;
   self.to_scheduler();
 }
@@ -314,6 +315,7 @@ cudaError_t run(const cudaLaunchConfig_t& config, unsigned cluster,
 }
 
 void wait_for_block() {
+  if (machine().running().block->meeting.arrived == 0) ++counts.block_barriers;
   machine().arrive(machine().running().block->meeting, "__syncthreads");
 }
 
@@ -333,6 +335,7 @@ void wait_for_warp(const char* what, void* mine, void (*together)(void* const (&
       all[lane] = other.brought;
     }
     together(all);
+    if (std::strncmp(what, "mma", 3) == 0) ++counts.mma;
     if (races::on()) races::meet_as_warp(self);
   }
   machine().arrive(meeting, what);
@@ -374,26 +377,12 @@ void cluster_wait() {
   if (races::on()) races::acquire(self, cluster.known);
 }
 
-void copy_later(void* to, const void* from, size_t bytes) {
-  if (reinterpret_cast<uintptr_t>(to) % bytes || reinterpret_cast<uintptr_t>(from) % bytes) {
-    fail("a copy of %zu bytes is not aligned", bytes);
-  }
-  Fiber& self = machine().running();
-  if (races::on()) {
-    races::read(self, from, bytes, races::Kind::plain, __builtin_return_address(0));
-  }
-  self.copies.push_back({to, from, bytes});
-}
-
-void copy_now() {
-  Fiber& self = machine().running();
-  for (const Fiber::Copy& copy : self.copies) {
-    if (races::on()) {
-      races::write(self, copy.to, copy.bytes, races::Kind::plain, __builtin_return_address(0));
-    }
-    std::memcpy(copy.to, copy.from, copy.bytes);
-  }
-  self.copies.clear();
-}
-
 }  // namespace emulator
+
+extern "C" {
+int64_t emulated_mma() { return emulator::counts.mma; }
+int64_t emulated_block_barriers() { return emulator::counts.block_barriers; }
+int64_t emulated_loaded_bytes() { return emulator::counts.loaded_bytes; }
+int64_t emulated_stored_bytes() { return emulator::counts.stored_bytes; }
+int64_t emulated_sent_bytes() { return emulator::counts.sent_bytes; }
+}

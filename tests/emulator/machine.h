@@ -16,7 +16,7 @@ namespace emulator {
 
 inline constexpr size_t stack_bytes = 256 * 1024;  // touched as far as needed
 inline constexpr int warp_size = 32;
-inline constexpr size_t most_fibers = 32 * 1024;
+inline constexpr size_t most_fibers = 64 * 1024;
 
 struct Block;
 
@@ -27,12 +27,6 @@ struct Fiber {
   Block* block = nullptr;
   const char* waits = nullptr;  // for what; null: it can go on
   void* brought = nullptr;      // to a warp's meeting
-  struct Copy {
-    void* to;
-    const void* from;
-    size_t bytes;
-  };
-  std::vector<Copy> copies;
 };
 
 // Threads come, and all go on when the last is there.
@@ -153,6 +147,16 @@ class Machine {
 };
 
 Machine& machine();
+
+// What launches have done since the process began, all together.
+struct Counts {
+  int64_t mma = 0;             // of a warp
+  int64_t block_barriers = 0;  // of a block
+  int64_t loaded_bytes = 0;    // by relaxed loads, through the L2 cache
+  int64_t stored_bytes = 0;    // likewise
+  int64_t sent_bytes = 0;      // to blocks of the cluster
+};
+extern Counts counts;
 
 // What a kernel does that no GPU would forgive ends the process.
 [[noreturn]] void fail(const char* format, ...) __attribute__((format(printf, 1, 2)));

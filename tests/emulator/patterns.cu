@@ -84,7 +84,7 @@ void cluster_kernel(Memory m) {
   own[threadIdx.x] = 0;
   cluster_arrive();
   cluster_wait();
-  auto* const its = reinterpret_cast<uint32_t*>(map_shared(dynamic_shared(), other));
+  auto* const its = reinterpret_cast<uint32_t*>(emulator::map_shared(dynamic_shared(), other));
   its[threadIdx.x] = blockIdx.x * 1000 + threadIdx.x;
   if (!m.has("no barrier")) cluster_arrive();
   if (m.has("no barrier")) __syncthreads();

@@ -78,3 +78,61 @@ def test_fault_of_a_pattern(patterns, name, fault, options, message):
     done = run_pattern(patterns, [name, fault], options, seed=1)
     assert done.returncode != 0
     assert message in done.stderr
+
+
+# Each kernel by itself, on several blocks and warps of a slice, forward and backward.
+PROGRAM = """
+import sys
+
+sys.path.insert(0, sys.argv[1])
+import torch
+from oracle import assert_accurate, evaluate, rand, rand_state, truth_of
+from rounding import TF32
+from test_persistent import EMULATOR
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import fused_lstm
+
+kernel, precision, kind = sys.argv[2:]
+torch.manual_seed(0)
+torch.backends.cudnn.allow_tf32 = precision == "tf32"
+dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+T, B, H = 6, 11, 28 if kernel == "block" else 72
+module = fused_lstm.FusedLSTM(3, H, dtype=dtype, bidirectional=kind == "ragged")
+x, state, options = rand(T, B, 3, dtype=dtype), rand_state(module, B), {}
+with fused_lstm.use_kernel(kernel):
+    for plan in fused_lstm.explain(module, B, T, device=EMULATOR):
+        assert plan.forward.kernel == plan.backward.kernel == kernel, plan
+    if kind == "ragged":
+        x = pack_padded_sequence(x, torch.tensor([6, 6, 6, 5, 5, 4, 4, 2, 2, 1, 1]))
+    if kind == "resets":
+        options["lengths"] = torch.randint(0, T + 1, (B,))
+        options["reset"] = torch.rand(T, B) < 0.3
+    factors = TF32 if precision == "tf32" and kernel != "stepwise" else None
+    truth = truth_of(module, x, state, factors=factors, **options)
+    assert_accurate(evaluate(module, x, state, **options), truth)
+print("right")
+"""
+
+
+@pytest.fixture(scope="module")
+def instrumented(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("instrumented")
+    build(EMULATED, folder)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["plain", "ragged", "resets"])
+@pytest.mark.parametrize("precision", ["bfloat16", "tf32", "float32"])
+@pytest.mark.parametrize("kernel", ["stepwise", "block", "cluster", "grid"])
+def test_kernel(instrumented, kernel, precision, kind):
+    environment = os.environ | RACES | DELAY | {"PYTHONPATH": str(instrumented)}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(HERE.parent), kernel, precision, kind],
+        env=environment,
+        cwd=instrumented,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.stdout == "right\n", done.stderr

@@ -17,8 +17,6 @@ char* block_memory();
 char* map_shared(char* shared, unsigned rank);
 void cluster_arrive();
 void cluster_wait();
-void copy_later(void* to, const void* from, size_t bytes);
-void copy_now();
 void load_relaxed(const uint32_t* from, uint32_t* to, int words);
 void store_relaxed(uint32_t* to, const uint32_t* from, int words);
 uintptr_t cluster_address(const void* shared, unsigned rank);
@@ -112,16 +110,6 @@ inline float to_tf32(float x) {
   return bits_as<float>(bits & ~0x1fffu);
 }
 
-inline void copy_async(void* shared, const void* global) {
-  emulator::copy_later(shared, global, 16);
-}
-inline void wait_for_copies() { emulator::copy_now(); }
-
-inline void add_release(unsigned* counter, unsigned value) {
-  emulator::add_release(counter, value);
-}
-inline unsigned load_acquire(const unsigned* counter) { return emulator::load_acquire(counter); }
-
 inline uint4 load_relaxed(const uint4* from) {
   uint4 value;
   emulator::load_relaxed(&from->x, &value.x, 4);
@@ -130,11 +118,7 @@ inline uint4 load_relaxed(const uint4* from) {
 inline void store_relaxed(uint32_t* to, uint32_t value) {
   emulator::store_relaxed(to, &value, 1);
 }
-inline void store_relaxed(uint4* to, uint4 value) {
-  emulator::store_relaxed(&to->x, &value.x, 4);
-}
 
-inline char* map_shared(char* shared, unsigned rank) { return emulator::map_shared(shared, rank); }
 inline void cluster_arrive() { emulator::cluster_arrive(); }
 inline void cluster_wait() { emulator::cluster_wait(); }
 
