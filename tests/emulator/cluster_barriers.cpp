@@ -76,6 +76,7 @@ void complete(Barrier& barrier) {
   }
   ++barrier.phase;
   barrier.pending = barrier.arrivals;
+  machine().progress();
   machine().wake(barrier.waiting);
 }
 

@@ -30,11 +30,13 @@ def compile_all(commands: list[list[str]]) -> None:
             raise subprocess.CalledProcessError(process.returncode, command)
 
 
-def build(emulated: Path, folder: Path, csrc: Path = CSRC, prelude: str = "") -> None:
-    """Puts the package into `folder`, its kernels made of `csrc` after `prelude`, C++."""
+def build(
+    emulated: Path, folder: Path, csrc: Path = CSRC, name: str = "*", prelude: str = ""
+) -> None:
+    """Puts the package into `folder`, its kernels `name` made of `csrc` after `prelude`, C++."""
     shutil.rmtree(folder / "fused_lstm", ignore_errors=True)
     shutil.copytree(emulated / "fused_lstm", folder / "fused_lstm")
-    kernels = sorted(csrc.rglob("*.cu"))
+    kernels = sorted(csrc.rglob(f"{name}.cu"))
     objects = {path.name: path for path in (emulated / "build").glob("*.o")}
     commands = []
     for kernel in kernels:

@@ -67,7 +67,7 @@ cudaError_t Machine::run(const cudaLaunchConfig_t& config, unsigned cluster_size
 // threads together, for a while, and a hundred times less often for another while, so that a store
 // may be overtaken by much or by little.
 bool Machine::go_on() {
-  const bool stuck = ready_.empty() || polls_ > 200 * (ready_.size() + 1);
+  const bool stuck = ready_.empty() || polls_ > 1000 * (ready_.size() + 1);
   if (!deliveries_.empty()) {
     if (random_() % 4096 == 0) rarely_ = !rarely_;
     if (stuck || random_() % (rarely_ ? 128 : 2) == 0) {
@@ -112,7 +112,7 @@ void Machine::poll(const char* what) {
   running_->waits = nullptr;
 }
 void Machine::arrive(Meeting& meeting, const char* what) {
-  progress();
+  if (meeting.orders_memory) progress();  // warps meet while they poll
   if (races::on() && meeting.orders_memory) meeting.gathering.add(races::now(*running_));
   if (++meeting.arrived < meeting.expected) {
     meeting.waiting.push_back(running_);
@@ -136,7 +136,6 @@ void Machine::wake(std::vector<Fiber*>& waiting) {
     ready_.push_back(fiber);
   }
   waiting.clear();
-  progress();
 }
 
 void Machine::start_cluster(unsigned first, unsigned size) {
@@ -360,6 +359,7 @@ void cluster_arrive() {
   if (delays::on()) delays::release(*self.block);
   if (++meeting.arrived == meeting.expected) {
     ++cluster.phase;
+    machine().progress();
     if (races::on()) cluster.known = meeting.gathering.finish();
     machine().open(meeting);
   }
