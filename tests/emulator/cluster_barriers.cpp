@@ -31,8 +31,7 @@ Place find(uintptr_t address, size_t bytes, const char* what) {
       return {block, at};
     }
   }
-  fail("%s by block %u lies in no block of its cluster that still runs", what,
-       self.block->index.x);
+  fail("%s by block %u lies in no block of its cluster that still runs", what, self.block->index.x);
 }
 
 Barrier& barrier_at(Block& block, size_t at) {

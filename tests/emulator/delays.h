@@ -2,8 +2,8 @@
 // each place at a random time, all of them when the block releases. The block itself sees it at
 // once. EMULATOR_DELAY=1, with kernels compiled by instrument.py.
 //
-// Memory has what the block whose thread runs sees. What it has stored and others may not see yet is
-// exchanged for what they see when a thread of another block is next.
+// Memory has what the block whose thread runs sees. What it has stored and others may not see yet
+// is exchanged for what they see when a thread of another block is next.
 #pragma once
 
 #include <cstddef>
@@ -16,8 +16,8 @@ struct Block;
 namespace delays {
 
 bool on();
-void enter(Block& block, std::mt19937& random);  // its thread is next
-void leave_all();                                // none is
+void enter(Block& block, std::mt19937& random);    // its thread is next
+void leave_all();                                  // none is
 void store(Block& block, void* to, size_t bytes);  // is about to be stored
 void release(Block& block);
 bool release_all();  // whether there was any

@@ -54,7 +54,7 @@ def build(
 
 def build_patterns(folder: Path) -> Path:
     """patterns.cu with the machine that runs it, as a program."""
-    parts = "machine cluster_barriers global_memory races delays instrumented".split()
+    parts = ["machine", "cluster_barriers", "global_memory", "races", "delays", "instrumented"]
     sources = {HERE / f"{part}.cpp": FLAGS for part in parts}
     sources[HERE / "patterns.cu"] = INSTRUMENTED
     objects = {source: str(folder / f"{source.stem}.o") for source in sources}

@@ -1,5 +1,5 @@
-// What -fsanitize=thread calls before each access to memory, here without ThreadSanitizer's library:
-// kernels that instrument.py compiles tell the emulator of what they read and write.
+// What -fsanitize=thread calls before each access to memory, here without ThreadSanitizer's
+// library: kernels that instrument.py compiles tell the emulator of what they read and write.
 #include <cstddef>
 #include <cstdint>
 
@@ -42,18 +42,16 @@ void __tsan_func_entry(void*) {}
 void __tsan_func_exit() {}
 void __tsan_vptr_update(void*, void*) {}
 void __tsan_vptr_read(void*) {}
-#define ACCESSES(bytes)                                                \
-  void __tsan_read##bytes(void* from) {                                \
-    emulator::read(from, bytes, __builtin_return_address(0));          \
-  }                                                                    \
-  void __tsan_write##bytes(void* to) {                                 \
-    emulator::write(to, bytes, __builtin_return_address(0));           \
-  }                                                                    \
-  void __tsan_unaligned_read##bytes(void* from) {                      \
-    emulator::read(from, bytes, __builtin_return_address(0));          \
-  }                                                                    \
-  void __tsan_unaligned_write##bytes(void* to) {                       \
-    emulator::write(to, bytes, __builtin_return_address(0));           \
+#define ACCESSES(bytes)                                                                           \
+  void __tsan_read##bytes(void* from) {                                                           \
+    emulator::read(from, bytes, __builtin_return_address(0));                                     \
+  }                                                                                               \
+  void __tsan_write##bytes(void* to) { emulator::write(to, bytes, __builtin_return_address(0)); } \
+  void __tsan_unaligned_read##bytes(void* from) {                                                 \
+    emulator::read(from, bytes, __builtin_return_address(0));                                     \
+  }                                                                                               \
+  void __tsan_unaligned_write##bytes(void* to) {                                                  \
+    emulator::write(to, bytes, __builtin_return_address(0));                                      \
   }
 ACCESSES(1)
 ACCESSES(2)

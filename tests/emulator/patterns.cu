@@ -1,6 +1,7 @@
 // Small kernels, each a way in which threads hand memory to one another, right and with a fault:
-// patterns NAME [FAULT]. test_races.py sees the faults, and nothing in what is right. `main` returns
-// 1 for a wrong number, 2 for a launch that fails. Without the runtime, and so without torch.
+// patterns NAME [FAULT]. test_races.py sees the faults, and nothing in what is right. `main`
+// returns 1 for a wrong number, 2 for a launch that fails. Without the runtime, and so without
+// torch.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -20,9 +21,9 @@ constexpr int threads = 64;
 constexpr int steps = 6;
 
 struct Memory {
-  uint32_t* words;     // what blocks hand to one another, zero at the launch
-  unsigned* counter;   // zero at the launch
-  uint32_t* result;    // [blocks, threads]
+  uint32_t* words;    // what blocks hand to one another, zero at the launch
+  unsigned* counter;  // zero at the launch
+  uint32_t* result;   // [blocks, threads]
   const char* fault;
   bool has(const char* name) const { return std::strcmp(fault, name) == 0; }
 };
@@ -61,7 +62,8 @@ void counter_kernel(Memory m) {
         store_relaxed(m.counter + 1 + blockIdx.x, step + 1);
         emulator::add_release(m.counter, 1, Scope::cta);
       } else {
-        emulator::add_release(m.counter, 1, m.has("released to the block") ? Scope::cta : Scope::gpu);
+        emulator::add_release(m.counter, 1,
+                              m.has("released to the block") ? Scope::cta : Scope::gpu);
       }
     }
     const Scope acquired = m.has("acquired by the block") ? Scope::cta : Scope::gpu;
@@ -162,8 +164,8 @@ void words_kernel(Memory m) {
     }
     sum = 0;
     for (unsigned block = 0; block < gridDim.x; ++block) {
-      const auto* const from = reinterpret_cast<const uint4*>(
-          buffer + block * threads + (threadIdx.x / 4 * 4 + 4) % threads);
+      const auto* const from = reinterpret_cast<const uint4*>(buffer + block * threads +
+                                                              (threadIdx.x / 4 * 4 + 4) % threads);
       uint4 words;
       do {
         words = load_relaxed(from);
@@ -247,6 +249,7 @@ constexpr cudaDeviceProp device = [] {
 }  // namespace
 
 const cudaDeviceProp& emulator::properties = device;
+bool emulator::records_launches() { return false; }
 
 int main(int count, char** arguments) {
   const auto found = patterns.find(count > 1 ? arguments[1] : "");
@@ -258,7 +261,8 @@ int main(int count, char** arguments) {
   std::vector<uint32_t> words(2 * pattern.blocks * threads, 0);
   std::vector<unsigned> counter(64, 0);
   std::vector<uint32_t> result(pattern.blocks * threads, 0);
-  const Memory memory = {words.data(), counter.data(), result.data(), count > 2 ? arguments[2] : ""};
+  const Memory memory = {words.data(), counter.data(), result.data(),
+                         count > 2 ? arguments[2] : ""};
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(pattern.blocks));
   config.blockDim = dim3(threads);

@@ -48,10 +48,10 @@ struct State {
   uint32_t threads = 0;  // of a block
   uint32_t warps = 0;    // of a block
   uint32_t all_threads = 0, all_warps = 0, all_barriers = 0;
-  std::vector<uint32_t> began;         // when the block of each resident place began
-  std::vector<Clock> accesses;         // of each thread
-  std::vector<Clock> completed;        // of each warp
-  std::vector<uint32_t> met;           // when each warp has met last
+  std::vector<uint32_t> began;   // when the block of each resident place began
+  std::vector<Clock> accesses;   // of each thread
+  std::vector<Clock> completed;  // of each warp
+  std::vector<uint32_t> met;     // when each warp has met last
   std::unordered_map<uintptr_t, std::unique_ptr<Page>> pages;
   std::vector<std::unique_ptr<Page>> free;
   uintptr_t last_number = 0;
@@ -92,8 +92,8 @@ Clock join(const Clock& a, const Clock& b) {
   return result;
 }
 
-Clock join(const std::vector<Clock>& clocks, const std::vector<std::pair<uint32_t, uint32_t>>& times,
-           size_t size) {
+Clock join(const std::vector<Clock>& clocks,
+           const std::vector<std::pair<uint32_t, uint32_t>>& times, size_t size) {
   auto all = std::make_shared<std::vector<uint32_t>>(size, 0);
   for (const Clock& clock : clocks) {
     for (size_t i = 0; i < size; ++i) (*all)[i] = std::max((*all)[i], (*clock)[i]);
@@ -185,8 +185,7 @@ void report(const std::string& before, uint32_t before_code, const std::string& 
   }
   const Block* const block = machine().block_at(at);
   const std::string where =
-      block ? "byte " +
-                  std::to_string(at - reinterpret_cast<uintptr_t>(block->memory.get())) +
+      block ? "byte " + std::to_string(at - reinterpret_cast<uintptr_t>(block->memory.get())) +
                   " of the shared memory of block " + std::to_string(block->index.x)
             : "global memory";
   std::fprintf(stderr, "emulator: a race in %s: %s (%s), then %s (%s)\n", where.c_str(),
@@ -206,8 +205,7 @@ bool knows_write(const Moment& moment, const Cell& cell, bool only_completed) {
   }
   if (time_of(moment.known.accesses, cell.writer) >= cell.time) return true;
   const uint32_t barrier = cell.writer - state.all_threads;
-  return only_completed &&
-         time_of(moment.known.completed, state.all_warps + barrier) >= cell.time;
+  return only_completed && time_of(moment.known.completed, state.all_warps + barrier) >= cell.time;
 }
 
 bool knows_reads(const Moment& moment, const Reads& reads) {
@@ -229,12 +227,9 @@ bool knows_reads(const Moment& moment, const Reads& reads) {
 void check_write(const Moment& moment, Cell& cell, uintptr_t at, uint32_t writer, Kind kind,
                  uint32_t code) {
   const bool relaxed = kind == Kind::relaxed;
-  const auto self = [&] {
-    return article(kind) + "write by " + name_of_thread(moment.thread);
-  };
+  const auto self = [&] { return article(kind) + "write by " + name_of_thread(moment.thread); };
   if (cell.time && !(relaxed && cell.kind == Kind::relaxed) && !knows_write(moment, cell, true)) {
-    report(article(cell.kind) + "write by " + name_of_writer(cell), cell.code,
-           self(), code, 0, at);
+    report(article(cell.kind) + "write by " + name_of_writer(cell), cell.code, self(), code, 0, at);
   }
   const auto check = [&](const Reads& reads) {
     if (reads.time == 0 || (relaxed && (reads.warp & relaxed_bit)) || knows_reads(moment, reads)) {
@@ -261,8 +256,7 @@ void check_read(const Moment& moment, Cell& cell, uintptr_t at, Kind kind, uint3
   const bool relaxed = kind == Kind::relaxed;
   if (cell.time && !(relaxed && cell.kind == Kind::relaxed) && !knows_write(moment, cell, false)) {
     report(article(cell.kind) + "write by " + name_of_writer(cell), cell.code,
-           article(kind) + "read by " + name_of_thread(moment.thread), code, 2,
-           at);
+           article(kind) + "read by " + name_of_thread(moment.thread), code, 2, at);
   }
   const uint16_t warp = static_cast<uint16_t>(moment.warp | (relaxed ? relaxed_bit : 0));
   const uint32_t lane = 1u << (moment.thread % state.threads % warp_size);
@@ -428,7 +422,8 @@ const Knowledge& released_to(const void* counter) {
 void read(const Fiber& fiber, const void* from, size_t bytes, Kind kind, const void* code) {
   const Moment& moment = moment_of(fiber);
   const uint32_t its = code_of(code);
-  for_cells(from, bytes, [&](Cell& cell, uintptr_t at) { check_read(moment, cell, at, kind, its); });
+  for_cells(from, bytes,
+            [&](Cell& cell, uintptr_t at) { check_read(moment, cell, at, kind, its); });
 }
 void write(const Fiber& fiber, const void* to, size_t bytes, Kind kind, const void* code) {
   const Moment& moment = moment_of(fiber);

@@ -42,11 +42,12 @@ def count(kernel: str, H: int, direction: str, T: int) -> emulated.Counts:
     return emulated.Counts(*(after - before for after, before in pairs))
 
 
-@pytest.mark.parametrize("kernel, H, direction, mma, barriers, stored, sent", STEPS)
+@pytest.mark.parametrize(("kernel", "H", "direction", "mma", "barriers", "stored", "sent"), STEPS)
 def test_step(kernel, H, direction, mma, barriers, stored, sent):
     short, long = (count(kernel, H, direction, T) for T in (3, 7))
     step = emulated.Counts(*((b - a) / 4 for a, b in zip(short, long, strict=True)))
     assert 0 < step.mma <= mma
     assert step.block_barriers <= barriers
     assert (step.stored_bytes, step.sent_bytes) == (stored, sent)
-    assert (step.loaded_bytes >= step.stored_bytes) and step.launches == 0
+    assert step.loaded_bytes >= step.stored_bytes
+    assert step.launches == 0

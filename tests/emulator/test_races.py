@@ -39,7 +39,7 @@ FAULTS = [
     ("cluster", "no barrier", RACES, "a race in byte"),
     ("cluster", "no wait", RACES, "a race in byte"),
     ("async", "no fence", {}, "mbarrier, which no fence has followed"),
-    ("async", "barriers that not all know of", {}, "which has not begun"),
+    ("async", "barriers that not all know of", {}, "has no mbarrier at byte"),
     ("async", "one buffer", RACES, "an asynchronous write by st.async to mbarrier"),
     ("async", "no wait", RACES, "an asynchronous write by st.async to mbarrier"),
     ("async", "a wait of the block", RACES, "an asynchronous write by st.async to mbarrier"),
@@ -73,7 +73,9 @@ def test_pattern(patterns, name, options):
         assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("name, fault, options, message", FAULTS, ids=lambda value: str(value))
+@pytest.mark.parametrize(
+    ("name", "fault", "options", "message"), FAULTS, ids=lambda value: str(value)
+)
 def test_fault_of_a_pattern(patterns, name, fault, options, message):
     done = run_pattern(patterns, [name, fault], options, seed=1)
     assert done.returncode != 0

@@ -115,9 +115,7 @@ inline uint4 load_relaxed(const uint4* from) {
   emulator::load_relaxed(&from->x, &value.x, 4);
   return value;
 }
-inline void store_relaxed(uint32_t* to, uint32_t value) {
-  emulator::store_relaxed(to, &value, 1);
-}
+inline void store_relaxed(uint32_t* to, uint32_t value) { emulator::store_relaxed(to, &value, 1); }
 
 inline void cluster_arrive() { emulator::cluster_arrive(); }
 inline void cluster_wait() { emulator::cluster_wait(); }
