@@ -11,9 +11,9 @@ import fused_lstm
 
 pytestmark = pytest.mark.skipif(not emulated.EMULATED, reason="needs the emulator: make emulate")
 
-# Kernel, H and direction, with 8 sequences of bfloat16; then of a step, over all blocks: products of
-# a warp and barriers of a block, at most; bytes stored through L2 and sent within clusters. Bytes
-# that are loaded while they are awaited depend on chance.
+# Kernel, H and direction, with 8 sequences of bfloat16; then of a step, over all blocks: products
+# of a warp and barriers of a block, at most; bytes stored through L2 and sent within clusters.
+# Bytes that are loaded while they are awaited depend on chance.
 STEPS = [
     # 8 warps of 2 row tiles and 4 depth tiles; 4 warps of 1 row tile and 16 depth tiles
     ("block", 28, "forward", 64, 1, 0, 0),
