@@ -24,6 +24,16 @@ class Counts(NamedTuple):
     """Of tensors, in any code; a block from the CPU's pool (FUSED_LSTM_CACHE_MB) is none."""
     attributes_set: int
     """Calls of cudaFuncSetAttribute."""
+    mma: int
+    """Of a warp, in all launches; so are those below."""
+    block_barriers: int
+    """Of a block."""
+    loaded_bytes: int
+    """By relaxed loads of global memory."""
+    stored_bytes: int
+    """By relaxed stores to global memory."""
+    sent_bytes: int
+    """To blocks of a cluster, by st.async."""
 
 
 def _call(name: str, result: type) -> Callable[[], int | bytes]:

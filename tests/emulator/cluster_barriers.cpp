@@ -31,8 +31,7 @@ Place find(uintptr_t address, size_t bytes, const char* what) {
       return {block, at};
     }
   }
-  fail("%s by block %u lies in no block of its cluster that still runs", what,
-       self.block->index.x);
+  fail("%s by block %u lies in no block of its cluster that still runs", what, self.block->index.x);
 }
 
 Barrier& barrier_at(Block& block, size_t at) {
@@ -48,11 +47,21 @@ Barrier& barrier_at(Block& block, size_t at) {
   return found->second;
 }
 
-Barrier& own_barrier(const uint64_t* barrier, const char* what) {
-  Block& own = *machine().running().block;
+Place own_place(const uint64_t* barrier, const char* what) {
   const Place place = find(reinterpret_cast<uintptr_t>(barrier), sizeof(*barrier), what);
-  if (place.block != &own) fail("%s is of another block's mbarrier", what);
-  return barrier_at(own, place.at);
+  if (place.block != machine().running().block) fail("%s is of another block's mbarrier", what);
+  return place;
+}
+
+// A barrier's word, as memory: that others may use it, something has to tell them.
+void use_word(const Barrier& barrier, const Block& block, size_t at, const void* code) {
+  const Fiber& self = machine().running();
+  if (self.block != &block && !barrier.fenced) {
+    fail("block %u uses block %u's mbarrier, which no fence has followed", self.block->index.x,
+         block.index.x);
+  }
+  if (!races::on()) return;
+  races::read(self, block.memory.get() + at, sizeof(uint64_t), races::Kind::relaxed, code);
 }
 
 void complete(Barrier& barrier) {
@@ -60,8 +69,13 @@ void complete(Barrier& barrier) {
     fail("an mbarrier expects %d bytes, more than it can count", barrier.bytes);
   }
   if (barrier.pending != 0 || barrier.bytes != 0) return;
+  if (races::on()) {
+    barrier.gathering.add_barrier(barrier.number);
+    barrier.known[barrier.phase & 1] = barrier.gathering.finish();
+  }
   ++barrier.phase;
   barrier.pending = barrier.arrivals;
+  machine().progress();
   machine().wake(barrier.waiting);
 }
 
@@ -78,36 +92,61 @@ uintptr_t cluster_address(const void* shared, unsigned rank) {
 }
 
 void store_async(uintptr_t to, const void* value, size_t bytes, uintptr_t barrier) {
+  const void* const code = __builtin_return_address(0);
   const Place place = find(to, bytes, "st.async");
   const Place its = find(barrier, sizeof(uint64_t), "the mbarrier of st.async");
   if (its.block != place.block) fail("st.async stores to one block and completes at another");
-  barrier_at(*its.block, its.at);
-  Delivery delivery = {place.block, place.at, its.at, bytes, {}};
+  use_word(barrier_at(*its.block, its.at), *its.block, its.at, code);
+  Delivery delivery = {place.block, place.at, its.at, bytes, {}, {}, code};
+  if (races::on()) delivery.sent = races::send(machine().running());
   std::memcpy(delivery.data, value, bytes);
+  counts.sent_bytes += static_cast<int64_t>(bytes);
   machine().send(delivery);
 }
 
 void deliver(const Delivery& delivery) {
-  std::memcpy(delivery.to->memory.get() + delivery.at, delivery.data, delivery.bytes);
+  char* const to = delivery.to->memory.get() + delivery.at;
   Barrier& barrier = barrier_at(*delivery.to, delivery.barrier);
+  if (races::on()) {
+    races::write_async(delivery.sent, barrier.number, to, delivery.bytes, delivery.code);
+    barrier.gathering.add_values(delivery.sent);
+  }
+  std::memcpy(to, delivery.data, delivery.bytes);
   barrier.bytes -= static_cast<int>(delivery.bytes);
   complete(barrier);
 }
 
 void barrier_init(uint64_t* barrier, unsigned arrivals) {
-  Block& own = *machine().running().block;
+  const Fiber& self = machine().running();
+  Block& own = *self.block;
   const Place place = find(reinterpret_cast<uintptr_t>(barrier), sizeof(*barrier), "mbarrier.init");
   if (place.block != &own) fail("mbarrier.init is of another block's mbarrier");
   if (own.barriers.count(place.at)) fail("an mbarrier is initialised twice");
+  if (own.barriers.size() == races::barriers_of_block) {
+    fail("more than %u mbarriers in a block", races::barriers_of_block);
+  }
+  if (races::on()) {
+    races::write(self, barrier, sizeof(*barrier), races::Kind::plain, __builtin_return_address(0));
+  }
   std::memcpy(barrier, &marker, sizeof(marker));
+  const auto number = static_cast<uint32_t>(own.barriers.size());
   Barrier& its = own.barriers[place.at];
   its.arrivals = its.pending = arrivals;
+  its.number = own.place * races::barriers_of_block + number;
+}
+
+void barrier_init_fence() {
+  for (auto& [at, barrier] : machine().running().block->barriers) barrier.fenced = true;
 }
 
 void barrier_expect(uint64_t* barrier, unsigned bytes) {
-  Barrier& its = own_barrier(barrier, "mbarrier.arrive");
+  const Fiber& self = machine().running();
+  const Place place = own_place(barrier, "mbarrier.arrive");
+  Barrier& its = barrier_at(*place.block, place.at);
+  use_word(its, *place.block, place.at, __builtin_return_address(0));
   if (its.pending == 0) fail("more threads arrive at an mbarrier than it has arrivals");
   machine().progress();
+  if (races::on()) its.gathering.add(races::now(self));
   its.bytes += static_cast<int>(bytes);
   --its.pending;
   complete(its);
@@ -115,12 +154,21 @@ void barrier_expect(uint64_t* barrier, unsigned bytes) {
 
 // A thread that goes on late may find a phase later than the one that woke it, and of the same
 // parity: it waits again, as a GPU's would.
-void barrier_wait(uint64_t* barrier, unsigned parity) {
-  Barrier& its = own_barrier(barrier, "mbarrier.try_wait");
+void barrier_wait(uint64_t* barrier, unsigned parity, Scope scope) {
+  Fiber& self = machine().running();
+  const Place place = own_place(barrier, "mbarrier.try_wait");
+  Barrier& its = barrier_at(*place.block, place.at);
+  use_word(its, *place.block, place.at, __builtin_return_address(0));
   machine().pause();
   while ((its.phase & 1) == parity) {
-    its.waiting.push_back(&machine().running());
+    its.waiting.push_back(&self);
     machine().wait(parity ? "an mbarrier (parity 1)" : "an mbarrier (parity 0)");
+  }
+  if (!races::on() || its.phase == 0) return;
+  if (scope == Scope::cta) {
+    races::acquire_own_block(self, its.known[parity]);
+  } else {
+    races::acquire(self, its.known[parity]);
   }
 }
 

@@ -6,135 +6,163 @@ the fault that EMULATOR_FAULT numbers, and none without it. test_faults.py sees 
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
-import torch
-
-HERE = Path(__file__).resolve().parent
-CSRC = HERE.parents[1] / "csrc"
+import instrument
+from instrument import CSRC
 
 # What is wrong; the file of csrc/cuda/persistent, its text, and the text with the fault, in which
-# faulty() stands for "this one is asked for".
+# faulty() stands for "this one is asked for"; what the emulator or the test says of it.
 FAULTS = [
     (
-        "sums are read before all warps have written them",
-        "persistent_kernel.cu",
-        "partials + first * layout.partial_stride);\n      __syncthreads();",
-        "partials + first * layout.partial_stride);\n      if (!faulty()) __syncthreads();",
+        "a warp of the cluster does not wait for the operand",
+        "forward.h",
+        "      barrier_wait(barrier, (version - 1) / 2 % 2);",
+        "      if (!faulty()) barrier_wait(barrier, (version - 1) / 2 % 2);",
+        "an asynchronous write by st.async",
     ),
     (
-        "a block reads its own buffer before all threads have sent",
-        "exchange.h",
-        "if (kernel == Kernel::block) {\n      __syncthreads();\n    } else if",
-        "if (kernel == Kernel::block) {\n      if (!faulty()) __syncthreads();\n    } else if",
+        "a wait that orders memory within the block alone",
+        "backward.h",
+        "      barrier_wait(barrier, (version - 1) / 2 % 2);",
+        "      emulator::barrier_wait(barrier, (version - 1) / 2 % 2,\n"
+        "          faulty() ? emulator::Scope::cta : emulator::Scope::cluster);",
+        "an asynchronous write by st.async",
     ),
     (
-        "a block of the grid does not wait for the last of the others",
-        "exchange.h",
-        "load_acquire(arrived) < sent * blocks",
-        "load_acquire(arrived) < sent * blocks - faulty()",
+        "a plain store where others poll",
+        "grid_forward.h",
+        "if (unit % 2 == 0) store_relaxed(to, pair_word(bits | upper << 16, phase));",
+        "if (unit % 2 == 0 && !faulty()) store_relaxed(to, pair_word(bits | upper << 16, phase));\n"
+        "        if (unit % 2 == 0 && faulty()) *to = pair_word(bits | upper << 16, phase);",
+        "a race in global memory",
     ),
     (
-        "threads do not wait for the one that waits for the grid",
+        "the grid does not wait for its words",
         "exchange.h",
-        "      __syncthreads();\n    }\n    const char* const buffer",
-        "      if (!faulty()) __syncthreads();\n    }\n    const char* const buffer",
+        "any_of_warp(missing & bit)",
+        "any_of_warp(!faulty() && (missing & bit))",
+        "is off by",
     ),
     (
-        "a block says that it has sent before all its threads have",
-        "exchange.h",
-        "__syncthreads();\n      if (threadIdx.x == 0) add_release(arrived, 1);",
-        "if (!faulty()) __syncthreads();\n      if (threadIdx.x == 0) add_release(arrived, 1);",
+        "a word of a phase that nobody awaits",
+        "grid_forward.h",
+        "phase_of(version + 1, kPhase)",
+        "phase_of(version + 1 + 2 * faulty(), kPhase)",
+        "a word in global memory",
     ),
     (
-        "copies are not waited for",
-        "exchange.h",
-        "wait_for_copies();\n    __syncthreads();",
-        "if (!faulty()) wait_for_copies();\n    __syncthreads();",
+        "a buffer of the grid is cleared a step early",
+        "grid_forward.h",
+        "    if (kBuffers == 1) __syncthreads();\n\n    // What no other block",
+        "    if (kBuffers == 1) __syncthreads();\n"
+        "    if (faulty() && version > 0) {\n"
+        "      store_relaxed(exchange + version % 2 * params.exchange_words + threadIdx.x, 0);\n"
+        "    }\n\n    // What no other block",
+        "is off by",
     ),
     (
-        "one buffer instead of two",
-        "exchange.h",
-        "shared + (sent & 1) * shared_bytes",
-        "shared + ((sent + faulty()) & 1) * shared_bytes",
+        "a block sends into the buffer that others read",
+        "forward.h",
+        "params.layout.operand + (version + 1) % 2 * kBuffer +",
+        "params.layout.operand + (version + 1 + faulty()) % 2 * kBuffer +",
+        "an asynchronous write by",
+    ),
+    (
+        "a block does not wait for the last sums",
+        "backward.h",
+        "  }\n  if (version > 0) receive(version);",
+        "  }\n  if (version > 0 && !faulty()) receive(version);",
+        "grad of h_0 is off by",
+    ),
+    (
+        "sums of the gates are not waited for",
+        "grid_backward.h",
+        "barrier_wait(",
+        "if (!faulty()) barrier_wait(",
+        "an asynchronous write by",
+    ),
+    (
+        "more bytes are expected than come",
+        "forward.h",
+        "        barrier_expect(barrier, kTileSequences",
+        "        barrier_expect(barrier, 8 * faulty() + kTileSequences",
+        "threads that wait for an mbarrier (parity 1): 32",
+    ),
+    (
+        "no fence after barriers are made",
+        "forward.h",
+        "barrier_init_fence();",
+        "if (!faulty()) barrier_init_fence();",
+        "which no fence has followed",
     ),
     (
         "a block sends to a cluster whose blocks have not begun",
-        "exchange.h",
-        "cluster_arrive();\n      cluster_wait();\n    } else {",
-        "if (!faulty()) cluster_arrive();\n      if (!faulty()) cluster_wait();\n    } else {",
+        "forward.h",
+        "    cluster_arrive();\n    cluster_wait();\n  }\n\n  // Skips",
+        "    if (!faulty()) cluster_arrive();\n    if (!faulty()) cluster_wait();\n  }\n\n"
+        "  // Skips",
+        "a race in byte",
     ),
     (
-        "a block of the cluster is never waited for",
-        "exchange.h",
-        "rank < blocks; ++rank",
-        "rank < blocks - faulty(); ++rank",
+        "a block reads its operand before all threads have stored it",
+        "forward.h",
+        "store_input(version + 1, input_ahead);\n    if (!kCluster) __syncthreads();",
+        "store_input(version + 1, input_ahead);\n    if (!kCluster && !faulty()) __syncthreads();",
+        "a race in byte",
+    ),
+    (
+        "a block multiplies gradients before all threads have stored them",
+        "backward.h",
+        "    __syncthreads();\n\n    if (warp * kRowTiles",
+        "    if (!faulty()) __syncthreads();\n\n    if (warp * kRowTiles",
+        "a race in byte",
+    ),
+    (
+        "sums are read before all warps have written them",
+        "grid_forward.h",
+        "kSequences, tile, sums);\n    }\n    __syncthreads();",
+        "kSequences, tile, sums);\n    }\n    if (!faulty()) __syncthreads();",
+        "a race in byte",
     ),
     (
         "an index off by one",
-        "warp_gemm.h",
-        "[lane / 4 + 8 * (i >> 1)] = sums[i]",
-        "[lane / 4 + (8 - faulty()) * (i >> 1)] = sums[i]",
+        "forward.h",
+        "operand_offset(element / kPacked * kPacked, lane_sequence,",
+        "operand_offset(element / kPacked * kPacked, (lane_sequence + faulty()) % 8,",
+        "is off by",
     ),
     (
         "an output that is never written",
-        "persistent_kernel.cu",
-        "p.grad_cell[b * p.hidden_size + j] = state.grad_cell;",
-        "if (!faulty()) p.grad_cell[b * p.hidden_size + j] = state.grad_cell;",
-    ),
-    (
-        "the grid waits for ever",
-        "exchange.h",
-        "if (threadIdx.x == 0) add_release",
-        "if (threadIdx.x == 0 && !faulty()) add_release",
+        "units.h",
+        "    p.grad_cell[at] = grad_cell;",
+        "    if (!faulty()) p.grad_cell[at] = grad_cell;",
+        "grad of c_0 is off by",
     ),
 ]
+
+# Read before any kernel runs: what threads read of it, none of them has written.
+PRELUDE = """#include <cstdlib>
+namespace {
+const char* const fault = std::getenv("EMULATOR_FAULT");
+const int faulty_number = fault ? std::atoi(fault) : 0;
+inline bool faulty(int number) { return number == faulty_number; }
+}  // namespace
+"""
 
 
 def build(emulated: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     sources = folder / "csrc"
     shutil.copytree(CSRC, sources)
-    for number, (what, name, text, faulty) in enumerate(FAULTS, 1):
+    for number, (what, name, text, faulty, _) in enumerate(FAULTS, 1):
         path = sources / "cuda/persistent" / name
         before = path.read_text()
         assert before.count(text) == 1, f"{what}: {name} has {before.count(text)} times {text!r}"
         path.write_text(before.replace(text, faulty.replace("faulty()", f"faulty({number})")))
-    kernels = folder / "kernels.cpp"
-    kernels.write_text(
-        "#include <cstdlib>\n"
-        "inline bool faulty(int number) {\n"
-        '  static const char* const fault = std::getenv("EMULATOR_FAULT");\n'
-        "  return fault && std::atoi(fault) == number;\n"
-        "}\n"
-        f'#include "{sources}/cuda/persistent/persistent_kernel.cu"\n'
-    )
-    shutil.copytree(emulated / "fused_lstm", folder / "fused_lstm")
-    compiler = os.environ.get("CXX", "c++")
-    libraries = Path(torch.__file__).parent / "lib"
-    flags = ["-std=c++20", "-O1", "-fPIC", "-Wno-unknown-pragmas", f"-I{HERE / 'include'}"]
-    changed = folder / "kernels.o"
-    subprocess.check_call(
-        [compiler, *flags, f"-I{sources}", "-c", str(kernels), "-o", str(changed)]
-    )
-    objects = set((emulated / "build").glob("*.o")) - {emulated / "build" / "persistent_kernel.o"}
-    options = [f"-L{libraries}", "-lc10", "-ltorch_cpu", "-ltorch", "-ltorch_python", "-fopenmp"]
-    library = folder / "fused_lstm" / "_C.so"
-    subprocess.check_call(
-        [
-            compiler,
-            "-shared",
-            *map(str, sorted(objects)),
-            str(changed),
-            *options,
-            "-o",
-            str(library),
-        ]
-    )
+    instrument.build(emulated, folder, sources, "persistent_bfloat16", PRELUDE)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,13 @@
 #include <emulated_instructions.h>
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdarg>
 #include <cstdio>
 #include <cstring>
 #include <string>
+
+#include "delays.h"
 
 #ifdef __SANITIZE_ADDRESS__
 #include <sanitizer/common_interface_defs.h>
@@ -19,10 +22,6 @@
 dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator {
-
-Fiber::~Fiber() {
-  if (stack) munmap(stack, stack_bytes);
-}
 
 void fail(const char* format, ...) {
   std::fputs("emulator: ", stderr);
@@ -33,6 +32,8 @@ void fail(const char* format, ...) {
   std::fputc('\n', stderr);
   std::abort();
 }
+
+Counts counts;
 
 Machine& machine() {
   static Machine only;
@@ -46,8 +47,11 @@ cudaError_t Machine::run(const cudaLaunchConfig_t& config, unsigned cluster_size
   blockDim = config.blockDim;
   gridDim = config.gridDim;
   unsigned next = 0;
-  const unsigned resident = static_cast<unsigned>(properties.multiProcessorCount);
+  const unsigned resident =
+      std::min(static_cast<unsigned>(properties.multiProcessorCount), config.gridDim.x);
   polls_ = 0;
+  taken_.assign(resident, false);
+  if (races::on()) races::begin_launch(resident, config.blockDim.x);
   while (next < config.gridDim.x || !blocks_.empty()) {
     while (next < config.gridDim.x && blocks_.size() + cluster_size <= resident) {
       start_cluster(next, cluster_size);
@@ -56,14 +60,14 @@ cudaError_t Machine::run(const cudaLaunchConfig_t& config, unsigned cluster_size
     if (!go_on()) return report();
   }
   clusters_.clear();
-  return cudaSuccess;
+  return races::on() && races::end_launch() > 0 ? cudaErrorLaunchFailure : cudaSuccess;
 }
 
-// One step of whoever is drawn: a thread, or what a thread has sent. Those are as often drawn as all
-// threads together, for a while, and a hundred times less often for another while, so that a store
-// may be overtaken by much or by little.
+// One step of whoever is drawn: a thread, or what a thread has sent. Those are as often drawn as
+// all threads together, for a while, and a hundred times less often for another while, so that a
+// store may be overtaken by much or by little.
 bool Machine::go_on() {
-  const bool stuck = ready_.empty() || polls_ > 200 * (ready_.size() + 1);
+  const bool stuck = ready_.empty() || polls_ > 1000 * (ready_.size() + 1);
   if (!deliveries_.empty()) {
     if (random_() % 4096 == 0) rarely_ = !rarely_;
     if (stuck || random_() % (rarely_ ? 128 : 2) == 0) {
@@ -71,11 +75,15 @@ bool Machine::go_on() {
       return true;
     }
   }
-  if (stuck) return false;
+  if (stuck) {
+    progress();
+    return delays::on() && delays::release_all();
+  }
   const size_t drawn = random_() % ready_.size();
   Fiber* const fiber = ready_[drawn];
   ready_[drawn] = ready_.back();
   ready_.pop_back();
+  if (delays::on()) delays::enter(*fiber->block, random_);
   resume(*fiber);
   return true;
 }
@@ -104,7 +112,8 @@ void Machine::poll(const char* what) {
   running_->waits = nullptr;
 }
 void Machine::arrive(Meeting& meeting, const char* what) {
-  progress();
+  if (meeting.orders_memory) progress();  // warps meet while they poll
+  if (races::on() && meeting.orders_memory) meeting.gathering.add(races::now(*running_));
   if (++meeting.arrived < meeting.expected) {
     meeting.waiting.push_back(running_);
     wait(what);
@@ -114,6 +123,11 @@ void Machine::arrive(Meeting& meeting, const char* what) {
 }
 void Machine::open(Meeting& meeting) {
   meeting.arrived = 0;
+  if (races::on() && meeting.orders_memory) {
+    const races::Knowledge known = meeting.gathering.finish();
+    for (const Fiber* const fiber : meeting.waiting) races::acquire(*fiber, known);
+    races::acquire(*running_, known);
+  }
   wake(meeting.waiting);
 }
 void Machine::wake(std::vector<Fiber*>& waiting) {
@@ -122,7 +136,6 @@ void Machine::wake(std::vector<Fiber*>& waiting) {
     ready_.push_back(fiber);
   }
   waiting.clear();
-  progress();
 }
 
 void Machine::start_cluster(unsigned first, unsigned size) {
@@ -133,11 +146,15 @@ void Machine::start_cluster(unsigned first, unsigned size) {
     auto block = std::make_unique<Block>();
     block->index = dim3(first + rank, 0, 0);
     block->cluster = cluster.get();
+    while (taken_[block->place]) ++block->place;
+    taken_[block->place] = true;
     const size_t bytes = (config_->dynamicSmemBytes + 127) / 128 * 128;
     block->memory.reset(static_cast<char*>(std::aligned_alloc(128, bytes)));
     block->bytes = bytes;
     std::memset(block->memory.get(), 0xff, bytes);
     block->meeting.expected = threads;
+    block->meeting.orders_memory = true;
+    if (races::on()) races::begin_block(*block);
     block->warps.resize((threads + warp_size - 1) / warp_size);
     for (Meeting& warp : block->warps) warp.expected = warp_size;
     block->cluster_phase.resize(threads, 0);
@@ -158,8 +175,14 @@ std::unique_ptr<Fiber> Machine::new_fiber() {
   std::unique_ptr<Fiber> fiber;
   if (free_.empty()) {
     fiber = std::make_unique<Fiber>();
-    fiber->stack = mmap(nullptr, stack_bytes, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (!stacks_) {
+      void* const all = mmap(nullptr, stack_bytes * most_fibers, PROT_READ | PROT_WRITE,
+                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+      if (all == MAP_FAILED) fail("no memory for the threads' stacks");
+      stacks_ = static_cast<char*>(all);
+    }
+    if (stacks_used_ == most_fibers) fail("more than %zu threads at once", most_fibers);
+    fiber->stack = stacks_ + stacks_used_++ * stack_bytes;
   } else {
     fiber = std::move(free_.back());
     free_.pop_back();
@@ -184,6 +207,7 @@ void Machine::resume(Fiber& fiber) {
 #else
   swapcontext(&scheduler_, &fiber.context);
 #endif
+  running_ = nullptr;
   if (finished_) {
     finished_ = false;
     finish(fiber);
@@ -213,6 +237,13 @@ void Machine::finish(Fiber& fiber) {
            block.index.x);
     }
   }
+  if (delays::on()) {
+    delays::release(block);
+    if (delays::forget(block)) {
+      fail("block %u has returned before stores to its shared memory have come", block.index.x);
+    }
+  }
+  taken_[block.place] = false;
   Cluster& cluster = *block.cluster;
   for (auto& done : block.fibers) free_.push_back(std::move(done));
   block.fibers.clear();
@@ -260,11 +291,17 @@ void Machine::begin() {
   __sanitizer_finish_switch_fiber(nullptr, &self.scheduler_stack_, &self.scheduler_stack_bytes_);
 #endif
   (*self.thread_)();
-  if (!self.running_->copies.empty()) {
-    fail("a thread has returned without waiting for its copies");
-  }
   self.finished_ = true;
   self.to_scheduler();
+}
+
+const Block* Machine::block_at(uintptr_t address) const {
+  for (const auto& [index, block] : blocks_) {
+    if (address - reinterpret_cast<uintptr_t>(block->memory.get()) < block->bytes) {
+      return block.get();
+    }
+  }
+  return nullptr;
 }
 
 cudaError_t run(const cudaLaunchConfig_t& config, unsigned cluster,
@@ -277,6 +314,7 @@ cudaError_t run(const cudaLaunchConfig_t& config, unsigned cluster,
 }
 
 void wait_for_block() {
+  if (machine().running().block->meeting.arrived == 0) ++counts.block_barriers;
   machine().arrive(machine().running().block->meeting, "__syncthreads");
 }
 
@@ -296,6 +334,8 @@ void wait_for_warp(const char* what, void* mine, void (*together)(void* const (&
       all[lane] = other.brought;
     }
     together(all);
+    if (std::strncmp(what, "mma", 3) == 0) ++counts.mma;
+    if (races::on()) races::meet_as_warp(self);
   }
   machine().arrive(meeting, what);
 }
@@ -315,8 +355,12 @@ void cluster_arrive() {
   self.block->cluster_phase[self.thread.x] = cluster.phase + 1;
   Meeting& meeting = cluster.meeting;
   machine().progress();
+  if (races::on()) meeting.gathering.add(races::now(self));
+  if (delays::on()) delays::release(*self.block);
   if (++meeting.arrived == meeting.expected) {
     ++cluster.phase;
+    machine().progress();
+    if (races::on()) cluster.known = meeting.gathering.finish();
     machine().open(meeting);
   }
 }
@@ -324,22 +368,21 @@ void cluster_arrive() {
 void cluster_wait() {
   Fiber& self = machine().running();
   Cluster& cluster = *self.block->cluster;
-  if (cluster.phase >= self.block->cluster_phase[self.thread.x]) return machine().pause();
-  cluster.meeting.waiting.push_back(&self);
-  machine().wait("the cluster");
-}
-
-void copy_later(void* to, const void* from, size_t bytes) {
-  if (reinterpret_cast<uintptr_t>(to) % bytes || reinterpret_cast<uintptr_t>(from) % bytes) {
-    fail("a copy of %zu bytes is not aligned", bytes);
+  if (cluster.phase >= self.block->cluster_phase[self.thread.x]) {
+    machine().pause();
+  } else {
+    cluster.meeting.waiting.push_back(&self);
+    machine().wait("the cluster");
   }
-  machine().running().copies.push_back({to, from, bytes});
-}
-
-void copy_now() {
-  Fiber& self = machine().running();
-  for (const Fiber::Copy& copy : self.copies) std::memcpy(copy.to, copy.from, copy.bytes);
-  self.copies.clear();
+  if (races::on()) races::acquire(self, cluster.known);
 }
 
 }  // namespace emulator
+
+extern "C" {
+int64_t emulated_mma() { return emulator::counts.mma; }
+int64_t emulated_block_barriers() { return emulator::counts.block_barriers; }
+int64_t emulated_loaded_bytes() { return emulator::counts.loaded_bytes; }
+int64_t emulated_stored_bytes() { return emulator::counts.stored_bytes; }
+int64_t emulated_sent_bytes() { return emulator::counts.sent_bytes; }
+}

@@ -10,21 +10,23 @@
 
 namespace emulator {
 
+// Among whom an operation orders memory.
+enum class Scope { cta, cluster, gpu };
+
 char* block_memory();
 char* map_shared(char* shared, unsigned rank);
 void cluster_arrive();
 void cluster_wait();
-void copy_later(void* to, const void* from, size_t bytes);
-void copy_now();
 void load_relaxed(const uint32_t* from, uint32_t* to, int words);
 void store_relaxed(uint32_t* to, const uint32_t* from, int words);
 uintptr_t cluster_address(const void* shared, unsigned rank);
 void store_async(uintptr_t to, const void* value, size_t bytes, uintptr_t barrier);
 void barrier_init(uint64_t* barrier, unsigned arrivals);
 void barrier_expect(uint64_t* barrier, unsigned bytes);
-void barrier_wait(uint64_t* barrier, unsigned parity);
-void add_release(unsigned* counter, unsigned value);
-unsigned load_acquire(const unsigned* counter);
+void barrier_init_fence();
+void barrier_wait(uint64_t* barrier, unsigned parity, Scope scope = Scope::cluster);
+void add_release(unsigned* counter, unsigned value, Scope scope = Scope::gpu);
+unsigned load_acquire(const unsigned* counter, Scope scope = Scope::gpu);
 
 // What a lane brings to mma, and its sums.
 struct Multiplied {
@@ -108,29 +110,13 @@ inline float to_tf32(float x) {
   return bits_as<float>(bits & ~0x1fffu);
 }
 
-inline void copy_async(void* shared, const void* global) {
-  emulator::copy_later(shared, global, 16);
-}
-inline void wait_for_copies() { emulator::copy_now(); }
-
-inline void add_release(unsigned* counter, unsigned value) {
-  emulator::add_release(counter, value);
-}
-inline unsigned load_acquire(const unsigned* counter) { return emulator::load_acquire(counter); }
-
 inline uint4 load_relaxed(const uint4* from) {
   uint4 value;
   emulator::load_relaxed(&from->x, &value.x, 4);
   return value;
 }
-inline void store_relaxed(uint32_t* to, uint32_t value) {
-  emulator::store_relaxed(to, &value, 1);
-}
-inline void store_relaxed(uint4* to, uint4 value) {
-  emulator::store_relaxed(&to->x, &value.x, 4);
-}
+inline void store_relaxed(uint32_t* to, uint32_t value) { emulator::store_relaxed(to, &value, 1); }
 
-inline char* map_shared(char* shared, unsigned rank) { return emulator::map_shared(shared, rank); }
 inline void cluster_arrive() { emulator::cluster_arrive(); }
 inline void cluster_wait() { emulator::cluster_wait(); }
 
@@ -147,7 +133,7 @@ inline void store_async(ClusterAddress to, uint2 value, ClusterAddress barrier) 
 inline void barrier_init(uint64_t* barrier, unsigned arrivals) {
   emulator::barrier_init(barrier, arrivals);
 }
-inline void barrier_init_fence() {}
+inline void barrier_init_fence() { emulator::barrier_init_fence(); }
 inline void barrier_expect(uint64_t* barrier, unsigned bytes) {
   emulator::barrier_expect(barrier, bytes);
 }
