@@ -67,11 +67,11 @@ struct Tilings {
 };
 constexpr Tilings block_tilings(Precision precision, bool backward) {
   if (precision == Precision::bits16) {
-    if (backward) return {{{1, 16, 0, 1, 16}, {1, 32, 0, 1, 8}}, 2};
+    if (backward) return {{{1, 16, 0, 1, 16}, {1, 32, 0, 1, 4}}, 2};
     return {{{2, 4, 2, 1, 12}, {2, 4, 0, 1, 8}, {4, 8, 0, 1, 24}}, 3};
   }
   const bool split = precision == Precision::tf32_split;
-  if (backward) return {{{1, 32, 0, 1, split ? 6 : 8}}, 1};
+  if (backward) return {{{1, 32, 0, 1, split ? 4 : 6}}, 1};
   return {{{2, 8, 2, 1, split ? 14 : 20}, {2, 8, 0, 1, 16}}, 2};
 }
 constexpr Tilings cluster_tilings(Precision precision, bool backward) {
@@ -84,23 +84,23 @@ constexpr Tilings cluster_tilings(Precision precision, bool backward) {
     return {{{1, 16, 0, 1, 16}, {1, 32, 0, 1, 32}, {1, 64, 0, 1, 32}}, 3};
   }
   if (backward) return {{{1, 16, 0, 1, 14}, {2, 16, 0, 1, 14}}, 2};
-  return {{{1, 16, 0, 1, 16}, {1, 32, 0, 1, 8}}, 2};
+  return {{{1, 16, 0, 1, 16}, {1, 32, 0, 1, 4}}, 2};
 }
 constexpr Tilings grid_tilings(Precision precision, bool backward) {
   if (precision == Precision::bits16) {
     if (backward) {
       return {{{4, 6, 0, 1, 24},
                {4, 8, 0, 1, 20},
-               {4, 16, 0, 1, 10},
+               {4, 16, 0, 1, 4},
                {4, 6, 0, 4, 12},
-               {4, 8, 0, 4, 10}},
+               {4, 8, 0, 4, 6}},
               5};
     }
     return {{{4, 6, 0, 1, 24},
              {4, 8, 0, 1, 32},
              {4, 16, 0, 1, 20},
-             {4, 6, 0, 4, 14},
-             {4, 8, 0, 4, 10}},
+             {4, 6, 0, 4, 12},
+             {4, 8, 0, 4, 6}},
             5};
   }
   if (precision == Precision::tf32) {
@@ -172,8 +172,8 @@ constexpr SharedLayout make_layout(Kernel kernel, bool backward, const Placement
     l.partials = take(buffers * kBlockWarps * sequences * partial_stride(t.row_tiles) * 4);
     if (backward) l.received = take(2 * kGateBlocks * sequences * placement.units * 4);
   } else if (backward) {
-    l.operand = take(operand_bytes(t.depth_tiles, 1));
     const int buffers = kernel == Kernel::cluster ? 2 : 1;
+    l.operand = take(buffers * operand_bytes(t.depth_tiles, 1));
     l.received = take(buffers * placement.blocks * placement.units * kTileSequences * 4);
   } else {
     l.operand = take(2 * operand_bytes(t.depth_tiles + t.input_tiles, 1));

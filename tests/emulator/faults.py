@@ -19,8 +19,8 @@ FAULTS = [
     (
         "a warp of the cluster does not wait for the operand",
         "forward.h",
-        "      barrier_wait(barrier, (version - 1) / 2 % 2);",
-        "      if (!faulty()) barrier_wait(barrier, (version - 1) / 2 % 2);",
+        "      barrier_wait(barrier, version / 2 % 2);",
+        "      if (!faulty()) barrier_wait(barrier, version / 2 % 2);",
         "an asynchronous write by st.async",
     ),
     (
@@ -56,25 +56,25 @@ FAULTS = [
     (
         "a buffer of the grid is cleared a step early",
         "grid_forward.h",
-        "    if (kBuffers == 1) __syncthreads();\n\n    // What no other block",
+        "    if (kBuffers == 1) __syncthreads();\n    if (kRagged) {",
         "    if (kBuffers == 1) __syncthreads();\n"
         "    if (faulty() && version > 0) {\n"
-        "      store_relaxed(exchange + version % 2 * params.exchange_words + threadIdx.x, 0);\n"
-        "    }\n\n    // What no other block",
+        "      store_relaxed(row_of(exchange, version % 2, buffer_bytes) + threadIdx.x, 0);\n"
+        "    }\n    if (kRagged) {",
         "is off by",
     ),
     (
         "a block sends into the buffer that others read",
         "forward.h",
-        "params.layout.operand + (version + 1) % 2 * kBuffer +",
-        "params.layout.operand + (version + 1 + faulty()) % 2 * kBuffer +",
+        "operand_at + (version + 1) % 2 * kBuffer +",
+        "operand_at + (version + 1 + faulty()) % 2 * kBuffer +",
         "an asynchronous write by",
     ),
     (
         "a block does not wait for the last sums",
         "backward.h",
-        "  }\n  if (version > 0) receive(version);",
-        "  }\n  if (version > 0 && !faulty()) receive(version);",
+        "    receive(version);\n    if (!more) break;",
+        "    if (more || !faulty()) receive(version);\n    if (!more) break;",
         "grad of h_0 is off by",
     ),
     (
@@ -87,8 +87,8 @@ FAULTS = [
     (
         "more bytes are expected than come",
         "forward.h",
-        "        barrier_expect(barrier, kTileSequences",
-        "        barrier_expect(barrier, 8 * faulty() + kTileSequences",
+        "barrier_expect(barrier, sent_bytes)",
+        "barrier_expect(barrier, 8 * faulty() + sent_bytes)",
         "threads that wait for an mbarrier (parity 1): 32",
     ),
     (
@@ -101,16 +101,17 @@ FAULTS = [
     (
         "a block sends to a cluster whose blocks have not begun",
         "forward.h",
-        "    cluster_arrive();\n    cluster_wait();\n  }\n\n  // Skips",
-        "    if (!faulty()) cluster_arrive();\n    if (!faulty()) cluster_wait();\n  }\n\n"
-        "  // Skips",
+        "    cluster_arrive();\n    cluster_wait();\n  }\n  const int operand_at",
+        "    if (!faulty()) cluster_arrive();\n    if (!faulty()) cluster_wait();\n  }\n"
+        "  const int operand_at",
         "a race in byte",
     ),
     (
         "a block reads its operand before all threads have stored it",
         "forward.h",
-        "store_input(version + 1, input_ahead);\n    if (!kCluster) __syncthreads();",
-        "store_input(version + 1, input_ahead);\n    if (!kCluster && !faulty()) __syncthreads();",
+        "store_input(version + 1, input_ahead);\n    }\n    if (!kCluster) __syncthreads();",
+        "store_input(version + 1, input_ahead);\n    }\n"
+        "    if (!kCluster && !faulty()) __syncthreads();",
         "a race in byte",
     ),
     (

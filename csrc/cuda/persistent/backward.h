@@ -4,7 +4,7 @@
 //   block m of the cluster, its U hidden units
 //     thread: some (unit, sequence): dL/dh, dL/dc in registers
 //              |
-//              +-- dL/da ---> operand [4 U, 8 sequences], in the block's own shared memory
+//              +-- dL/da ---> operand [2][4 U, 8 sequences], in the block's own shared memory
 //                                  |
 //     warp w: R row tiles of 16 units of the layer, [16 R, 4 U] weights in registers
 //              |
@@ -15,7 +15,9 @@
 // Version v of the sums comes from the v-th iteration. Within a block threads meet after dL/da and
 // after the sums. In a cluster version v is stored by store_async in buffer v % 2 and counted by
 // barriers[v % 2]. It may overwrite version v - 2, as a block sends version v only when it has all of
-// version v - 1, which every block has sent after it has read version v - 2.
+// version v - 1, which every block has sent after it has read version v - 2. The operand of version v
+// lies in buffer v % 2, too: a warp whose rows are other blocks' units may still multiply version v - 1
+// when the block's own sums of it have come, but not once it has met the block's threads again.
 #pragma once
 
 #include "cuda/persistent/fragments.h"
@@ -34,6 +36,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   constexpr int kUnits = kDepthTiles * Mma::kTileElements / kGates;  // of a block
   constexpr int kThreadUnits = (kUnits * kTileSequences + kBlockThreads - 1) / kBlockThreads;
   constexpr int kChains = kRowTiles == 1 && kDepthTiles >= 8 ? 4 : 2;
+  constexpr int kOperand = operand_bytes(kDepthTiles, 1);
+  constexpr int kOperands = kCluster ? 2 : 1;  // buffers
 
   const Placement& placement = params.placement;
   const int blocks = kCluster ? placement.blocks : 1;
@@ -125,8 +129,9 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       grads[i][3] = rounded<Storage>(grad.o.value);
       const int pair = i * kBlockThreads + threadIdx.x;
       if (pair >= kUnits * kTileSequences) continue;
-      char* const to = operand + operand_offset(pair / kTileSequences * kGates,
-                                                pair % kTileSequences, Mma::kElementBytes);
+      char* const to = operand + version % kOperands * kOperand +
+                       operand_offset(pair / kTileSequences * kGates, pair % kTileSequences,
+                                      Mma::kElementBytes);
       uint32_t bits[4];
 #pragma unroll
       for (int gate = 0; gate < 4; ++gate) bits[gate] = Mma::bits(grads[i][gate]);
@@ -141,7 +146,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
 
     if (warp * kRowTiles * kTileRows < blocks * kUnits) {
       float sums[kChains][kRowTiles][4] = {};
-      const uint4* const from = reinterpret_cast<const uint4*>(operand) + lane;
+      const uint4* const from =
+          reinterpret_cast<const uint4*>(operand + version % kOperands * kOperand) + lane;
 #pragma unroll
       for (int pair = 0; pair < kDepthTiles / 2; ++pair) {
         const uint4 words = from[pair * kWarpThreads];

@@ -17,7 +17,7 @@
 // Version v of the operand enters the step of iteration v and lies in buffer v % 2. Within a block
 // threads meet after each step. In a cluster version v + 1 is stored by store_async: `barriers[v % 2]`
 // counts its bytes. It may overwrite version v - 1, as a warp sends its part only when it has all of
-// version v, which every warp of the cluster has sent after its last use of version v - 1.
+// version v, which every warp of the cluster that reads has sent after its last use of version v - 1.
 #pragma once
 
 #include "cuda/persistent/fragments.h"
@@ -191,7 +191,10 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   }
   if (!kCluster) __syncthreads();
 
-  for (int version = 0;; ++version, ++index) {
+  // A warp without rows sends nothing that others would wait for, so that it could read a buffer that
+  // is already being overwritten.
+  const bool takes_part = !kCluster || has_rows(0);
+  for (int version = 0; takes_part; ++version, ++index) {
     const int t = timeline.time(index);
     const bool more = index + 1 < T && (!kRagged || next.count > first_sequence);
 

@@ -192,8 +192,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_backward_kernel(
 #pragma unroll
     for (int i = 0; i < kThreadUnits; ++i) {
       const int pair = i * kBlockThreads + threadIdx.x;
-      const int unit = pair % kUnits, sequence = pair / kUnits;
-      if (sequence >= sequence_tiles * kTileSequences) continue;
+      if (pair / kUnits >= sequence_tiles * kTileSequences) continue;
       const Gates<FastFloat> grad = units[i].step(p, now, t);
       grads[i][0] = rounded<Storage>(grad.i.value);
       grads[i][1] = rounded<Storage>(grad.f.value);
