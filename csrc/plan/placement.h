@@ -67,11 +67,11 @@ struct Tilings {
 };
 constexpr Tilings block_tilings(Precision precision, bool backward) {
   if (precision == Precision::bits16) {
-    if (backward) return {{{1, 16, 0, 1, 16}, {1, 32, 0, 1, 4}}, 2};
-    return {{{2, 4, 2, 1, 12}, {2, 4, 0, 1, 8}, {4, 8, 0, 1, 24}}, 3};
+    if (backward) return {{{1, 16, 0, 1, 16}, {1, 32, 0, 1, 8}}, 2};
+    return {{{2, 4, 2, 1, 12}, {2, 4, 0, 1, 8}, {4, 8, 0, 1, 20}}, 3};
   }
   const bool split = precision == Precision::tf32_split;
-  if (backward) return {{{1, 32, 0, 1, split ? 4 : 6}}, 1};
+  if (backward) return {{{1, 32, 0, 1, 8}}, 1};
   return {{{2, 8, 2, 1, split ? 14 : 20}, {2, 8, 0, 1, 16}}, 2};
 }
 constexpr Tilings cluster_tilings(Precision precision, bool backward) {
@@ -84,37 +84,34 @@ constexpr Tilings cluster_tilings(Precision precision, bool backward) {
     return {{{1, 16, 0, 1, 16}, {1, 32, 0, 1, 32}, {1, 64, 0, 1, 32}}, 3};
   }
   if (backward) return {{{1, 16, 0, 1, 14}, {2, 16, 0, 1, 14}}, 2};
-  return {{{1, 16, 0, 1, 16}, {1, 32, 0, 1, 4}}, 2};
+  return {{{1, 16, 0, 1, 16}, {1, 32, 0, 1, 16}}, 2};
 }
 constexpr Tilings grid_tilings(Precision precision, bool backward) {
   if (precision == Precision::bits16) {
     if (backward) {
       return {{{4, 6, 0, 1, 24},
-               {4, 8, 0, 1, 20},
-               {4, 16, 0, 1, 4},
+               {5, 8, 0, 1, 20},
+               {4, 16, 0, 1, 20},
                {4, 6, 0, 4, 12},
-               {4, 8, 0, 4, 6}},
+               {4, 8, 0, 4, 8}},
               5};
     }
     return {{{4, 6, 0, 1, 24},
-             {4, 8, 0, 1, 32},
+             {4, 8, 0, 1, 30},
              {4, 16, 0, 1, 20},
-             {4, 6, 0, 4, 12},
-             {4, 8, 0, 4, 6}},
+             {4, 6, 0, 4, 8},
+             {4, 8, 0, 4, 4}},
             5};
   }
   if (precision == Precision::tf32) {
-    if (backward) {
-      return {{{4, 12, 0, 1, 24},
-               {4, 16, 0, 1, 20},
-               {3, 24, 0, 1, 14},
-               {4, 12, 0, 4, 12},
-               {4, 16, 0, 4, 6}},
-              5};
-    }
-    return {{{4, 12, 0, 1, 24}, {4, 16, 0, 1, 20}, {3, 24, 0, 1, 8}, {4, 12, 0, 4, 2}}, 4};
+    return {{{4, 12, 0, 1, 24},
+             {4, 16, 0, 1, 20},
+             {3, 24, 0, 1, 23},
+             {4, 12, 0, 2, 16},
+             {4, 16, 0, 2, 20}},
+            5};
   }
-  return {{{2, 12, 0, 1, 12}, {2, 16, 0, 1, 10}}, 2};
+  return {{{2, 12, 0, 1, 11}, {2, 16, 0, 1, 10}}, 2};
 }
 constexpr Tilings tilings(Kernel kernel, Precision precision, bool backward) {
   return kernel == Kernel::block     ? block_tilings(precision, backward)

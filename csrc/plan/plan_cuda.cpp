@@ -9,12 +9,21 @@
 namespace fused_lstm {
 namespace {
 
-// Of an H100, in cycles unless another unit is named.
+// Of a step on an H100 (sm_90), in cycles unless another unit is named. Those of a warp are from the
+// kernels' machine code (make sass), rounded up; the exchanges' from the literature
+// (benchmarks/NOTES.md). No GPU has measured any of them.
 constexpr double kCyclesPerMicrosecond = 1755;
-constexpr double kGridExchange = 650;          // through the L2 cache
-constexpr double kClusterExchange = 250;       // through distributed shared memory
-constexpr double kPointwise = 300;                // of a unit and sequence a thread
-constexpr double kTensorTile = 8;              // one mma of a multiprocessor's quarter
+constexpr double kGridExchange = 650;     // through the L2 cache
+constexpr double kClusterExchange = 250;  // through distributed shared memory
+constexpr double kFragment = 8.5;         // of a warp, each of 16 bytes a lane
+constexpr double kSequenceTile = 1500;    // of a slice, each beyond the first
+struct StepCycles {
+  double forward, backward;  // besides fragments and exchange
+};
+constexpr StepCycles kBlockStep = {1250, 1150};
+constexpr StepCycles kClusterStep = {920, 850};
+constexpr StepCycles kGridStep = {760, 950};
+constexpr double kInputGemm = 4;               // microseconds of its launch, once a call
 constexpr double kStepwiseStep = 5;            // microseconds of two launches
 constexpr double kStepwiseOperations = 100e6;  // a microsecond, of a GEMM with few rows
 constexpr double kStepwiseElements = 0.5e6;    // a microsecond, of the pointwise kernel
@@ -43,10 +52,14 @@ int clusters_at_once(const Gpu& gpu, int blocks) {
 
 double step_time(const Problem& problem, Kernel kernel, const Placement& placement) {
   const Tiling& t = placement.tiling;
-  const double fragments = t.fragments();
+  const double words = fragment_words(precision_for(problem)) / 4.0;
   const double sequence_tiles = ceil_div(placement.sequences, kTileSequences);
-  double cycles = kPointwise * sequence_tiles + fragments * sequence_tiles * 2 * kTensorTile *
-                                                fragment_words(precision_for(problem)) / 4;
+  const StepCycles& step = kernel == Kernel::block     ? kBlockStep
+                           : kernel == Kernel::cluster ? kClusterStep
+                                                       : kGridStep;
+  double cycles = (problem.backward ? step.backward : step.forward) +
+                  kSequenceTile * (sequence_tiles - 1) +
+                  kFragment * words * t.fragments() * sequence_tiles;
   const double multiprocessors = problem.gpu->multiprocessors;
   double waves = std::ceil(blocks_of(problem, placement) / multiprocessors);
   if (kernel == Kernel::grid) {
@@ -56,7 +69,9 @@ double step_time(const Problem& problem, Kernel kernel, const Placement& placeme
     const double clusters = clusters_at_once(*problem.gpu, placement.blocks);
     waves = std::ceil(problem.directions * placement.slices / std::max(clusters, 1.0));
   }
-  return waves * cycles / kCyclesPerMicrosecond;
+  const bool input_ahead = !problem.backward && t.input_tiles == 0;
+  return waves * cycles / kCyclesPerMicrosecond +
+         (input_ahead ? kInputGemm / static_cast<double>(problem.length) : 0.0);
 }
 
 double stepwise_time(const Problem& problem) {
@@ -124,7 +139,8 @@ void offer_grid(const Problem& problem, Candidate& candidate, const Tiling& tili
   const int64_t blocks = problem.backward
                              ? kGateBlocks * ceil_div(problem.hidden, kGateBlocks * units)
                              : ceil_div(problem.hidden, units);
-  if (blocks * units > kBlockWarps * depth_elements(problem, tiling)) return;
+  const int64_t depth = kBlockWarps * depth_elements(problem, tiling);
+  if ((problem.backward ? problem.hidden : blocks * units) > depth) return;
   offer(problem, candidate, tiling, blocks, units);
 }
 

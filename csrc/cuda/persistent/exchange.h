@@ -42,14 +42,18 @@ __device__ __forceinline__ uint32_t pair_word(uint32_t bits, uint32_t phase) {
   return (bits & kPairPhase ? nan : bits) | phase;
 }
 
-// Sets `words` to this lane's `count` vectors of a version, each at from + at[i].
-template <int count>
-__device__ __forceinline__ void receive(const uint4* from, const int (&at)[count], uint32_t phase,
-                                        uint32_t bit, uint4 (&words)[count]) {
+// Vectors of the exchange that a lane receives at once, of `all`: no more than there are registers.
+FUSED_LSTM_INLINE constexpr int received_at_once(int all) { return all > 8 ? all / 2 : all; }
+
+// Sets `words` to `count` of this lane's vectors of a version, from the `first` on, each at
+// from + at[i].
+template <int count, int all>
+__device__ __forceinline__ void receive(const uint4* from, const int (&at)[all], int first,
+                                        uint32_t phase, uint32_t bit, uint4 (&words)[count]) {
   uint32_t missing;
   do {
 #pragma unroll
-    for (int i = 0; i < count; ++i) words[i] = load_relaxed(from + at[i]);
+    for (int i = 0; i < count; ++i) words[i] = load_relaxed(from + at[first + i]);
     missing = 0;
 #pragma unroll
     for (int i = 0; i < count; ++i) {

@@ -155,7 +155,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   }
   Rows now = timeline.rows(index), next = timeline.rows(index + 1);
 
-  ForwardUnit<Types, kRagged> units[kRowTiles];
+  ForwardUnit<Types, kRagged, kRowTiles <= 2> units[kRowTiles];
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r) {
     units[r].start(params, direction, timeline, first_unit + r * kTileUnits + lane_unit,

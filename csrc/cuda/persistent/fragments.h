@@ -31,7 +31,7 @@ class Fragments {
       const int depth =
           (kSequenceBytes * (tile / 2) + 16 * q + 8 * (tile % 2)) / Mma::kElementBytes;
       Storage first[Mma::kLaneElements], second[Mma::kLaneElements];
-      if (f % 8 == 7) __syncwarp();  // no more loads in flight than there are registers
+      if (f % 4 == 3) __syncwarp();  // no more loads in flight than there are registers
       elements(row, depth, first);
       elements(row + 8, depth, second);
       const Fragment fragment = Mma::fragment(first, second);

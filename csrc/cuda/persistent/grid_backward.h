@@ -39,6 +39,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_backward_kernel(
   constexpr int kGroupElements = 16;  // of each sequence, in 64 bytes of words
   constexpr int kGroups = kDepthTiles * Mma::kTileElements / kGroupElements;  // of a warp
   constexpr int kTileVectors = kBlockWarps * kGroups * kWarpThreads;          // of 8 sequences
+  constexpr int kAtOnce = received_at_once(kGroups);
+  constexpr int kDepth = kBlockWarps * kGroups * kGroupElements;  // H at most
   constexpr int kBuffers = kSequenceTiles == 1 ? 2 : 1;  // of the partial sums
   constexpr int kPartials = kBlockWarps * kSequences * partial_stride(kRowTiles);
   constexpr int kReceived = kGateBlocks * kSequences * kUnits;  // floats of a buffer
@@ -133,17 +135,22 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_backward_kernel(
 #pragma unroll
     for (int tile = 0; tile < kSequenceTiles; ++tile) {
       if (kSequenceTiles > 1 && tile >= sequence_tiles) continue;
-      uint4 words[kGroups];
-      receive(from + tile * kTileVectors, at, phase_of(version, kFloatPhase), kFloatPhase, words);
       float sums[kRowTiles][4] = {};
 #pragma unroll
-      for (int i = 0; i < kGroups; ++i) {
-        if constexpr (Mma::kElementBytes == 2) {  // the elements' bits are in the upper halves
-          weights.multiply(sums, i, __byte_perm(words[i].x, words[i].y, 0x7632),
-                           __byte_perm(words[i].z, words[i].w, 0x7632));
-        } else {
-          weights.multiply(sums, 2 * i, words[i].x, words[i].y);
-          weights.multiply(sums, 2 * i + 1, words[i].z, words[i].w);
+      for (int first = 0; first < kGroups; first += kAtOnce) {
+        uint4 words[kAtOnce];
+        receive(from + tile * kTileVectors, at, first, phase_of(version, kFloatPhase), kFloatPhase,
+                words);
+#pragma unroll
+        for (int i = 0; i < kAtOnce; ++i) {
+          const int group = first + i;
+          if constexpr (Mma::kElementBytes == 2) {  // the elements' bits are in the upper halves
+            weights.multiply(sums, group, __byte_perm(words[i].x, words[i].y, 0x7632),
+                             __byte_perm(words[i].z, words[i].w, 0x7632));
+          } else {
+            weights.multiply(sums, 2 * group, words[i].x, words[i].y);
+            weights.multiply(sums, 2 * group + 1, words[i].z, words[i].w);
+          }
         }
       }
       store_partials<kRowTiles>(sums_of_warps, kSequences, tile, sums);
@@ -199,6 +206,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_backward_kernel(
       grads[i][2] = rounded<Storage>(grad.g.value);
       grads[i][3] = rounded<Storage>(grad.o.value);
       uint32_t* const to = row_of(word_of[i], version % 2 * kGates, gate_bytes);
+      if (units[i].j >= kDepth) continue;  // past the exchange's end, where the layer has no unit
 #pragma unroll
       for (int its = 0; its < 4; ++its) {
         const uint32_t bits = Mma::bits(grads[i][its]);

@@ -53,6 +53,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_forward_kernel(
   constexpr int kSequences = kSequenceTiles * kTileSequences;
   constexpr int kThreadUnits = (kUnits * kSequences + kBlockThreads - 1) / kBlockThreads;
   constexpr int kPairs = kDepthTiles / 2;                   // of depth tiles of a warp
+  constexpr int kReceived = received_at_once(kPairs);
   constexpr int kTileVectors = kBlockWarps * kPairs * kWarpThreads;  // of 8 sequences
   constexpr uint32_t kPhase = Mma::kElementBytes == 2 ? kPairPhase : kFloatPhase;
   constexpr int kBuffers = kSequenceTiles == 1 ? 2 : 1;  // of the partial sums
@@ -131,7 +132,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_forward_kernel(
   // the start of an episode likewise, or zero.
   Episodes<kRagged> lane_episodes[kSequenceTiles];
   const auto replace = [&](const Rows& now, int t, const Rows& previous, int previous_t, int tile,
-                           uint4(&words)[kPairs]) {
+                           int first, uint4(&words)[kReceived]) {
     const Episodes<kRagged>& its = lane_episodes[tile];
     const int b = lane_sequence(tile);
     const bool valid = its.valid(now, b, t), starts = valid && its.starts();
@@ -139,11 +140,11 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_forward_kernel(
                                 : valid && !its.valid(previous, b, previous_t);
     if (!any_of_warp(starts || initial)) return;
 #pragma unroll
-    for (int pair = 0; pair < kPairs; ++pair) {
+    for (int i = 0; i < kReceived; ++i) {
       if (initial) {
-        words[pair] = initial_words(pair, tile);
+        words[i] = initial_words(first + i, tile);
       } else if (starts) {
-        words[pair] = make_uint4(0, 0, 0, 0);
+        words[i] = make_uint4(0, 0, 0, 0);
       }
     }
   };
@@ -154,7 +155,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_forward_kernel(
   }
   Rows now = timeline.rows(index), next = timeline.rows(index + 1);
 
-  ForwardUnit<Types, kRagged> units[kThreadUnits];
+  ForwardUnit<Types, kRagged, kThreadUnits == 1> units[kThreadUnits];
   uint32_t* word_of[kThreadUnits];  // of the exchange, in its first buffer
 #pragma unroll
   for (int i = 0; i < kThreadUnits; ++i) {
@@ -186,19 +187,22 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_forward_kernel(
 #pragma unroll
     for (int tile = 0; tile < kSequenceTiles; ++tile) {
       if (kSequenceTiles > 1 && tile >= sequence_tiles) continue;
-      uint4 words[kPairs];
-      if (__builtin_expect(version > 0, true)) {
-        receive(from + tile * kTileVectors, at, phase_of(version, kPhase), kPhase, words);
-      } else {
-#pragma unroll
-        for (int pair = 0; pair < kPairs; ++pair) words[pair] = initial_words(pair, tile);
-      }
-      if (kRagged) replace(now, t, previous, previous_t, tile, words);
       float sums[kRowTiles][4] = {};
 #pragma unroll
-      for (int pair = 0; pair < kPairs; ++pair) {
-        weights.multiply(sums, 2 * pair, words[pair].x, words[pair].y);
-        weights.multiply(sums, 2 * pair + 1, words[pair].z, words[pair].w);
+      for (int first = 0; first < kPairs; first += kReceived) {
+        uint4 words[kReceived];
+        if (__builtin_expect(version > 0, true)) {
+          receive(from + tile * kTileVectors, at, first, phase_of(version, kPhase), kPhase, words);
+        } else {
+#pragma unroll
+          for (int i = 0; i < kReceived; ++i) words[i] = initial_words(first + i, tile);
+        }
+        if (kRagged) replace(now, t, previous, previous_t, tile, first, words);
+#pragma unroll
+        for (int i = 0; i < kReceived; ++i) {
+          weights.multiply(sums, 2 * (first + i), words[i].x, words[i].y);
+          weights.multiply(sums, 2 * (first + i) + 1, words[i].z, words[i].w);
+        }
       }
       store_partials<kRowTiles>(sums_of_warps, kSequences, tile, sums);
     }

@@ -45,7 +45,7 @@ __device__ __forceinline__ float widened(Storage x) {
 }
 
 // kFactors: of a float32 product, 1 (in TF32) or 3. A float32 is a sum of two TF32 numbers but for
-// its last bits: x y = x_1 y_1 + x_1 y_2 + x_2 y_1, off by a relative 2^-21 at most.
+// its last bits: x y = x_1 y_1 + x_1 y_2 + x_2 y_1, off by a relative 2^-20 at most.
 template <class Types_, int kFactors>
 struct Mma {
   using Types = Types_;

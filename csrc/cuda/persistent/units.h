@@ -20,7 +20,8 @@ __device__ __forceinline__ float load_initial_cell(const LayerParams& p, int64_t
   return p.c_0.storage ? widened(p.c_0.storage[at]) : 0.0f;
 }
 
-template <class Types, bool kRagged>
+// kPointers: whether to keep them in registers, rather than to compute them at each step.
+template <class Types, bool kRagged, bool kPointers>
 struct ForwardUnit {
   using Storage = typename Types::Storage;
 
@@ -47,7 +48,7 @@ struct ForwardUnit {
     present = in_slice && unit < H && sequence < timeline.batch;
     const int stride = static_cast<int>(p.output_stride);
     output_bytes = in_register(stride * static_cast<int>(sizeof(Storage)));
-    output = in_register(p.output + offset_of(b, stride) + j);
+    output = element_of(p.output, stride);
     preactivations = element_of(params.preactivations[direction], 4 * H);
     gates = element_of(p.gates, 4 * H);
     cells = element_of(p.cells, H);
@@ -127,7 +128,12 @@ struct ForwardUnit {
  private:
   template <class T>
   __device__ __forceinline__ T* element_of(T* array, int width) const {
-    return in_register(array ? array + offset_of(b, width) + j : nullptr);
+    T* const element = array ? array + offset_of(b, width) + j : nullptr;
+    if constexpr (kPointers) {
+      return in_register(element);
+    } else {
+      return element;
+    }
   }
 };
 
