@@ -15,11 +15,11 @@ pytestmark = pytest.mark.skipif(not emulated.EMULATED, reason="needs the emulato
 # of a warp and barriers of a block, at most; bytes stored through L2 and sent within clusters.
 # Bytes that are loaded while they are awaited depend on chance.
 STEPS = [
-    # 8 warps of 2 row tiles and 4 depth tiles; 4 warps of 1 row tile and 16 depth tiles
-    ("block", 28, "forward", 64, 1, 0, 0),
+    # 8 warps of 2 row tiles and 4 depth tiles of h and 2 of x; 4 warps of 1 row tile and 16 depth tiles
+    ("block", 28, "forward", 96, 1, 0, 0),
     ("block", 28, "backward", 64, 2, 0, 0),
     # 4 blocks of 20 units: h to each of 4; of 32 units: partial sums of 128 units from each
-    ("cluster", 72, "forward", 256, 0, 0, 4 * 4 * 20 * 8 * 2),
+    ("cluster", 72, "forward", 160, 0, 0, 4 * 4 * 20 * 8 * 2),
     ("cluster", 72, "backward", 256, 4, 0, 4 * 128 * 8 * 4),
     # 5 blocks of 16 units: h; 2 clusters of 4 blocks: four gates of 128 units, sums of 64 from each
     ("grid", 72, "forward", 960, 5, 5 * 16 * 8 * 2, 0),
