@@ -2,9 +2,9 @@
 // rcp for the quotient. Free of torch.
 //
 // Error in units in the last place (ulp) of the result, given at most 2 ulp of ex2 and 1 of rcp:
-//   sigmoid(x) = 1 / (1 + 2^p), p = -x log2(e). ex2 takes p as rounded, off by `rest`, for which 2^p
-//     is multiplied by 1 - rest ln(2). So 2^p is off by 2.5 ulp, the sum by half an ulp
-//     more, the quotient by 1: at most 4.
+//   sigmoid(x) = 1 / (1 + 2^p), p = -x log2(e). ex2 takes p as rounded, off by `rest`, for which
+//     2^p is multiplied by 1 - rest ln(2). So 2^p is off by 2.5 ulp, the sum by half an ulp more.
+//     An ulp of a sum near a power of two is two of the quotient, which adds 1: at most 7.
 //   tanh(x) = sign(x) (1 - e) / (1 + e), e = 2^(-2 |x| log2(e)). From |x| = 0.55 on, e < 1/3: its
 //     error counts by less than half, and the whole is at most 3.9. Below, an odd polynomial fitted
 //     to tanh, at most 2.8.
