@@ -1,5 +1,4 @@
-"""The protocols by which blocks of the persistent kernels exchange operands, in every order of
-events.
+"""The protocols by which blocks of the persistent kernels exchange operands, in all orders.
 
 A protocol is a start and the steps that can follow a state; `explore` visits all states that any
 order of steps reaches. It proves, for a few blocks, warps and versions, that no reader takes data
@@ -378,7 +377,7 @@ class ClusterBackward:
     reads them."""
 
     blocks: int
-    warps: int  # warp w has the rows of blocks w, w + warps, ..
+    warps: int  # warp w has the rows of blocks w, w + warps, .., if there are any
     versions: int
     operands: int = 2  # buffers
     buffers: int = 2  # of sums received
@@ -602,7 +601,7 @@ class GridBackward:
         return Warp(version + 1, "store") if version < self.versions else Warp(version, "done")
 
 
-PROTOCOLS = {
+PROTOCOLS: dict[str, Any] = {
     "grid": Grid(blocks=2, warps=2, versions=9),
     "grid, a warp reads one block": Grid(blocks=2, warps=2, versions=9, split=True),
     "grid of 3 blocks": Grid(blocks=3, warps=2, versions=5),
@@ -614,9 +613,10 @@ PROTOCOLS = {
     "cluster with an idle warp": ClusterForward(blocks=2, warps=2, versions=6, idle=True),
     "cluster of 3 blocks": ClusterForward(blocks=3, warps=1, versions=5),
     "cluster backward": ClusterBackward(blocks=2, warps=2, versions=6),
+    "cluster backward with idle warps": ClusterBackward(blocks=2, warps=3, versions=5),
     "cluster of 3 blocks backward": ClusterBackward(blocks=3, warps=2, versions=2),
     "cluster of 3 blocks of a warp backward": ClusterBackward(blocks=3, warps=1, versions=5),
-    "grid backward, 2 clusters of 2": GridBackward(clusters=2, gates=2, warps=1, versions=4),
+    "grid backward, 2 clusters of 2": GridBackward(clusters=2, gates=2, warps=1, versions=6),
     "grid backward, a cluster": GridBackward(clusters=1, gates=2, warps=2, versions=6),
     "grid backward, clusters of 1": GridBackward(clusters=2, gates=1, warps=2, versions=6),
     "grid backward, one buffer of partials": GridBackward(
@@ -638,7 +638,7 @@ def alternating(version: int) -> bool:
     return version % 2 == 1
 
 
-FAULTS = {
+FAULTS: dict[str, tuple[str, dict[str, Any], str]] = {
     # The grid. In one buffer versions 1 and 2 have one phase
     "one buffer": ("grid", {"buffers": 1}, "receive of version 2 reads"),
     # and with a phase that differs, a block that is ahead replaces what another has yet to read.

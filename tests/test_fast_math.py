@@ -8,6 +8,7 @@ one. Either function is monotonic in what an instruction returns, so nothing in 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -17,7 +18,10 @@ ROOT = Path(__file__).resolve().parents[1]
 HEADER = ROOT / "csrc" / "cuda" / "fast_math.h"
 COMPILER = os.environ.get("CXX", "c++")
 
-pytestmark = pytest.mark.skipif(not HEADER.exists(), reason="no sources here")
+pytestmark = [
+    pytest.mark.skipif(not HEADER.exists(), reason="no sources here"),
+    pytest.mark.skipif(shutil.which(COMPILER) is None, reason="no compiler here"),
+]
 
 # In the place of the emulator's, which compute what is nearest.
 INSTRUCTIONS = """
