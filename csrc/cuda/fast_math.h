@@ -32,7 +32,8 @@ FUSED_LSTM_INLINE FastFloat operator*(FastFloat a, FastFloat b) { return a.value
 __device__ __forceinline__ FastFloat sigmoid(FastFloat x) {
   constexpr float log2e = 1.44269502f, log2e_rest = 1.92596303e-8f, ln2 = 0.693147181f;
   const float p = -log2e * x.value;
-  const float rest = fmaf(log2e_rest, x.value, fmaf(log2e, x.value, p));  // p less what it should be
+  const float rest =
+      fmaf(log2e_rest, x.value, fmaf(log2e, x.value, p));  // p less what it should be
   // fmaxf drops a NaN: that of an infinite x, whose 2^p is exact.
   const float correction = fmaf(fmaxf(rest, -1.0f), -ln2, 1.0f);
   return reciprocal_approx(fmaf(exp2_approx(p), correction, 1.0f));

@@ -86,8 +86,9 @@ __device__ __forceinline__ float reciprocal_approx(float x) {
   return result;
 }
 
-// x of the thread itself, which after the shuffle stays in a register: the compiler would compute it
-// again, or read it from a kernel's parameters again, wherever it is used. For all lanes together.
+// x of the thread itself, which after the shuffle stays in a register: the compiler would compute
+// it again, or read it from a kernel's parameters again, wherever it is used. For all lanes
+// together.
 __device__ __forceinline__ int in_register(int x) {
   return __shfl_sync(0xffffffff, x, static_cast<int>(threadIdx.x % 32));
 }
@@ -146,14 +147,14 @@ __device__ __forceinline__ void cluster_wait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
-// A barrier in shared memory. A phase ends when all `arrivals` have come and as many bytes have been
-// stored by store_async as barrier_expect announced; then the next one begins.
+// A barrier in shared memory. A phase ends when all `arrivals` have come and as many bytes have
+// been stored by store_async as barrier_expect announced; then the next one begins.
 __device__ __forceinline__ void barrier_init(uint64_t* barrier, unsigned arrivals) {
   const uint32_t at = static_cast<uint32_t>(__cvta_generic_to_shared(barrier));
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(at), "r"(arrivals) : "memory");
 }
-// Makes the initialisation visible to the cluster's barrier_wait and store_async, with the cluster's
-// barrier after it.
+// Makes the initialisation visible to the cluster's barrier_wait and store_async, with the
+// cluster's barrier after it.
 __device__ __forceinline__ void barrier_init_fence() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
 }
@@ -182,14 +183,16 @@ __device__ __forceinline__ void barrier_wait(uint64_t* barrier, unsigned parity)
 // same block.
 __device__ __forceinline__ void store_async(ClusterAddress to, uint32_t word,
                                             ClusterAddress barrier) {
-  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(to),
-               "r"(word), "r"(barrier)
-               : "memory");
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(to),
+      "r"(word), "r"(barrier)
+      : "memory");
 }
 __device__ __forceinline__ void store_async(ClusterAddress to, uint2 words,
                                             ClusterAddress barrier) {
   asm volatile(
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(to),
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(
+          to),
       "r"(words.x), "r"(words.y), "r"(barrier)
       : "memory");
 }

@@ -92,24 +92,27 @@ constexpr Tilings grid_tilings(Precision precision, bool backward) {
       return {{{4, 6, 0, 1, 24},
                {5, 8, 0, 1, 20},
                {4, 16, 0, 1, 20},
+               {4, 12, 0, 2, 14},
                {4, 6, 0, 4, 12},
                {4, 8, 0, 4, 8}},
-              5};
+              6};
     }
     return {{{4, 6, 0, 1, 24},
              {4, 8, 0, 1, 30},
              {4, 16, 0, 1, 20},
+             {4, 12, 0, 2, 16},
              {4, 6, 0, 4, 8},
              {4, 8, 0, 4, 4}},
-            5};
+            6};
   }
   if (precision == Precision::tf32) {
     return {{{4, 12, 0, 1, 24},
              {4, 16, 0, 1, 20},
              {3, 24, 0, 1, 23},
+             {2, 12, 0, 2, 16},
              {4, 12, 0, 2, 16},
-             {4, 16, 0, 2, 20}},
-            5};
+             {4, 16, 0, 2, 18}},
+            6};
   }
   return {{{2, 12, 0, 1, 11}, {2, 16, 0, 1, 10}}, 2};
 }
@@ -146,8 +149,8 @@ constexpr int kOperandPairBytes = 512;  // mma.h: two depth tiles of 8 sequences
 FUSED_LSTM_INLINE constexpr int operand_bytes(int depth_tiles, int sequence_tiles) {
   return depth_tiles / 2 * sequence_tiles * kOperandPairBytes;
 }
-// Floats between the sums of two sequences in `partials` of the grid's kernels: sums of a warp lie in
-// different banks.
+// Floats between the sums of two sequences in `partials` of the grid's kernels: sums of a warp lie
+// in different banks.
 FUSED_LSTM_INLINE constexpr int partial_stride(int row_tiles) { return row_tiles * kTileRows + 4; }
 
 constexpr SharedLayout make_layout(Kernel kernel, bool backward, const Placement& placement,

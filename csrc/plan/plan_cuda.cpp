@@ -9,8 +9,8 @@
 namespace fused_lstm {
 namespace {
 
-// Of a step on an H100 (sm_90), in cycles unless another unit is named. Those of a warp are from the
-// kernels' machine code (make sass), rounded up; the exchanges' from the literature
+// Of a step on an H100 (sm_90), in cycles unless another unit is named. Those of a warp are from
+// the kernels' machine code (make sass), rounded up; the exchanges' from the literature
 // (benchmarks/NOTES.md). No GPU has measured any of them.
 constexpr double kCyclesPerMicrosecond = 1755;
 constexpr double kGridExchange = 650;     // through the L2 cache
@@ -21,8 +21,8 @@ struct StepCycles {
   double forward, backward;  // besides fragments and exchange
 };
 constexpr StepCycles kBlockStep = {1250, 1150};
-constexpr StepCycles kClusterStep = {920, 850};
-constexpr StepCycles kGridStep = {760, 950};
+constexpr StepCycles kClusterStep = {940, 850};
+constexpr StepCycles kGridStep = {760, 1180};
 constexpr double kInputGemm = 4;               // microseconds of its launch, once a call
 constexpr double kStepwiseStep = 5;            // microseconds of two launches
 constexpr double kStepwiseOperations = 100e6;  // a microsecond, of a GEMM with few rows
@@ -116,8 +116,9 @@ int64_t depth_elements(const Problem& problem, const Tiling& tiling) {
   return static_cast<int64_t>(tiling.depth_tiles) * kDepthBytes / problem.element_bytes;
 }
 
-// One block, or a cluster of `blocks`: forward, a warp's row tiles are kTileUnits units each and its
-// depth is the layer's; backward, they are rows of the layer and its depth is the block's gates.
+// One block, or a cluster of `blocks`: forward, a warp's row tiles are kTileUnits units each and
+// its depth is the layer's; backward, they are rows of the layer and its depth is the block's
+// gates.
 void offer_cluster(const Problem& problem, Candidate& candidate, const Tiling& tiling,
                    int64_t blocks) {
   const int64_t depth = depth_elements(problem, tiling);
@@ -188,12 +189,13 @@ std::array<Candidate, 4> gpu_candidates(const Problem& problem) {
         "the GPU has no clusters of blocks, or its kernels were compiled without (from "
         "compute capability 9.0 on)";
   } else {
-    candidates[1] = best(Kernel::cluster, "the recurrent weights do not fit into a cluster of blocks",
-                         [&](Candidate& candidate, const Tiling& tiling) {
-                           for (int blocks = 2; blocks <= gpu.largest_cluster; blocks *= 2) {
-                             offer_cluster(problem, candidate, tiling, blocks);
-                           }
-                         });
+    candidates[1] =
+        best(Kernel::cluster, "the recurrent weights do not fit into a cluster of blocks",
+             [&](Candidate& candidate, const Tiling& tiling) {
+               for (int blocks = 2; blocks <= gpu.largest_cluster; blocks *= 2) {
+                 offer_cluster(problem, candidate, tiling, blocks);
+               }
+             });
   }
   if (problem.backward && gpu.largest_cluster < kGateBlocks) {
     candidates[2].obstacle = "backward on the grid takes clusters of four blocks";

@@ -47,7 +47,7 @@ FAULTS = [
         "is off by",
     ),
     (
-        "a word of a phase that nobody awaits",
+        "a word of a phase that is not awaited",
         "grid_forward.h",
         "phase_of(version + 1, kPhase)",
         "phase_of(version + 1 + 2 * faulty(), kPhase)",

@@ -63,7 +63,7 @@ cudaError_t Machine::run(const cudaLaunchConfig_t& config, unsigned cluster_size
   return races::on() && races::end_launch() > 0 ? cudaErrorLaunchFailure : cudaSuccess;
 }
 
-// One step of whoever is drawn: a thread, or what a thread has sent. Those are as often drawn as
+// One step of what is drawn: a thread, or what a thread has sent. Those are as often drawn as
 // all threads together, for a while, and a hundred times less often for another while, so that a
 // store may be overtaken by much or by little.
 bool Machine::go_on() {

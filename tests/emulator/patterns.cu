@@ -271,10 +271,10 @@ int main(int count, char** arguments) {
   if (emulator::run(config, cluster, [&] { pattern.kernel(memory); }) != cudaSuccess) return 2;
   for (int block = 0; block < pattern.blocks; ++block) {
     for (int thread = 0; thread < threads; ++thread) {
-      const uint32_t wanted = pattern.result(block, thread);
+      const uint32_t expected = pattern.result(block, thread);
       const uint32_t its = result[block * threads + thread];
-      if (its == wanted) continue;
-      std::fprintf(stderr, "block %d thread %d has %u, not %u\n", block, thread, its, wanted);
+      if (its == expected) continue;
+      std::fprintf(stderr, "block %d thread %d has %u, not %u\n", block, thread, its, expected);
       return 1;
     }
   }

@@ -374,7 +374,7 @@ int end_launch() {
   return state.races;
 }
 
-// Of whoever had the place before, it knows nothing.
+// Of what had the place before it knows nothing.
 void begin_block(const Block& block) {
   ++state.time;
   const uint32_t place = block.place;

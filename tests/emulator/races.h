@@ -7,7 +7,7 @@
 // exchange values and order no memory.
 //
 // A read is over when its value is used, and a store of st.async when its barrier's phase is
-// complete; whoever then receives a value, by st.async or a relaxed load, may write to those
+// complete; a thread that then receives a value, by st.async or a relaxed load, may write to those
 // places, though nothing else is known to it. Of that, the second clock of a Knowledge has the
 // time, of each warp's reads and each barrier's stores. Order within a thread stands for the use of
 // values.

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(not emulated.EMULATED, reason="needs the emulato
 # of a warp and barriers of a block, at most; bytes stored through L2 and sent within clusters.
 # Bytes that are loaded while they are awaited depend on chance.
 STEPS = [
-    # 8 warps of 2 row tiles and 4 depth tiles of h and 2 of x; 4 warps of 1 row tile and 16 depth tiles
+    # 8 warps of 2 row tiles, 4 depth tiles of h and 2 of x; 4 warps of 1 row tile, 16 depth tiles
     ("block", 28, "forward", 96, 1, 0, 0),
     ("block", 28, "backward", 64, 2, 0, 0),
     # 4 blocks of 20 units: h to each of 4; of 32 units: partial sums of 128 units from each

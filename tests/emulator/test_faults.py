@@ -74,7 +74,7 @@ def test_fault(folder, number):
 
 
 def test_a_deadlock_says_who_waits_where(folder):
-    [number] = [n for n, fault in enumerate(FAULTS, 1) if "nobody awaits" in fault[0]]
+    [number] = [n for n, fault in enumerate(FAULTS, 1) if "is not awaited" in fault[0]]
     printed = run(folder, number, seed=1).stderr
     assert "emulator: no thread can go on" in printed
     assert "block 0 warp 0: threads that wait for a word in global memory: " in printed

@@ -1,5 +1,6 @@
 // Backward on one block or on a cluster of blocks: a block has the columns of its hidden units'
-// gates, a warp all of their depth for some rows, the hidden units of the whole layer. Free of torch.
+// gates, a warp all of their depth for some rows, the hidden units of the whole layer. Free of
+// torch.
 //
 //   block m of the cluster, its U hidden units
 //     thread: some (unit, sequence): dL/dh, dL/dc in registers
@@ -8,16 +9,18 @@
 //                                  |
 //     warp w: R row tiles of 16 units of the layer, [16 R, 4 U] weights in registers
 //              |
-//              +-- 16 x 8 partial sums of dL/dh of each tile ---> received [m, unit, sequence] of the
+//              +-- 16 x 8 partial sums of dL/dh of each tile ---> received [m, unit, sequence] of
+//              the
 //                                                                 block that has those units
 //     thread: dL/dh += the sum of `received` over the blocks, in their order
 //
 // Version v of the sums comes from the v-th iteration. Within a block threads meet after dL/da and
 // after the sums. In a cluster version v is stored by store_async in buffer v % 2 and counted by
-// barriers[v % 2]. It may overwrite version v - 2, as a block sends version v only when it has all of
-// version v - 1, which every block has sent after it has read version v - 2. The operand of version v
-// lies in buffer v % 2, too: a warp whose rows are other blocks' units may still multiply version v - 1
-// when the block's own sums of it have come, but not once it has met the block's threads again.
+// barriers[v % 2]. It may overwrite version v - 2, as a block sends version v only when it has all
+// of version v - 1, which every block has sent after it has read version v - 2. The operand of
+// version v lies in buffer v % 2, too: a warp whose rows are other blocks' units may still multiply
+// version v - 1 when the block's own sums of it have come, but not once it has met the block's
+// threads again.
 #pragma once
 
 #include "cuda/persistent/fragments.h"
@@ -129,9 +132,9 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       grads[i][3] = rounded<Storage>(grad.o.value);
       const int pair = i * kBlockThreads + threadIdx.x;
       if (pair >= kUnits * kTileSequences) continue;
-      char* const to = operand + version % kOperands * kOperand +
-                       operand_offset(pair / kTileSequences * kGates, pair % kTileSequences,
-                                      Mma::kElementBytes);
+      char* const to =
+          operand + version % kOperands * kOperand +
+          operand_offset(pair / kTileSequences * kGates, pair % kTileSequences, Mma::kElementBytes);
       uint32_t bits[4];
 #pragma unroll
       for (int gate = 0; gate < 4; ++gate) bits[gate] = Mma::bits(grads[i][gate]);
@@ -169,8 +172,9 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
             both.x += sums[chain][r][2 * half];
             both.y += sums[chain][r][2 * half + 1];
           }
-          const int at = into + (member * kUnits + unit % kUnits + lane / 4 + 8 * half) *
-                                    kTileSequences + 2 * (lane % 4);
+          const int at = into +
+                         (member * kUnits + unit % kUnits + lane / 4 + 8 * half) * kTileSequences +
+                         2 * (lane % 4);
           if (kCluster) {
             const unsigned rank = unit / kUnits;
             store_async(cluster_address(received + at, rank),

@@ -1,14 +1,14 @@
-// The launch of the kernel that has a tiling, among those that are compiled for a layer's types. Free
-// of torch.
+// The launch of the kernel that has a tiling, among those that are compiled for a layer's types.
+// Free of torch.
 #pragma once
 
 #include <utility>
 
-#include "cuda/persistent/launch_config.h"
 #include "cuda/persistent/backward.h"
 #include "cuda/persistent/forward.h"
 #include "cuda/persistent/grid_backward.h"
 #include "cuda/persistent/grid_forward.h"
+#include "cuda/persistent/launch_config.h"
 
 namespace fused_lstm {
 namespace cuda {
@@ -23,14 +23,13 @@ constexpr auto kernel_of() {
                                 t.resident>;
   } else if constexpr (kernel == Kernel::grid) {
     return grid_forward_kernel<Mma, t.row_tiles, t.depth_tiles, t.sequence_tiles, kRagged,
-                                t.resident>;
+                               t.resident>;
   } else if constexpr (kBackward) {
     return backward_kernel<Mma, t.row_tiles, t.depth_tiles, kernel == Kernel::cluster, kRagged,
-                                t.resident>;
+                           t.resident>;
   } else {
-    return forward_kernel<Mma, t.row_tiles, t.depth_tiles, t.input_tiles,
-                          kernel == Kernel::cluster, kRagged,
-                                t.resident>;
+    return forward_kernel<Mma, t.row_tiles, t.depth_tiles, t.input_tiles, kernel == Kernel::cluster,
+                          kRagged, t.resident>;
   }
 }
 
@@ -49,12 +48,12 @@ cudaError_t launch_placed(void (*function)(Params), const Params& params, cudaSt
 }
 
 // Of slices of several tiles of sequences, only the kernels of ragged sequences are compiled.
-template <class Mma, Precision precision, Kernel kernel, bool kBackward, class Params, int... indices>
+template <class Mma, Precision precision, Kernel kernel, bool kBackward, class Params,
+          int... indices>
 cudaError_t launch_tiling(const Params& params, cudaStream_t stream,
                           std::integer_sequence<int, indices...>) {
   const auto& layer = params.layer[0];
-  const bool ragged =
-      layer.steps.offsets || layer.boundaries.lengths || layer.boundaries.reset;
+  const bool ragged = layer.steps.offsets || layer.boundaries.lengths || layer.boundaries.reset;
   cudaError_t error = cudaErrorInvalidConfiguration;  // of a tiling that is not compiled
   const auto each = [&](auto index) {
     constexpr int i = decltype(index)::value;
@@ -78,8 +77,7 @@ cudaError_t launch_persistent(Kernel kernel, const Params& params, cudaStream_t 
   const auto launch_of = [&](auto its) {
     constexpr Kernel k = decltype(its)::value;
     return launch_tiling<Mma, precision, k, kBackward>(
-        params, stream,
-        std::make_integer_sequence<int, tilings(k, precision, kBackward).count>{});
+        params, stream, std::make_integer_sequence<int, tilings(k, precision, kBackward).count>{});
   };
   switch (kernel) {
     case Kernel::block:

@@ -11,8 +11,8 @@
 //   stores its words of version v + 1           until all have the phase of v + 1
 //
 // Accesses are relaxed: each word is whole, words come in any order, and no fence is needed. A word
-// of version v + 1 replaces v - 1: every block has read all of v - 1, for it has sent its words of v
-// after a barrier of its threads that follows their reading. A reader cannot go back to an older
+// of version v + 1 replaces v - 1: every block has read all of v - 1, for it has sent its words of
+// v after a barrier of its threads that follows their reading. A reader cannot go back to an older
 // version of a word, as one thread's reads of one address are coherent.
 #pragma once
 

@@ -11,13 +11,14 @@
 //              |
 //              +---- h ----> operand of step t + 1, in every block of the cluster
 //
-// The rows of a tile are i, f, g, o of its 4 units, so that lanes l and l + 16 have the gates of a unit
-// for two sequences; each takes one of them.
+// The rows of a tile are i, f, g, o of its 4 units, so that lanes l and l + 16 have the gates of a
+// unit for two sequences; each takes one of them.
 //
 // Version v of the operand enters the step of iteration v and lies in buffer v % 2. Within a block
-// threads meet after each step. In a cluster version v + 1 is stored by store_async: `barriers[v % 2]`
-// counts its bytes. It may overwrite version v - 1, as a warp sends its part only when it has all of
-// version v, which every warp of the cluster that reads has sent after its last use of version v - 1.
+// threads meet after each step. In a cluster version v + 1 is stored by store_async: `barriers[v %
+// 2]` counts its bytes. It may overwrite version v - 1, as a warp sends its part only when it has
+// all of version v, which every warp of the cluster that reads has sent after its last use of
+// version v - 1.
 #pragma once
 
 #include "cuda/persistent/fragments.h"
@@ -28,11 +29,13 @@ namespace fused_lstm {
 namespace cuda {
 namespace {
 
-template <class Mma, int kRowTiles, int kDepthTiles, int kInputTiles, bool kCluster, bool kRagged, int kResident>
+template <class Mma, int kRowTiles, int kDepthTiles, int kInputTiles, bool kCluster, bool kRagged,
+          int kResident>
 __global__ void __launch_bounds__(kBlockThreads, 1)
     forward_kernel(const __grid_constant__ PersistentForwardParams<typename Mma::Types> params) {
   using Types = typename Mma::Types;
   using Storage = typename Types::Storage;
+  static_assert(!kCluster || kInputTiles == 0, "the input's elements need a barrier of the block");
   constexpr int kTiles = kDepthTiles + kInputTiles;
   constexpr int kBuffer = operand_bytes(kTiles, 1);
   constexpr int kChains = kRowTiles == 1 && kTiles >= 8 ? 4 : 2;  // of sums that do not wait
@@ -45,7 +48,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   const int slice = block_group % placement.slices, direction = block_group / placement.slices;
   const ForwardParams<Types>& p = params.layer[direction];
   const Timeline<kRagged> timeline(p.steps);
-  const int H = in_register(static_cast<int>(p.hidden_size)), T = timeline.length, B = timeline.batch;
+  const int H = in_register(static_cast<int>(p.hidden_size)), T = timeline.length,
+            B = timeline.batch;
   const int first_sequence = slice * placement.sequences;
 
   const int lane = threadIdx.x % kWarpThreads, warp = threadIdx.x / kWarpThreads;
@@ -101,8 +105,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   }
   __syncthreads();
   const auto store_operand = [&](int version, int element, int sequence, Storage x) {
-    char* const to = operand + version % 2 * kBuffer +
-                     operand_offset(element, sequence, Mma::kElementBytes);
+    char* const to =
+        operand + version % 2 * kBuffer + operand_offset(element, sequence, Mma::kElementBytes);
     if constexpr (Mma::kElementBytes == 2) {
       *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(Mma::bits(x));
     } else {
@@ -131,9 +135,9 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   const int input_size = params.input_size;
   const bool takes_input = kInputTiles > 0 && input_sequence < placement.sequences &&
                            first_sequence + input_sequence < B && input_column < input_size;
-  const Storage* const input =
-      in_register(params.input) + offset_of(first_sequence + input_sequence, input_size) +
-      input_column;
+  const Storage* const input = in_register(params.input) +
+                               offset_of(first_sequence + input_sequence, input_size) +
+                               input_column;
   const auto load_input = [&](const Rows& rows) {
     Storage x = {};
     if (takes_input && (!kRagged || first_sequence + input_sequence < rows.count)) {
@@ -191,8 +195,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   }
   if (!kCluster) __syncthreads();
 
-  // A warp without rows sends nothing that others would wait for, so that it could read a buffer that
-  // is already being overwritten.
+  // A warp without rows sends nothing that others would wait for, so that it could read a buffer
+  // that is already being overwritten.
   const bool takes_part = !kCluster || has_rows(0);
   for (int version = 0; takes_part; ++version, ++index) {
     const int t = timeline.time(index);
@@ -250,9 +254,9 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
           words = lane_unit % 2 ? make_uint2(other, word) : make_uint2(word, other);
         }
         if (!has_rows(r)) continue;
-        const int at = operand_at + (version + 1) % 2 * kBuffer +
-                       operand_offset(element / kPacked * kPacked, lane_sequence,
-                                      Mma::kElementBytes);
+        const int at =
+            operand_at + (version + 1) % 2 * kBuffer +
+            operand_offset(element / kPacked * kPacked, lane_sequence, Mma::kElementBytes);
         const int barrier = barriers_at + (version + 1) % 2 * 8;
 #pragma unroll
         for (int i = 0; i < kSends; ++i) {

@@ -1,5 +1,5 @@
-// Backward on the whole grid, in clusters of four blocks: block g of a cluster has the depth of gate
-// g, a warp an eighth of it, for all hidden units of the cluster. Free of torch.
+// Backward on the whole grid, in clusters of four blocks: block g of a cluster has the depth of
+// gate g, a warp an eighth of it, for all hidden units of the cluster. Free of torch.
 //
 //   exchange [2][4 gates][depth, 8 sequences] words in global memory: dL/da, from every block
 //              |
@@ -11,13 +11,14 @@
 //              |
 //     thread: the sum of 8 parts ---> received [g, sequence, unit] of the block of the cluster that
 //                                     has the unit, by store_async
-//     thread: some (unit, sequence) of the block's 4 R units: dL/dh is the sum of the 4 gates' parts
+//     thread: some (unit, sequence) of the block's 4 R units: dL/dh is the sum of the 4 gates'
+//     parts
 //              |
 //              +---- dL/da, four words ----> exchange
 //
-// Version v of the sums comes from version v of the exchange, and lies in buffer v % 2 of `received`,
-// counted by barriers[v % 2]. Its buffer is free: a block sends version v after it has all words of
-// version v, which every block has stored after it had read version v - 1 of the sums.
+// Version v of the sums comes from version v of the exchange, and lies in buffer v % 2 of
+// `received`, counted by barriers[v % 2]. Its buffer is free: a block sends version v after it has
+// all words of version v, which every block has stored after it had read version v - 1 of the sums.
 #pragma once
 
 #include "cuda/persistent/grid_forward.h"
@@ -26,7 +27,8 @@ namespace fused_lstm {
 namespace cuda {
 namespace {
 
-template <class Mma, int kRowTiles, int kDepthTiles, int kSequenceTiles, bool kRagged, int kResident>
+template <class Mma, int kRowTiles, int kDepthTiles, int kSequenceTiles, bool kRagged,
+          int kResident>
 __global__ void __launch_bounds__(kBlockThreads, 1) grid_backward_kernel(
     const __grid_constant__ PersistentBackwardParams<typename Mma::Types> params) {
   using Types = typename Mma::Types;
@@ -41,7 +43,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_backward_kernel(
   constexpr int kTileVectors = kBlockWarps * kGroups * kWarpThreads;          // of 8 sequences
   constexpr int kAtOnce = received_at_once(kGroups);
   constexpr int kDepth = kBlockWarps * kGroups * kGroupElements;  // H at most
-  constexpr int kBuffers = kSequenceTiles == 1 ? 2 : 1;  // of the partial sums
+  constexpr int kBuffers = kSequenceTiles == 1 ? 2 : 1;           // of the partial sums
   constexpr int kPartials = kBlockWarps * kSequences * partial_stride(kRowTiles);
   constexpr int kReceived = kGateBlocks * kSequences * kUnits;  // floats of a buffer
 
@@ -61,8 +63,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_backward_kernel(
   float* const received = reinterpret_cast<float*>(shared + params.layout.received);
   uint64_t* const barriers = reinterpret_cast<uint64_t*>(shared + params.layout.barriers);
   const int gate_bytes = in_register(static_cast<int>(params.exchange_words));  // 4 gates of words
-  uint32_t* const exchange =
-      in_register(params.exchange + 2 * block_group * params.exchange_words);
+  uint32_t* const exchange = in_register(params.exchange + 2 * block_group * params.exchange_words);
 
   // Where element `depth` of a warp's depth is in its words: mma.h's order for 16-bit elements, of
   // which a vector of words holds 4 rather than 8.
@@ -109,10 +110,12 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_backward_kernel(
     units[i].load(now, next, index > 0);
     units[i].episodes.load_start(timeline, index);
     const int element = first_unit + unit;
-    word_of[i] = in_register(exchange + (sequence / kTileSequences * kTileVectors +
-                                         element / kGroupElements * kWarpThreads +
-                                         sequence % kTileSequences * 4) * 4 +
-                             element % kGroupElements);
+    word_of[i] =
+        in_register(exchange +
+                    (sequence / kTileSequences * kTileVectors +
+                     element / kGroupElements * kWarpThreads + sequence % kTileSequences * 4) *
+                        4 +
+                    element % kGroupElements);
   }
 
   const int sequence_tiles = (placement.sequences + kTileSequences - 1) / kTileSequences;
@@ -171,8 +174,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_backward_kernel(
         sum.y += each.y;
       }
       const unsigned rank = row / kUnits;
-      float* const to =
-          received + version % 2 * kReceived + (gate * kSequences + sequence) * kUnits + row % kUnits;
+      float* const to = received + version % 2 * kReceived +
+                        (gate * kSequences + sequence) * kUnits + row % kUnits;
       store_async(cluster_address(to, rank),
                   make_uint2(__float_as_uint(sum.x), __float_as_uint(sum.y)),
                   cluster_address(&barriers[version % 2], rank));

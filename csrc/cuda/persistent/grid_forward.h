@@ -1,5 +1,5 @@
-// Forward on the whole grid: a block has all four gates of its hidden units, a warp an eighth of the
-// depth of all the block's rows. Free of torch.
+// Forward on the whole grid: a block has all four gates of its hidden units, a warp an eighth of
+// the depth of all the block's rows. Free of torch.
 //
 //   exchange [2][depth, 8 sequences] words in global memory: h, from every block
 //              |
@@ -13,8 +13,8 @@
 //              |
 //              +---- h ----> exchange
 //
-// The state that enters an episode or a sequence's first valid step is not sent but put in the place
-// of what was received (`Entering`), for the exchange has only h between -1 and 1.
+// The state that enters an episode or a sequence's first valid step is not sent but put in the
+// place of what was received (`Entering`), for the exchange has only h between -1 and 1.
 #pragma once
 
 #include "cuda/persistent/exchange.h"
@@ -28,13 +28,14 @@ namespace {
 
 // The sums of the block's warps, [kBlockWarps, sequences, partial_stride], of one warp's fragments.
 template <int kRowTiles>
-__device__ __forceinline__ void store_partials(float* partials, int all_sequences, int sequence_tile,
+__device__ __forceinline__ void store_partials(float* partials, int all_sequences,
+                                               int sequence_tile,
                                                const float (&sums)[kRowTiles][4]) {
   constexpr int stride = partial_stride(kRowTiles);
   const int lane = threadIdx.x % kWarpThreads, warp = threadIdx.x / kWarpThreads;
   float* const to =
-      partials +
-      (warp * all_sequences + sequence_tile * kTileSequences + 2 * (lane % 4)) * stride + lane / 4;
+      partials + (warp * all_sequences + sequence_tile * kTileSequences + 2 * (lane % 4)) * stride +
+      lane / 4;
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r) {
     to[r * kTileRows] = sums[r][0];
@@ -44,7 +45,8 @@ __device__ __forceinline__ void store_partials(float* partials, int all_sequence
   }
 }
 
-template <class Mma, int kRowTiles, int kDepthTiles, int kSequenceTiles, bool kRagged, int kResident>
+template <class Mma, int kRowTiles, int kDepthTiles, int kSequenceTiles, bool kRagged,
+          int kResident>
 __global__ void __launch_bounds__(kBlockThreads, 1) grid_forward_kernel(
     const __grid_constant__ PersistentForwardParams<typename Mma::Types> params) {
   using Types = typename Mma::Types;
@@ -52,7 +54,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_forward_kernel(
   constexpr int kUnits = kRowTiles * kTileUnits;
   constexpr int kSequences = kSequenceTiles * kTileSequences;
   constexpr int kThreadUnits = (kUnits * kSequences + kBlockThreads - 1) / kBlockThreads;
-  constexpr int kPairs = kDepthTiles / 2;                   // of depth tiles of a warp
+  constexpr int kPairs = kDepthTiles / 2;  // of depth tiles of a warp
   constexpr int kReceived = received_at_once(kPairs);
   constexpr int kTileVectors = kBlockWarps * kPairs * kWarpThreads;  // of 8 sequences
   constexpr uint32_t kPhase = Mma::kElementBytes == 2 ? kPairPhase : kFloatPhase;
@@ -65,7 +67,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_forward_kernel(
   const int slice = block_group % placement.slices, direction = block_group / placement.slices;
   const ForwardParams<Types>& p = params.layer[direction];
   const Timeline<kRagged> timeline(p.steps);
-  const int H = in_register(static_cast<int>(p.hidden_size)), T = timeline.length, B = timeline.batch;
+  const int H = in_register(static_cast<int>(p.hidden_size)), T = timeline.length,
+            B = timeline.batch;
   const int first_sequence = slice * placement.sequences;
   const int first_unit = member * kUnits;
   const int lane = threadIdx.x % kWarpThreads, warp = threadIdx.x / kWarpThreads;
@@ -73,8 +76,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_forward_kernel(
   char* const shared = dynamic_shared();
   float* const partials = reinterpret_cast<float*>(shared + params.layout.partials);
   const int buffer_bytes = in_register(4 * static_cast<int>(params.exchange_words));
-  uint32_t* const exchange =
-      in_register(params.exchange + 2 * block_group * params.exchange_words);
+  uint32_t* const exchange = in_register(params.exchange + 2 * block_group * params.exchange_words);
 
   // Row 4 unit + gate.
   const Storage* const weight_hh = params.weight_hh[direction];
@@ -83,8 +85,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_forward_kernel(
   const auto gather = [&](const auto& load) {
     weights.gather([&](int row, int depth, Storage(&elements)[Mma::kLaneElements]) {
       const int unit = first_unit + row / kGates;
-      load(weight_hh + offset_of(row % kGates * H + unit, H), first_depth + depth,
-           unit < H ? H : 0, elements);
+      load(weight_hh + offset_of(row % kGates * H + unit, H), first_depth + depth, unit < H ? H : 0,
+           elements);
     });
   };
   if (takes_vectors(weight_hh, H)) {
@@ -136,8 +138,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_forward_kernel(
     const Episodes<kRagged>& its = lane_episodes[tile];
     const int b = lane_sequence(tile);
     const bool valid = its.valid(now, b, t), starts = valid && its.starts();
-    const bool initial = starts ? p.boundaries.reset_to_initial
-                                : valid && !its.valid(previous, b, previous_t);
+    const bool initial =
+        starts ? p.boundaries.reset_to_initial : valid && !its.valid(previous, b, previous_t);
     if (!any_of_warp(starts || initial)) return;
 #pragma unroll
     for (int i = 0; i < kReceived; ++i) {
@@ -165,9 +167,9 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_forward_kernel(
                    sequence < placement.sequences);
     units[i].load(now);
     units[i].episodes.load_start(timeline, index);
-    word_of[i] = in_register(
-        exchange + sequence / kTileSequences * kTileVectors * 4 +
-        operand_offset(unit, sequence % kTileSequences, Mma::kElementBytes) / 4);
+    word_of[i] =
+        in_register(exchange + sequence / kTileSequences * kTileVectors * 4 +
+                    operand_offset(unit, sequence % kTileSequences, Mma::kElementBytes) / 4);
   }
 #pragma unroll
   for (int tile = 0; tile < kSequenceTiles; ++tile) {

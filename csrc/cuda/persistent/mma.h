@@ -1,16 +1,16 @@
 // The matrix instruction of each element type, and what its operands are made of. Free of torch.
 //
-// One instruction: sums [16 rows, 8 sequences] += weights [16, depth tile] operand [depth tile, 8]. A
-// depth tile is 32 bytes: 16 elements of 16 bits, 8 of float32. Of a tile, lane (g, q) = (lane / 4,
-// lane % 4) of the warp holds
+// One instruction: sums [16 rows, 8 sequences] += weights [16, depth tile] operand [depth tile, 8].
+// A depth tile is 32 bytes: 16 elements of 16 bits, 8 of float32. Of a tile, lane (g, q) = (lane /
+// 4, lane % 4) of the warp holds
 //
 //   weights   rows g and g + 8, 8 bytes of depth each          words row g: 0, 2; row g + 8: 1, 3
 //   operand   sequence g, the same 8 bytes of depth            words 0, 1
 //   sums      rows g (0, 1) and g + 8 (2, 3), sequences 2 q and 2 q + 1
 //
 // Which element of the depth is multiplied by which lane is free as long as weights and operand
-// agree: lane q of tile t has bytes 64 (t / 2) + 16 q + 8 (t % 2) onwards, so that it reads 16 bytes
-// of the operand for two tiles.
+// agree: lane q of tile t has bytes 64 (t / 2) + 16 q + 8 (t % 2) onwards, so that it reads 16
+// bytes of the operand for two tiles.
 //
 //   operand [depth / 64 bytes, 8 sequences, 64 bytes]: 512 bytes for two tiles, 16 for each lane
 #pragma once
@@ -23,8 +23,8 @@ namespace fused_lstm {
 namespace cuda {
 namespace {
 
-constexpr int kPairBytes = 512;      // of the operand of two depth tiles
-constexpr int kSequenceBytes = 64;   // of one sequence in it
+constexpr int kPairBytes = 512;     // of the operand of two depth tiles
+constexpr int kSequenceBytes = 64;  // of one sequence in it
 constexpr uint32_t kFullMask = 0xffffffff;
 
 // Bytes of element `element` of sequence `sequence` in an operand.

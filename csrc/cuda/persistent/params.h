@@ -20,7 +20,7 @@ struct Persistent {
   int directions;
   const typename Types::Storage* weight_hh[2];  // [4H, H]
   // Of the grid's kernels, zero at the launch:
-  uint32_t* exchange;      // [directions, slices, 2, exchange_words] what a block group's blocks send
+  uint32_t* exchange;  // [directions, slices, 2, exchange_words] what a block group's blocks send
   int64_t exchange_words;  // of one buffer
 };
 

@@ -6,8 +6,7 @@ namespace cuda {
 
 template <>
 cudaError_t launch_forward(Kernel kernel, Precision /*precision: bits16*/,
-                           const PersistentForwardParams<HalfFloat>& params,
-                           cudaStream_t stream) {
+                           const PersistentForwardParams<HalfFloat>& params, cudaStream_t stream) {
   return launch_persistent<Mma<HalfFloat, 1>, Precision::bits16, false>(kernel, params, stream);
 }
 template <>

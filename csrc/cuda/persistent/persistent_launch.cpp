@@ -32,7 +32,8 @@ struct Common {
     if (plan.kernel == Kernel::grid) {
       const int64_t block_groups = s.directions * plan.placement.slices;
       p.exchange_words = exchange_words(backward, plan.placement, precision);
-      exchange = at::zeros({block_groups * 2 * p.exchange_words}, example.options().dtype(at::kInt));
+      exchange =
+          at::zeros({block_groups * 2 * p.exchange_words}, example.options().dtype(at::kInt));
       p.exchange = pointer<uint32_t>(exchange);
     }
     if (s.packed) {
@@ -71,7 +72,8 @@ cudaError_t persistent_forward(const Sequence& sequence, const ForwardTensors& l
   const Sizes& s = sequence.sizes;
   const cudaStream_t stream = at::cuda::getCurrentCUDAStream();
   const at::ScalarType storage = layer.output.scalar_type();
-  const Precision precision = precision_of(static_cast<int>(at::elementSize(storage)), plan.tensor_cores);
+  const Precision precision =
+      precision_of(static_cast<int>(at::elementSize(storage)), plan.tensor_cores);
   const bool input_ahead = plan.placement.tiling.input_tiles == 0;
   at::Tensor preactivations;  // [directions, N, 4H]
   if (input_ahead) {

@@ -38,9 +38,9 @@ struct ForwardUnit {
   float cell;
   Storage hidden;  // after the last valid step
 
-  __device__ __forceinline__ void start(const PersistentForwardParams<Types>& params,
-                                        int direction, const Timeline<kRagged>& timeline, int unit,
-                                        int sequence, bool in_slice) {
+  __device__ __forceinline__ void start(const PersistentForwardParams<Types>& params, int direction,
+                                        const Timeline<kRagged>& timeline, int unit, int sequence,
+                                        bool in_slice) {
     const ForwardParams<Types>& p = params.layer[direction];
     H = in_register(static_cast<int>(p.hidden_size));
     j = unit;
@@ -79,13 +79,14 @@ struct ForwardUnit {
   }
 
   // What the recurrent GEMM of the next step is added to.
-  __device__ __forceinline__ float preactivation(int gate) const { return ahead[gate] + bias[gate]; }
+  __device__ __forceinline__ float preactivation(int gate) const {
+    return ahead[gate] + bias[gate];
+  }
 
   // One step, from its preactivations. Returns the gates, zero at a step that is
   // not valid.
-  __device__ __forceinline__ Gates<FastFloat> step(const ForwardParams<Types>& p,
-                                                   const Rows& rows, int t,
-                                                   const float (&sums)[4]) {
+  __device__ __forceinline__ Gates<FastFloat> step(const ForwardParams<Types>& p, const Rows& rows,
+                                                   int t, const float (&sums)[4]) {
     if (kRagged && episodes.starts()) {
       cell = p.boundaries.reset_to_initial && present
                  ? load_initial_cell(p, offset_of(b, static_cast<int>(p.hidden_size)) + j)
@@ -104,7 +105,8 @@ struct ForwardUnit {
   }
 
   // Stores what the caller sees of the step.
-  __device__ __forceinline__ void emit(const Rows& rows, int t, const Gates<FastFloat>& gate) const {
+  __device__ __forceinline__ void emit(const Rows& rows, int t,
+                                       const Gates<FastFloat>& gate) const {
     if (!present || (kRagged && b >= rows.count)) return;
     constexpr int bytes = sizeof(Storage);
     *row_of(output, rows.first, output_bytes) = episodes.valid(rows, b, t) ? hidden : Storage{};
@@ -216,8 +218,8 @@ struct BackwardUnit {
 
   // One step backward, once grad_hidden has the recurrent GEMM of the step after it. Returns the
   // gradients of the preactivations, zero at a step that is not valid.
-  __device__ __forceinline__ Gates<FastFloat> step(const BackwardParams<Types>& p,
-                                                   const Rows& rows, int t) {
+  __device__ __forceinline__ Gates<FastFloat> step(const BackwardParams<Types>& p, const Rows& rows,
+                                                   int t) {
     const bool valid = episodes.valid(rows, b, t), episode = episodes.starts();
     if (kRagged && ends && valid) end_gradient_at(p, p.grad_h_0, grad_hidden);
     const bool exists = !kRagged || b < rows.count;
@@ -228,8 +230,8 @@ struct BackwardUnit {
     const auto widen = [](const Storage(&x)[4]) {
       return Gates<FastFloat>{widened(x[0]), widened(x[1]), widened(x[2]), widened(x[3])};
     };
-    const CellGradient<FastFloat> grad = cell_backward<FastFloat>(widen(gate), c_prev, cell, grad_h,
-                                                                  grad_c, widen(grad_gate));
+    const CellGradient<FastFloat> grad =
+        cell_backward<FastFloat>(widen(gate), c_prev, cell, grad_h, grad_c, widen(grad_gate));
     cell = previous_cell;
     if (!kRagged) {
       grad_hidden = 0.0f;
