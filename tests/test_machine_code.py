@@ -12,7 +12,7 @@ from machine_code import cubin, sass, step, timing
 from machine_code.execute import Launch, Thread, UnknownInstruction, bits_float
 from machine_code.launches import Pass, Recorded, read
 from machine_code.shapes import LEAST_DISTANCE, Shape
-from machine_code.table import Row, complaints, format_rows, unsound
+from machine_code.table import Excess, Row, complaints, format_rows, unsound
 
 
 def line(address, text, *, stall=1, write=7, read=7, wait=0):
@@ -301,7 +301,7 @@ PLANTED = {
     ),
     "a load at its use": (
         "sums[3] += x[t];",
-        f"cycles before its use (at least {LEAST_DISTANCE})",
+        f"cycles from a load to its use (at least {LEAST_DISTANCE})",
         None,
     ),
 }
@@ -320,7 +320,7 @@ def test_what_is_planted_is_refused(name, tmp_path):
     shape, length = Shape("bfloat16", 768, 768), 64
     for architecture in (80, 90, 120):
         [kernel] = cubin.kernels_of(source, architecture, tmp_path)
-        found = list(unsound([kernel]))
+        found = list(map(str, unsound([kernel])))
         assert bool(found) == bool(of_code), found
         if of_code:
             assert of_code in found[0]
@@ -335,7 +335,7 @@ def test_what_is_planted_is_refused(name, tmp_path):
         row = Row(Pass(shape, "forward", "grid", 100, ()), Recorded("step", launch), measured)
         printed = format_rows([row], waits=True)
         assert "forward bfloat16 H 768" in printed
-        found = list(complaints([row]))
+        found = list(map(str, complaints([row])))
         assert bool(found) == bool(of_step), found
         if of_step:
             assert of_step in found[0]
@@ -348,7 +348,7 @@ def test_a_step_over_its_limits_is_refused():
 
     def found(shape, microseconds=100.0, step_=measured):
         one = Pass(shape, "forward", "grid", microseconds, ())
-        return " ".join(complaints([Row(one, Recorded("kernel", launch), step_)]))
+        return " ".join(map(str, complaints([Row(one, Recorded("kernel", launch), step_)])))
 
     limited = Shape("bfloat16", 768, 768)
     assert "instructions" not in found(limited)
@@ -357,9 +357,20 @@ def test_a_step_over_its_limits_is_refused():
         assert what in found(limited, step_=heavy)
     with_lengths = Shape("bfloat16", 768, 768, "lengths")
     assert "instructions" not in found(with_lengths, step_=heavy)
-    assert "a plan of 0.10 us a step" in found(limited, 0.1)
+    assert "0.10 us a step that the plan says" in found(limited, 0.1)
     assert not found(Shape("bfloat16", 100, 100), 0.1, heavy)
-    assert "must be a persistent kernel" in found(limited, step_=None)
+    assert "persistent kernels that the plan chooses" in found(limited, step_=None)
+
+
+def test_what_is_known_may_not_get_worse():
+    known = {"a kernel": {"cycles": 1000, "cycles from a load to its use": 100}}
+    assert Excess("a kernel", "cycles", 1010, 950).is_known(known)
+    assert not Excess("a kernel", "cycles", 1030, 950).is_known(known)
+    assert not Excess("a kernel", "instructions", 301, 300).is_known(known)
+    assert not Excess("another", "cycles", 1000, 950).is_known(known)
+    use = "cycles from a load to its use"
+    assert Excess("a kernel", use, 99, 400, least=True).is_known(known)
+    assert not Excess("a kernel", use, 97, 400, least=True).is_known(known)
 
 
 def test_tools_that_are_missing_are_named(monkeypatch):

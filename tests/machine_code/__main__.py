@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from .table import Row, complaints, format_rows, unsound
 ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = (80, 90, 120)
 EXECUTED = 90
+# What is over its limit and let pass until it is mended: it may not get worse.
+KNOWN = Path(__file__).resolve().parent / "known.json"
 INSTRUCTIONS = 6_000_000  # of a thread, at most
 
 
@@ -59,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--waits", action="store_true", help="print where a step waits longest, and its branches"
     )
+    parser.add_argument("--record", action="store_true", help="write what is over into known.json")
     options = parser.parse_args(arguments)
 
     kernels = cubin.all_kernels(
@@ -80,9 +84,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     rows = [row_of(one, by_name, options.threads, options.block) for one in passes]
     print(format_rows(rows, waits=options.waits))
-    failed = [*complaints(rows), *unsound(kernels)]
-    for line in failed:
-        print(line)
+    over = [*complaints(rows), *unsound(kernels)]
+    if options.record:
+        known: dict[str, dict[str, float]] = {}
+        for each in over:
+            known.setdefault(each.subject, {})[each.what] = round(each.value, 3)
+        KNOWN.write_text(json.dumps(known, indent=1) + "\n")
+    known = json.loads(KNOWN.read_text())
+    for each in over:
+        print(f"{each}{', known' if each.is_known(known) else ''}")
+    failed = [each for each in over if not each.is_known(known)]
     return int(bool(failed) and not options.no_limits)
 
 

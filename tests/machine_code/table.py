@@ -55,19 +55,44 @@ def format_rows(rows: Iterable[Row], *, waits: bool = False) -> str:
     return "\n".join(lines)
 
 
-def complaints(rows: Iterable[Row]) -> Iterator[str]:
-    """What of each step is over its limit, a line a row."""
+@dataclass(frozen=True)
+class Excess:
+    """Something over its limit; for a distance, under it."""
+
+    subject: str
+    what: str
+    value: float
+    limit: float
+    least: bool = False
+
+    def __str__(self) -> str:
+        bound = "least" if self.least else "most"
+        digits = 2 if self.what.startswith("us") else 0
+        return (
+            f"{self.subject}: {self.value:.{digits}f} {self.what} "
+            f"(at {bound} {self.limit:.{digits}f})"
+        )
+
+    def is_known(self, known: dict[str, dict[str, float]]) -> bool:
+        """Whether it is no worse than what is known of it, but for a compiler's whims."""
+        value = known.get(self.subject, {}).get(self.what)
+        if value is None:
+            return False
+        return self.value >= value / 1.02 if self.least else self.value <= value * 1.02
+
+
+def complaints(rows: Iterable[Row]) -> Iterator[Excess]:
+    """What of each step is over its limit."""
     for row in rows:
-        if found := list(_over_limit(row)):
-            yield f"{row.name}: {', '.join(found)}"
+        yield from _over_limit(row)
 
 
-def _over_limit(row: Row) -> Iterator[str]:
+def _over_limit(row: Row) -> Iterator[Excess]:
     limit, measured = row.one.shape.limit(row.one.direction), row.step
     if limit is None:
         return
     if measured is None:
-        yield f"the plan chooses {row.one.kernel}, must be a persistent kernel"
+        yield Excess(row.name, "persistent kernels that the plan chooses", 0, 1, least=True)
         return
     masks = row.one.shape.boundaries == "resets"
     for what, value, most in (
@@ -80,28 +105,26 @@ def _over_limit(row: Row) -> Iterator[str]:
         ("accesses to local memory", measured.local_accesses, 0),
     ):
         if value > most:
-            yield f"{value:.0f} {what} (at most {most:.0f})"
+            yield Excess(row.name, what, value, most)
     least = measured.least_distance
     if least is not None and least < LEAST_DISTANCE:
-        yield f"a load {least} cycles before its use (at least {LEAST_DISTANCE})"
+        yield Excess(row.name, "cycles from a load to its use", least, LEAST_DISTANCE, least=True)
     if row.one.microseconds < measured.microseconds:
-        yield (
-            f"a plan of {row.one.microseconds:.2f} us a step (at least {measured.microseconds:.2f})"
-        )
+        plan = row.one.microseconds
+        yield Excess(row.name, "us a step that the plan says", plan, measured.microseconds, True)
 
 
-def unsound(kernels: Iterable[cubin.Kernel]) -> Iterator[str]:
-    """What no persistent kernel's code may have, on any architecture, a line a kernel."""
+def unsound(kernels: Iterable[cubin.Kernel]) -> Iterator[Excess]:
+    """What no persistent kernel's code may have, on any architecture."""
     listings = [(kernel, step.listing(kernel.code)) for kernel in kernels]
     found = [(kernel, listing) for kernel, listing in listings if listing]
     names = cubin.demangle([kernel.code.name for kernel, _ in found])
     for (kernel, listing), name in zip(found, names, strict=True):
-        counts = (
+        for what, count, most in (
             ("accesses to local memory", listing.local_accesses, 0),
             ("MEMBARs in its loop", listing.fences, 0),
             ("loads of bytes in its loop", listing.byte_loads, LISTED_MASK_BYTES),
             ("stores of bytes in its loop", listing.byte_stores, 0),
-        )
-        over = [f"{count} {what} (at most {most})" for what, count, most in counts if count > most]
-        if over:
-            yield f"sm_{kernel.architecture} {name}: {', '.join(over)}"
+        ):
+            if count > most:
+                yield Excess(f"sm_{kernel.architecture} {name}", what, count, most)
