@@ -323,8 +323,8 @@ def test_what_is_planted_is_refused(name, tmp_path):
         found = list(map(str, unsound([kernel])))
         assert bool(found) == bool(of_code), found
         if of_code:
-            assert of_code in found[0]
-            assert f"sm_{architecture} " in found[0]
+            [one] = [each for each in found if of_code in each]
+            assert f"sm_{architecture} " in one
         if architecture == 120:
             continue
         parameters = struct.pack("<4Qi", *(i << 20 for i in range(1, 5)), length)
@@ -338,7 +338,7 @@ def test_what_is_planted_is_refused(name, tmp_path):
         found = list(map(str, complaints([row])))
         assert bool(found) == bool(of_step), found
         if of_step:
-            assert of_step in found[0]
+            assert any(of_step in each for each in found), found
 
 
 def test_a_step_over_its_limits_is_refused():
