@@ -148,6 +148,7 @@ def test_the_kernel_override_holds_where_it_can():
         ({"projection": 32}, "proj_size"),
         ({"hidden": 10_000}, "8192"),
         ({"batch": 2**20 + 1}, "2^20"),
+        ({"batch": 2**20, "length": 2**11}, "2^31"),
         ({"hidden": 0}, "hidden_size is 0"),
         ({"batch": 0}, "the batch is empty"),
         ({"gpu": Gpu(75, 40, 64 * 1024, 0)}, "compute capability"),

@@ -152,8 +152,9 @@ const char* persistent_obstacle(const Problem& problem) {
   if (problem.hidden == 0) return "hidden_size is 0";
   if (problem.batch == 0) return "the batch is empty";
   if (problem.hidden > kMaxHidden) return "hidden_size is over 8192";
-  // Grids and counters are of 32 bits.
+  // Grids, and rows in the kernels, are of 32 bits.
   if (problem.batch > (1 << 20)) return "the batch is over 2^20";
+  if (problem.rows >= (int64_t{1} << 31)) return "the steps of all sequences are 2^31 or more";
   return nullptr;
 }
 

@@ -129,8 +129,10 @@ cudaError_t persistent_backward(const Sequence& sequence, const BackwardTensors&
       p.layer[d].steps.offsets = pointer<int64_t>(common.offsets);
     }
     error = launch_backward<Types>(plan.kernel, precision, p, stream);
+    // Once the kernel has run, no other may: it has overwritten the gradients of the states.
     for (int64_t d = 0; error == cudaSuccess && d < s.directions; ++d) {
-      if (layer.h_prev.defined()) error = StepwiseLaunch<Types>::h_prev(p.layer[d], stream);
+      if (!layer.h_prev.defined()) break;
+      Common::check(StepwiseLaunch<Types>::h_prev(p.layer[d], stream), "hidden states'", s, plan);
     }
   });
   if (!is_refusal(error)) Common::check(error, "backward", s, plan);
