@@ -21,16 +21,22 @@ struct Half {
 struct BFloat16 {
   uint16_t bits;
 };
+// Quantised: an element is this integer times a scale that its row has.
+struct Int8 {
+  int8_t value;
+};
 
 // The types of one layer.
 //   Storage: the caller's: input, output, gates, weights.
 //   Accum:   sums and the cell state: float32 or float64.
 //   Operand: what GEMMs read.
-template <class Storage_, class Accum_, class Operand_>
+//   State:   the hidden state between two steps, from which a GEMM's operand is made.
+template <class Storage_, class Accum_, class Operand_, class State_ = Operand_>
 struct Types {
   using Storage = Storage_;
   using Accum = Accum_;
   using Operand = Operand_;
+  using State = State_;
 };
 
 // Everything below is compiled once for each instruction set. Internal linkage, because the linker

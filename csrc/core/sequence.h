@@ -47,7 +47,7 @@ template <class Types>
 struct ForwardParams {
   using Storage = typename Types::Storage;
   using Accum = typename Types::Accum;
-  using Operand = typename Types::Operand;
+  using State = typename Types::State;
 
   Steps steps;
   Boundaries boundaries;
@@ -65,7 +65,7 @@ struct ForwardParams {
   Storage* h_n;                   // [B, P] after each sequence's last valid step
   CellState<Storage, Accum> c_n;  // [B, H] likewise
   Accum* cell_state;              // [B, H] scratch, in: c_0
-  Operand* unprojected;           // [B, H] scratch: o tanh(c), with a projection
+  State* unprojected;             // [B, H] scratch: o tanh(c), with a projection
   Accum* projection;              // [B, P] scratch: unprojected W_hr^T
 };
 
@@ -205,8 +205,8 @@ FUSED_LSTM_INLINE V first_hidden(const ForwardParams<Types>& p, const Step& step
 // `hidden`: the state that entered this step, which may be the same memory as `next`.
 template <class V, class Types>
 FUSED_LSTM_INLINE void emit_hidden(const ForwardParams<Types>& p, const Step& step, int64_t b,
-                                   int64_t j, V h, const typename Types::Operand* hidden,
-                                   typename Types::Operand* next, int count) {
+                                   int64_t j, V h, const typename Types::State* hidden,
+                                   typename Types::State* next, int count) {
   const int64_t state = b * p.projection_size + j;
   typename Types::Storage* output = p.output + (step.offset + b) * p.output_stride + j;
   V h_next;
@@ -260,8 +260,8 @@ FUSED_LSTM_INLINE Updated<V> update_cell(const ForwardParams<Types>& p, const St
 template <class V, class Types>
 FUSED_LSTM_INLINE void update_hidden(const ForwardParams<Types>& p, const Step& step, int64_t b,
                                      int64_t j, const Updated<V>& updated,
-                                     const typename Types::Operand* hidden,
-                                     typename Types::Operand* next, int count) {
+                                     const typename Types::State* hidden,
+                                     typename Types::State* next, int count) {
   const V h = next_hidden(updated.output_gate, updated.cell);
   if (p.projected) {
     store<V>(p.unprojected + b * p.hidden_size + j, h, count);

@@ -22,7 +22,7 @@ namespace {
 
 // For its lifetime, this thread's tiles are 16 rows of 64 bytes.
 template <>
-class TileConfiguration<BFloat16Operands> {
+class TileConfiguration<true> {
  public:
   TileConfiguration() {
     struct {
@@ -111,7 +111,7 @@ void gemm(const BFloat16* a, int64_t depth, const Weight<BFloat16Operands>& weig
 // `times` products of two tiles for each of four sums, for the plan's figure.
 constexpr int64_t kAmxProbeFlops = 4 * 2 * kAmxRows * 16 * kAmxDepth;
 float probe_amx(int64_t times) {
-  const TileConfiguration<BFloat16Operands> tiles;
+  const TileConfiguration<true> tiles;
   for (int64_t i = 0; i < times; ++i) {
     _tile_dpbf16ps(0, 4, 5);
     _tile_dpbf16ps(1, 4, 6);

@@ -16,7 +16,7 @@ namespace {
 // A pair of k at a time.
 template <>
 struct Multiply<Floats, BFloat16> {
-  static constexpr int step = 2;
+  static constexpr int step = kDepthStep<BFloat16>;
   static FUSED_LSTM_INLINE Floats load_weights(const BFloat16* from) {
     return copy_in<Floats>(from, 2 * Lanes<Floats>::count);
   }

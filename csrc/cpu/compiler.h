@@ -11,4 +11,7 @@
 #if __has_include(<avx512bf16intrin.h>)
 #define FUSED_LSTM_HAS_AVX512BF16 1
 #endif
+#if __has_include(<avx512vnniintrin.h>)
+#define FUSED_LSTM_HAS_AVX512VNNI 1
+#endif
 #endif

@@ -18,6 +18,7 @@
 #endif
 #include "cpu/gemm.inl"
 #include "cpu/gemv.inl"
+#include "cpu/int8.inl"
 #include "cpu/transposed.inl"
 
 namespace fused_lstm::cpu {
@@ -74,11 +75,35 @@ FUSED_LSTM_INLINE void for_gate_tiles(const GateGemm<Types>& g, int64_t j, const
   if (g.strategy == Gemm::packed_ahead || g.strategy == Gemm::packed_on_use) {
     const Packing<Types> packing = {g.weight.data, 4 * g.hidden_size, g.depth, PanelLayout::gates};
     const int64_t index = j / lanes_of<Types>(), offset = index * panel_size(packing);
-    if (!g.weight.panels) pack(packing, index, g.panel - offset);
+    if constexpr (!is_frozen<Types>) {
+      if (!g.weight.panels) pack(packing, index, g.panel - offset);
+    }
     panel = g.weight.panels ? g.weight.panels + offset : g.panel;
   }
   g.tiles.for_each(
       [&](int64_t row, int64_t height) { body(GateTile<Types>{g, panel, j, row, height}); });
+}
+
+// to [height, 4, lanes] = start + x [height, depth] times one panel. x: a pointer to each row; in
+// AMX tiles they are x_stride apart, and `to` has touched_rows(height) rows.
+template <class Types>
+FUSED_LSTM_INLINE void multiply_by_panel(const typename Types::Operand* const* x, int64_t x_stride,
+                                         int64_t height, int64_t depth,
+                                         const typename Types::Operand* panel,
+                                         const typename Types::Accum* start, int64_t start_stride,
+                                         typename Types::Accum* to) {
+  if constexpr (has_amx_tiles<Types>) {
+    multiply_amx(x[0], x_stride, panel_depth<Types>(depth), panel, start, start_stride, to);
+  } else {
+    with_constant<FUSED_LSTM_TILE_ROWS>(height, [&](auto constant) {
+      constexpr int rows = decltype(constant)::value;
+      if constexpr (std::is_same_v<Types, FrozenInt8>) {
+        multiply_panel_int8<rows>(x, depth, panel, start, start_stride, to);
+      } else {
+        multiply_panel<rows, VectorOfTypes<Types>>(x, depth, panel, start, start_stride, to);
+      }
+    });
+  }
 }
 
 // to [height, 4, lanes] = start + x W^T for one tile. Rows of `start` [4, lanes] are start_stride
@@ -91,24 +116,23 @@ FUSED_LSTM_INLINE void multiply_gates(const GateTile<Types>& tile,
   using V = VectorOfTypes<Types>;
   const GateGemm<Types>& g = tile.gemm;
   const auto* const x = g.x + tile.row;
-  if (g.strategy == Gemm::dot) {
-    with_constant<kDotRows>(tile.height, [&](auto height) {
-      multiply_dot<decltype(height)::value, V>(x, g.depth, g.weight.data, g.hidden_size, tile.j,
-                                               start, start_stride, to);
-    });
-  } else if (g.strategy == Gemm::transposed) {
-    if constexpr (reads_weights_in_place<Types>) {
-      multiply_transposed_tile<V>(g.transposed + tile.row * g.depth, tile.height, g.weight.data,
-                                  g.depth, g.hidden_size, tile.j, start, start_stride, to);
+  if constexpr (!is_frozen<Types>) {
+    if (g.strategy == Gemm::dot) {
+      return with_constant<kDotRows>(tile.height, [&](auto height) {
+        multiply_dot<decltype(height)::value, V>(x, g.depth, g.weight.data, g.hidden_size, tile.j,
+                                                 start, start_stride, to);
+      });
     }
-  } else if constexpr (has_amx_tiles<Types>) {
-    multiply_amx(x[0], g.x_stride, panel_depth<Types>(g.depth), tile.panel, start, start_stride,
-                 to);
-  } else {
-    with_constant<FUSED_LSTM_TILE_ROWS>(tile.height, [&](auto height) {
-      multiply_panel<decltype(height)::value, V>(x, g.depth, tile.panel, start, start_stride, to);
-    });
   }
+  if constexpr (reads_weights_in_place<Types>) {
+    if (g.strategy == Gemm::transposed) {
+      return multiply_transposed_tile<V>(g.transposed + tile.row * g.depth, tile.height,
+                                         g.weight.data, g.depth, g.hidden_size, tile.j, start,
+                                         start_stride, to);
+    }
+  }
+  multiply_by_panel<Types>(x, g.x_stride, tile.height, g.depth, tile.panel, start, start_stride,
+                           to);
 }
 
 }  // namespace

@@ -26,11 +26,13 @@ constexpr int kTileRows = vectors == 4   ? FUSED_LSTM_TILE_ROWS
 // How a tile multiplies operands of this type: `step` elements of depth at a time.
 template <class V, class Operand>
 struct Multiply {
-  static constexpr int step = 1;
+  static constexpr int step = kDepthStep<Operand>;
   static FUSED_LSTM_INLINE V load_weights(const Operand* from) {
     return load<V>(from, Lanes<V>::count);
   }
-  static FUSED_LSTM_INLINE V load_factor(const Operand* from) { return broadcast<V>(*from); }
+  static FUSED_LSTM_INLINE V load_factor(const Operand* from) {
+    return broadcast<V>(load<typename Lanes<V>::Scalar>(from, 1));
+  }
   static FUSED_LSTM_INLINE V load_last_factor(const Operand* from) { return load_factor(from); }
   static FUSED_LSTM_INLINE V add(V sum, V factor, V weights) { return sum + factor * weights; }
 };
@@ -144,7 +146,7 @@ FUSED_LSTM_INLINE void with_constant(int64_t n, const Body& body) {
 }
 
 // What a thread holds while it runs the GEMMs of these types: the configuration of AMX tiles.
-template <class Types>
+template <bool amx_tiles>
 class TileConfiguration {};
 
 // A matrix [rows, depth] as the left factor of a GEMM.

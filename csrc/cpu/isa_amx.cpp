@@ -3,7 +3,7 @@
 #ifdef FUSED_LSTM_HAS_AMX
 #include <type_traits>
 
-#define FUSED_LSTM_TABLE bf16_operands_amx
+#define FUSED_LSTM_ISA amx
 #define FUSED_LSTM_VECTOR_BYTES 64
 #define FUSED_LSTM_TILE_ROWS 6
 #define FUSED_LSTM_BF16_OPERANDS 1
@@ -18,7 +18,7 @@
 #pragma GCC target( \
     "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,amx-tile,amx-bf16,prefer-vector-width=512")
 #endif
-#include "cpu/lstm.inl"
+#include "cpu/tables.inl"
 #ifdef __clang__
 #pragma clang attribute pop
 #endif

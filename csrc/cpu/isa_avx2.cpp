@@ -3,7 +3,7 @@
 #include <type_traits>
 
 #define FUSED_LSTM_NAME "avx2"
-#define FUSED_LSTM_TABLE kernels_avx2
+#define FUSED_LSTM_ISA avx2
 #define FUSED_LSTM_VECTOR_BYTES 32
 #define FUSED_LSTM_TILE_ROWS 3
 
@@ -12,7 +12,7 @@
 #else
 #pragma GCC target("avx2,fma")
 #endif
-#include "cpu/lstm.inl"
+#include "cpu/tables.inl"
 #ifdef __clang__
 #pragma clang attribute pop
 #endif

@@ -3,7 +3,7 @@
 #include <type_traits>
 
 #define FUSED_LSTM_NAME "avx512"
-#define FUSED_LSTM_TABLE kernels_avx512
+#define FUSED_LSTM_ISA avx512
 #define FUSED_LSTM_VECTOR_BYTES 64
 #define FUSED_LSTM_TILE_ROWS 6
 
@@ -13,7 +13,7 @@
 #else
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #endif
-#include "cpu/lstm.inl"
+#include "cpu/tables.inl"
 #ifdef __clang__
 #pragma clang attribute pop
 #endif

@@ -2,8 +2,8 @@
 #include <type_traits>
 
 #define FUSED_LSTM_NAME "portable"
-#define FUSED_LSTM_TABLE kernels_portable
+#define FUSED_LSTM_ISA portable
 #define FUSED_LSTM_VECTOR_BYTES 16
 #define FUSED_LSTM_TILE_ROWS 3
 
-#include "cpu/lstm.inl"
+#include "cpu/tables.inl"

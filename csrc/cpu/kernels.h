@@ -9,15 +9,22 @@
 
 namespace fused_lstm::cpu {
 
+template <class Operand, class State = Operand>
+struct Frozen : Types<float, float, Operand, State> {};
+
 using Float = Types<float, float, float>;
 using Double = Types<double, double, double>;
 using HalfFloat = Types<Half, float, float>;
 using BFloat16Float = Types<BFloat16, float, float>;
 using BFloat16Operands = Types<BFloat16, float, BFloat16>;
+// Of frozen layers: float32 outside, weights in panels and in no other form.
+using FrozenFloat = Frozen<float>;
+using FrozenBFloat16 = Frozen<BFloat16>;
+using FrozenInt8 = Frozen<Int8, float>;
 
-// What a GEMM of BFloat16Operands in AMX tiles reads at once of its left factor (amx.inl).
+// What a GEMM in AMX tiles reads at once of its left factor (amx.inl).
 constexpr int kAmxRows = 16;
-constexpr int kAmxDepth = 32;
+constexpr int kAmxDepth = 32;  // of bfloat16
 
 // A weight matrix: as nn.LSTM stores it, and, where it is packed ahead, in panels (pack.inl).
 template <class Types>
@@ -57,9 +64,9 @@ struct CpuForwardParams {
   const typename Types::Storage* bias_ih;  // [4H], or null
   const typename Types::Storage* bias_hh;  // [4H], or null
   int64_t chunk;                           // steps in one input GEMM
-  typename Types::Operand* hidden[2];  // [B + 15, hidden_stride] a step reads one, writes the other
-  typename Types::Accum* scratch;      // [parts, scratch_size]
-  int64_t scratch_size;                // forward_scratch_size
+  typename Types::State* hidden[2];  // [B + 15, hidden_stride] a step reads one, writes the other
+  typename Types::Accum* scratch;    // [parts, scratch_size]
+  int64_t scratch_size;              // forward_scratch_size
 };
 
 template <class Types>
@@ -149,6 +156,47 @@ struct Probes {
   float (*read)(const float* from, int64_t elements);
 };
 
+// A weight [rows, columns] of a frozen layer: elements as `Operand` has them, or float32, which is
+// rounded to it, in int8 with the scale max |w| / 127 of each row.
+struct FrozenMatrix {
+  const void* data;     // [rows, columns]
+  const float* scales;  // [rows] of Int8 elements, else null
+  bool is_float;        // `data` is float32
+  int64_t rows, columns;
+  PanelLayout layout;  // gates or plain_transposed
+};
+
+// How a frozen layer's panels are laid out. Panels of equal layouts are the same bytes.
+struct FrozenLayout {
+  int32_t lanes;       // of each of a panel's four vectors
+  int32_t depth_step;  // elements of depth side by side
+  int32_t depth_unit;  // depth is padded to a multiple
+  int32_t offset;      // that is added to quantised activations
+};
+
+template <class Types>
+struct FrozenFunctions {
+  FrozenLayout layout;
+  float (*multiply)(int64_t times);  // for a probe, of operands
+  int64_t operations;                // of each time; a multiplication and an addition are two
+  int64_t (*packed_bytes)(const FrozenMatrix&);
+  void (*pack)(const FrozenMatrix&, void* panels);
+  // The elements as `Operand` has them, and the scales of Int8.
+  void (*unpack)(const void* panels, int64_t rows, int64_t columns, PanelLayout layout, void* data,
+                 float* scales);
+  // As in Functions
+  int64_t (*forward_scratch_size)(const CpuForwardParams<Types>&, int64_t sequences, int64_t units);
+  void (*forward)(const CpuForwardParams<Types>&, const Part&);
+};
+
+// The functions of frozen layers, each by the best instructions that the processor has for it.
+struct FrozenKernels {
+  FrozenFunctions<FrozenFloat> of_float;
+  FrozenFunctions<FrozenBFloat16> of_bfloat16;
+  FrozenFunctions<FrozenInt8> of_int8;
+  Probes probes;
+};
+
 // The functions for bfloat16 operands, and what they multiply in a nanosecond.
 struct Bf16Operands {
   Functions<BFloat16Operands> functions;
@@ -167,9 +215,10 @@ struct Kernels {
   const Bf16Operands* bf16_operands;  // replaces of_bfloat16 unless null
 };
 
-// The table of the best instruction set that this processor has, or of the one that the environment
-// variable FUSED_LSTM_CPU_ISA names. Throws std::runtime_error if the processor lacks that one.
+// The table of instruction_set(), whose errors it throws.
 const Kernels& kernels();
+// Those of frozen layers, of the same instruction set.
+const FrozenKernels& frozen_kernels();
 
 // Nanoseconds of so many times of a probe, the quickest of a few runs.
 double measure_ns(float (*probe)(int64_t times), int64_t times);
@@ -183,16 +232,24 @@ extern bool divides;
 void apply_given_figures(Machine& machine);
 
 const Kernels& kernels_portable();
+const FrozenKernels& frozen_portable();
 #ifdef __x86_64__
 const Kernels& kernels_avx2();
+const FrozenKernels& frozen_avx2();
 const Kernels& kernels_avx512();
+const FrozenKernels& frozen_avx512();
 #endif
-// With these an instruction set's table is that of AVX-512.
+// These complete the tables of AVX-512.
+#ifdef FUSED_LSTM_HAS_AVX512VNNI
+const FrozenFunctions<FrozenInt8>& frozen_int8_avx512vnni();
+#endif
 #ifdef FUSED_LSTM_HAS_AVX512BF16
 const Bf16Operands& bf16_operands_avx512bf16();
+const FrozenFunctions<FrozenBFloat16>& frozen_bfloat16_avx512bf16();
 #endif
 #ifdef FUSED_LSTM_HAS_AMX
 const Bf16Operands& bf16_operands_amx();
+const FrozenFunctions<FrozenBFloat16>& frozen_bfloat16_amx();
 #endif
 
 }  // namespace fused_lstm::cpu

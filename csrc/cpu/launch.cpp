@@ -6,9 +6,9 @@
 
 #include <algorithm>
 #include <cstring>
-#include <deque>
 
 #include "cpu/kernels.h"
+#include "cpu/parts.h"
 #include "device/device.h"
 #include "device/pool.h"
 
@@ -63,53 +63,6 @@ Plan plan_for(const Sizes& sizes, at::ScalarType storage, bool backward) {
   return make_plan(problem);
 }
 
-// Bounds of `slices` slices of the batch with nearly the same number of rows each.
-std::vector<int64_t> slice_batch(const Sequence& sequence, int64_t slices) {
-  const Sizes& sizes = sequence.sizes;
-  std::vector<int64_t> bounds = {0};
-  int64_t sum = 0;           // rows of the sequences before b
-  int64_t length = sizes.T;  // of sequence b: those of a packed batch only get shorter
-  for (int64_t b = 0; b < sizes.B; ++b) {
-    const int64_t slice = static_cast<int64_t>(bounds.size());
-    if (slice < slices && b > bounds.back() && sum * slices >= sizes.N * slice) {
-      bounds.push_back(b);
-    }
-    if (!sequence.offsets.empty()) {
-      const auto rows = [&](int64_t t) { return sequence.offsets[t + 1] - sequence.offsets[t]; };
-      while (length > 0 && rows(length - 1) <= b) --length;
-    }
-    sum += length;
-  }
-  bounds.push_back(sizes.B);
-  return bounds;
-}
-
-// Bounds of `slices` slices of the hidden units: multiples of `block`, except H.
-std::vector<int64_t> slice_units(int64_t H, int64_t slices, int64_t block) {
-  const int64_t blocks = (H + block - 1) / block;
-  std::vector<int64_t> bounds;
-  for (int64_t i = 0; i <= slices; ++i) {
-    bounds.push_back(std::min(H, blocks * i / slices * block));
-  }
-  return bounds;
-}
-
-// How the sequences and the hidden units of each direction are divided into parts.
-struct Slices {
-  std::vector<int64_t> batch, units;  // bounds
-  bool parallel;
-
-  int64_t batch_slices() const { return static_cast<int64_t>(batch.size()) - 1; }
-  int64_t unit_slices() const { return static_cast<int64_t>(units.size()) - 1; }
-  int64_t parts(int64_t directions) const { return directions * batch_slices() * unit_slices(); }
-};
-
-int64_t widest(const std::vector<int64_t>& bounds) {
-  int64_t width = 0;
-  for (size_t i = 1; i < bounds.size(); ++i) width = std::max(width, bounds[i] - bounds[i - 1]);
-  return width;
-}
-
 // Direction d's panels of `packed` [directions, bytes], or null.
 template <class Operand>
 Operand* panels_of(const at::Tensor& packed, int64_t d) {
@@ -142,30 +95,19 @@ at::Tensor pack(const cpu::Functions<Types>& functions, const std::vector<Weight
   return packed;
 }
 
-// Runs `kernel` for every part of every direction.
+// Bounds of the batch and of the hidden units for the threads, units in multiples of `block`.
+cpu::Slices slices_of(const Plan& plan, const Sequence& sequence, int64_t block) {
+  const Sizes& s = sequence.sizes;
+  const int64_t* const offsets = sequence.offsets.empty() ? nullptr : sequence.offsets.data();
+  return {cpu::slice_batch(s.T, s.B, offsets, plan.batch_slices),
+          cpu::slice_units(s.H, plan.unit_slices, block), plan.parallel};
+}
+
 template <class Params>
 void run_parts(void (*kernel)(const Params&, const cpu::Part&), const std::vector<Params>& params,
-               const Slices& slices) {
-  const int64_t parts = slices.unit_slices();  // of a group, which share sequences and a barrier
-  const int64_t groups = slices.batch_slices() * static_cast<int64_t>(params.size());
-  std::deque<cpu::Barrier> barriers;
-  if (parts > 1) {
-    for (int64_t i = 0; i < groups; ++i) barriers.emplace_back(parts);
-  }
-  parallel_for(slices.parallel, groups * parts, [&](int64_t begin, int64_t end) {
-    // A thread that is given several parts of a group runs them as one. Its barrier cannot
-    // deadlock: all threads are running (concurrent_threads), and all go through the groups in the
-    // same order.
-    while (begin < end) {
-      const int64_t group = begin / parts, first = begin % parts;
-      const int64_t last = std::min(parts, first + end - begin);
-      const int64_t slice = group % slices.batch_slices();
-      kernel(params[group / slices.batch_slices()],
-             {slices.batch[slice], slices.batch[slice + 1], slices.units[first], slices.units[last],
-              parts > 1 ? &barriers[group] : nullptr, last - first, begin});
-      begin += last - first;
-    }
-  });
+               const cpu::Slices& slices) {
+  cpu::run_parts(kernel, params.data(), static_cast<int64_t>(params.size()), slices,
+                 [&](int64_t n, const auto& body) { parallel_for(slices.parallel, n, body); });
 }
 
 class CpuDevice final : public Device {
@@ -190,9 +132,7 @@ class CpuDevice final : public Device {
   void forward(const Sequence& sequence, const ForwardTensors& layer) const override {
     const Sizes& sizes = sequence.sizes;
     const Plan plan = plan_for(sizes, layer.output.scalar_type(), /*backward=*/false);
-    const Slices slices = {slice_batch(sequence, plan.batch_slices),
-                           slice_units(sizes.H, plan.unit_slices, cpu::kernels().unit_block / 4),
-                           plan.parallel};
+    const cpu::Slices slices = slices_of(plan, sequence, cpu::kernels().unit_block / 4);
     with_types(layer.output.scalar_type(), [&](auto types, const auto& functions) {
       using Types = decltype(types);
       using Scalar = typename Types::Accum;
@@ -226,8 +166,8 @@ class CpuDevice final : public Device {
       }
       // One allocation: the scratch of each part, then the states of each direction. AMX tiles read
       // the hidden state in whole tiles: rows padded to 32 elements, and 15 rows past the last.
-      const int64_t each =
-          functions.forward_scratch_size(params[0], widest(slices.batch), widest(slices.units));
+      const int64_t each = functions.forward_scratch_size(params[0], cpu::widest(slices.batch),
+                                                          cpu::widest(slices.units));
       const int64_t P = sizes.P, H = sizes.H;
       const int64_t stride = (P + cpu::kAmxDepth - 1) / cpu::kAmxDepth * cpu::kAmxDepth;
       const int64_t rows = sizes.B + cpu::kAmxRows - 1;
@@ -270,9 +210,7 @@ class CpuDevice final : public Device {
   void backward(const Sequence& sequence, const BackwardTensors& layer) const override {
     const Sizes& sizes = sequence.sizes;
     const Plan plan = plan_for(sizes, layer.gates.scalar_type(), /*backward=*/true);
-    const Slices slices = {slice_batch(sequence, plan.batch_slices),
-                           slice_units(sizes.H, plan.unit_slices, cpu::kernels().unit_block),
-                           plan.parallel};
+    const cpu::Slices slices = slices_of(plan, sequence, cpu::kernels().unit_block);
     with_types(layer.gates.scalar_type(), [&](auto types, const auto& functions) {
       using Types = decltype(types);
       using Scalar = typename Types::Accum;

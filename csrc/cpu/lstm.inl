@@ -1,7 +1,4 @@
-// The recurrence on the CPU, forward and backward. isa_*.cpp compile this file, each under its own
-// instruction set, with FUSED_LSTM_VECTOR_BYTES, FUSED_LSTM_TILE_ROWS and FUSED_LSTM_TABLE set.
-// Nothing of the standard library that could be compiled out of line is used in it or in what it
-// includes: the linker would keep one copy for all instruction sets.
+// The recurrence on the CPU, forward and backward.
 //
 // A thread runs a Part: some sequences, and some hidden units of all of them.
 //
@@ -21,7 +18,6 @@
 
 #include "cpu/gate_gemm.inl"
 #include "cpu/gradients.inl"
-#include "cpu/probe.inl"
 
 namespace fused_lstm::cpu {
 namespace {
@@ -38,8 +34,10 @@ struct Scratch {
   using Scalar = typename Types::Accum;
   using Storage = typename Types::Storage;
   using Operand = typename Types::Operand;
+  using State = typename Types::State;
   static constexpr int64_t width = kTileVectors * lanes_of<Types>();
   static constexpr bool copies_input = has_amx_tiles<Types> || !std::is_same_v<Storage, Operand>;
+  static constexpr bool copies_state = !std::is_same_v<State, Operand>;
 
   // For a part of so many sequences and hidden units; `size` is right without memory too.
   Scratch(const CpuForwardParams<Types>& f, int64_t sequences, int64_t units, Scalar* memory)
@@ -47,8 +45,9 @@ struct Scratch {
     const ForwardParams<Types>& p = f.layer;
     constexpr int64_t lanes = lanes_of<Types>();
     const int64_t blocks = (units + lanes - 1) / lanes, groups = (rows + lanes - 1) / lanes;
-    const int64_t D = panel_depth<Types>(f.input_size), P = panel_depth<Types>(p.projection_size);
-    const int64_t H = panel_depth<Types>(p.hidden_size), depth = D > P ? D : P;
+    const int64_t D = row_size<Types>(f.input_size), P = row_size<Types>(p.projection_size);
+    const int64_t H = row_size<Types>(p.hidden_size), depth = D > P ? D : P;
+    const int64_t touched = touched_rows<Types>(sequences);
     const bool transposes =
         f.input_gemm == Gemm::transposed || f.recurrent_gemm == Gemm::transposed;
     char* next = reinterpret_cast<char*>(memory);
@@ -58,12 +57,14 @@ struct Scratch {
       next += (elements * static_cast<int64_t>(sizeof(*to)) + block - 1) / block * block;
     };
     allocate(bias, blocks * width);
-    allocate(panel, depth * width);
+    allocate(panel, is_frozen<Types> ? 0 : depth * width);
     allocate(transposed, transposes ? groups * lanes * depth : 0);
     allocate(preactivations, blocks * rows * width);
     allocate(x, rows);
     allocate(input, copies_input ? rows * D : 0);
-    allocate(stage, has_amx_tiles<Types> && p.projected ? touched_rows<Types>(1) * H : 0);
+    allocate(state, copies_state ? touched * P : 0);
+    const int64_t staged = is_frozen<Types> ? touched : has_amx_tiles<Types> ? kAmxRows : 0;
+    allocate(stage, p.projected ? staged * H : 0);
     size = (next - reinterpret_cast<char*>(memory)) / static_cast<int64_t>(sizeof(Scalar));
   }
 
@@ -73,8 +74,9 @@ struct Scratch {
   Operand* transposed;     // [groups, depth, lanes] transposed rows of input or h
   Scalar* preactivations;  // [blocks, rows, 4, lanes] x W_ih^T + biases
   const Operand** x;       // [rows] rows of a GEMM's left factor
-  Operand* input;          // [rows, panel_depth(D)] copy of input that is not read in place
-  Operand* stage;          // [16, panel_depth(H)] for the GEMM with W_hr in AMX tiles
+  Operand* input;          // [rows, row_size(D)] copy of input that is not read in place
+  Operand* state;          // [sequences, row_size(P)] likewise of the hidden state
+  Operand* stage;          // [16 or sequences, row_size(H)] of o tanh(c), for the GEMM with W_hr
   int64_t size;            // of all, in elements of Scalar
 };
 
@@ -118,12 +120,12 @@ void initialize(const CpuForwardParams<Types>& f, const Part& part, const Scratc
     const int64_t first = p.projected ? 0 : part.unit_begin;
     for_vectors<V>(first, p.projected ? P : part.unit_end, [&](int64_t j, int count) {
       const V h = first_hidden<V>(p, step, b, j, count);
-      for (typename Types::Operand* hidden : f.hidden) {
+      for (typename Types::State* hidden : f.hidden) {
         store<V>(hidden + b * p.hidden_stride + j, h, count);
       }
     });
     if (p.projected || part.unit_end == H) {
-      for (typename Types::Operand* hidden : f.hidden) {
+      for (typename Types::State* hidden : f.hidden) {
         for (int64_t j = P; j < p.hidden_stride; ++j) hidden[b * p.hidden_stride + j] = {};
       }
     }
@@ -145,18 +147,15 @@ int64_t multiply_input(const CpuForwardParams<Types>& f, const Part& part,
                        const Scratch<Types>& scratch, int64_t first, int64_t last) {
   using Storage = typename Types::Storage;
   using Operand = typename Types::Operand;
-  using V = VectorOfTypes<Types>;
   constexpr int64_t lanes = lanes_of<Types>(), width = kTileVectors * lanes;
-  const int64_t D = f.input_size, depth = panel_depth<Types>(D);
+  const int64_t D = f.input_size, depth = row_size<Types>(D);
   int64_t rows = 0;
   const auto row_of_input = [&](const Storage* from) -> const Operand* {
     if constexpr (std::is_same_v<Storage, Operand>) {
       if (!Scratch<Types>::copies_input || f.input_gemm == Gemm::dot) return from;
     }
     Operand* const to = scratch.input + rows * depth;
-    for_vectors<V>(
-        0, D, [&](int64_t k, int count) { store<V>(to + k, load<V>(from + k, count), count); });
-    for (int64_t k = D; k < depth; ++k) to[k] = {};
+    make_operand_row<Types>(from, D, to);
     return to;
   };
   for (int64_t index = first; index < last; ++index) {
@@ -185,8 +184,8 @@ template <class V, class Types>
 __attribute__((noinline)) void finish_tile(const CpuForwardParams<Types>& f, const Step& step,
                                            int64_t b, int64_t rows, int64_t j,
                                            typename Types::Accum* sums,
-                                           const typename Types::Operand* hidden,
-                                           typename Types::Operand* next) {
+                                           const typename Types::State* hidden,
+                                           typename Types::State* next) {
   constexpr int lanes = Lanes<V>::count;
   const auto finish = [&](int count) {
     for (int64_t r = 0; r < rows; ++r) {
@@ -212,6 +211,37 @@ __attribute__((noinline)) void finish_tile(const CpuForwardParams<Types>& f, con
   }
 }
 
+// projection [rows, P] = unprojected [rows, H] W_hr^T of a frozen layer, whose W_hr has panels like
+// the gates'.
+template <class Types>
+void project_frozen(const CpuForwardParams<Types>& f, const Scratch<Types>& scratch,
+                    const typename Types::State* unprojected, int64_t rows,
+                    typename Types::Accum* projection) {
+  using Scalar = typename Types::Accum;
+  using V = VectorOfTypes<Types>;
+  constexpr int64_t width = Scratch<Types>::width;
+  const int64_t H = f.layer.hidden_size, P = f.layer.projection_size, stride = row_size<Types>(H);
+  for (int64_t r = 0; r < rows; ++r) {
+    make_operand_row<Types>(unprojected + r * H, H, scratch.stage + r * stride);
+    scratch.x[r] = scratch.stage + r * stride;
+  }
+  const Scalar zero[width] = {};
+  const int64_t panel_elements = panel_size<Types>({nullptr, P, H, PanelLayout::plain_transposed});
+  for (int64_t first = 0; first < P; first += width) {
+    const auto* const panel = f.weight_hr.panels + first / width * panel_elements;
+    tiles_of<Types>(Gemm::packed_ahead, rows).for_each([&](int64_t row, int64_t height) {
+      alignas(64) Scalar sums[kMaxTileRows<Types> * width];
+      multiply_by_panel<Types>(scratch.x + row, stride, height, H, panel, zero, 0, sums);
+      for (int64_t r = 0; r < height; ++r) {
+        for_vectors<V>(first, first + width < P ? first + width : P, [&](int64_t j, int count) {
+          store<V>(projection + (row + r) * P + j, load<V>(sums + r * width + j - first, count),
+                   count);
+        });
+      }
+    });
+  }
+}
+
 // One step of the part's units. preactivations [blocks, rows, 4, lanes], blocks scratch.rows apart:
 // x W_ih^T + biases.
 template <class Types>
@@ -219,19 +249,27 @@ void run_step(const CpuForwardParams<Types>& f, const Part& part, const Scratch<
               const Step& step, int64_t index, int64_t rows,
               const typename Types::Accum* preactivations) {
   using Scalar = typename Types::Accum;
-  using Operand = typename Types::Operand;
+  using State = typename Types::State;
   using V = VectorOfTypes<Types>;
   constexpr int64_t lanes = lanes_of<Types>(), width = kTileVectors * lanes;
   const ForwardParams<Types>& p = f.layer;
   const int64_t P = p.projection_size;
-  const Operand* const hidden = f.hidden[index % 2];
-  Operand* const next = f.hidden[(index + 1) % 2];
+  const State* const hidden = f.hidden[index % 2];
+  State* const next = f.hidden[(index + 1) % 2];
 
+  int64_t stride = p.hidden_stride;
+  if constexpr (Scratch<Types>::copies_state) stride = row_size<Types>(P);
   for (int64_t r = 0; r < rows; ++r) {
-    scratch.x[r] = hidden + (part.batch_begin + r) * p.hidden_stride;
+    const State* const h = hidden + (part.batch_begin + r) * p.hidden_stride;
+    if constexpr (Scratch<Types>::copies_state) {
+      make_operand_row<Types>(h, P, scratch.state + r * stride);
+      scratch.x[r] = scratch.state + r * stride;
+    } else {
+      scratch.x[r] = h;
+    }
   }
   const GateGemm<Types> g =
-      make_gate_gemm(f, scratch, f.recurrent_gemm, f.weight_hh, P, p.hidden_stride, rows);
+      make_gate_gemm(f, scratch, f.recurrent_gemm, f.weight_hh, P, stride, rows);
   // Every other step goes through the blocks in descending order: what was read last is still in
   // the cache.
   const int64_t blocks = (part.unit_end - part.unit_begin + lanes - 1) / lanes;
@@ -247,9 +285,14 @@ void run_step(const CpuForwardParams<Types>& f, const Part& part, const Scratch<
 
   if (p.projected) {
     const int64_t b_end = part.batch_begin + rows;
-    gemm<Types>(p.unprojected + part.batch_begin * p.hidden_size, p.hidden_size, f.weight_hr,
-                p.projection + part.batch_begin * P, P, 0, P, rows, /*accumulate=*/false,
-                /*descending=*/false, scratch.stage);
+    const State* const unprojected = p.unprojected + part.batch_begin * p.hidden_size;
+    Scalar* const projection = p.projection + part.batch_begin * P;
+    if constexpr (is_frozen<Types>) {
+      project_frozen(f, scratch, unprojected, rows, projection);
+    } else {
+      gemm<Types>(unprojected, p.hidden_size, f.weight_hr, projection, P, 0, P, rows,
+                  /*accumulate=*/false, /*descending=*/false, scratch.stage);
+    }
     for (int64_t b = part.batch_begin; b < b_end; ++b) {
       for_vectors<V>(0, P, [&](int64_t j, int count) {
         const V h = load<V>(p.projection + b * P + j, count);
@@ -262,7 +305,7 @@ void run_step(const CpuForwardParams<Types>& f, const Part& part, const Scratch<
 
 template <class Types>
 void forward(const CpuForwardParams<Types>& f, const Part& part) {
-  [[maybe_unused]] const TileConfiguration<Types> tiles;
+  [[maybe_unused]] const TileConfiguration<has_amx_tiles<Types>> tiles;
   const Steps& steps = f.layer.steps;
   const Scratch<Types> scratch(f, part.batch_end - part.batch_begin,
                                part.unit_end - part.unit_begin,
@@ -292,7 +335,7 @@ int64_t stage_size(int64_t depth) {
 template <class Types>
 void backward(const CpuBackwardParams<Types>& f, const Part& part) {
   using V = VectorOfTypes<Types>;
-  [[maybe_unused]] const TileConfiguration<Types> tiles;
+  [[maybe_unused]] const TileConfiguration<has_amx_tiles<Types>> tiles;
   typename Types::Operand* const stage = f.stage ? f.stage + part.index * f.stage_size : nullptr;
   const BackwardParams<Types>& p = f.layer;
   const int64_t H = p.hidden_size, P = p.projection_size;
@@ -362,32 +405,5 @@ constexpr Functions<Types> functions = {
     stage_size<Types>,  forward<Types>,    backward<Types>, gradient_functions<Types>()};
 
 }  // namespace
-
-#ifdef FUSED_LSTM_BF16_OPERANDS
-const Bf16Operands& FUSED_LSTM_TABLE() {
-#ifdef FUSED_LSTM_AMX
-  static constexpr Bf16Operands table = {functions<BFloat16Operands>, probe_amx, kAmxProbeFlops};
-#else
-  constexpr int64_t flops = 2 * 2 * Lanes<Floats>::count * kProbeSums;
-  static constexpr Bf16Operands table = {functions<BFloat16Operands>,
-                                         probe_multiply<Floats, BFloat16>, flops};
-#endif
-  return table;
-}
-#else
-const Kernels& FUSED_LSTM_TABLE() {
-  static constexpr Kernels table = {
-      FUSED_LSTM_NAME,
-      kTileVectors * lanes_of<Float>(),
-      functions<Float>,
-      functions<Double>,
-      functions<HalfFloat>,
-      functions<BFloat16Float>,
-      {Lanes<Floats>::count, FUSED_LSTM_TILE_ROWS, kProbeSums, probe_multiply<Floats, float>,
-       probe_divide<Floats>, probe_read<Floats>},
-      nullptr};
-  return table;
-}
-#endif
 
 }  // namespace fused_lstm::cpu

@@ -32,27 +32,59 @@ constexpr int64_t lanes_of() {
   return Lanes<VectorOfTypes<Types>>::count;
 }
 
-// Whether GEMMs read bfloat16 itself rather than bfloat16 widened to float32, and in AMX tiles.
-template <class Types>
-constexpr bool has_bf16_operands = std::is_same_v<typename Types::Operand, BFloat16>;
+// Whether GEMMs are made in AMX tiles.
 #ifdef FUSED_LSTM_AMX
 template <class Types>
-constexpr bool has_amx_tiles = has_bf16_operands<Types>;
+constexpr bool has_amx_tiles = std::is_same_v<typename Types::Operand, BFloat16>;
 #else
 template <class Types>
 constexpr bool has_amx_tiles = false;
 #endif
 
+// Elements of depth that lie side by side in a panel: what one instruction multiplies.
+template <class Operand>
+constexpr int kDepthStep = 1;
+#ifdef FUSED_LSTM_BF16_OPERANDS
+template <>
+constexpr int kDepthStep<BFloat16> = 2;
+#endif
+template <>
+constexpr int kDepthStep<Int8> = 4;
+
+template <class Types>
+constexpr bool is_frozen = false;
+template <class Operand, class State>
+constexpr bool is_frozen<Frozen<Operand, State>> = true;
+
 // Whether a weight can be multiplied as nn.LSTM stores it, in SIMD vectors of its own type.
 template <class Types>
 constexpr bool reads_weights_in_place =
-    std::is_same_v<typename Types::Storage, typename Types::Accum>;
+    std::is_same_v<typename Types::Storage, typename Types::Accum> && !is_frozen<Types>;
 
 // The depth of a panel: a multiple of what a GEMM reads at once.
 template <class Types>
+constexpr int64_t kDepthUnit =
+    has_amx_tiles<Types> ? kAmxDepth : kDepthStep<typename Types::Operand>;
+template <class Types>
 int64_t panel_depth(int64_t depth) {
-  constexpr int64_t step = has_amx_tiles<Types> ? kAmxDepth : has_bf16_operands<Types> ? 2 : 1;
-  return (depth + step - 1) / step * step;
+  constexpr int64_t unit = kDepthUnit<Types>;
+  return (depth + unit - 1) / unit * unit;
+}
+
+// Elements of a row of activations that is copied for a GEMM.
+template <class Types>
+int64_t row_size(int64_t depth) {
+  return panel_depth<Types>(depth);
+}
+
+// Copies a row of activations [depth], as Storage or State has them, as a GEMM's left factor
+// [row_size], padded with zeros.
+template <class Types, class From>
+void make_operand_row(const From* from, int64_t depth, typename Types::Operand* to) {
+  using V = VectorOfTypes<Types>;
+  for_vectors<V>(0, depth,
+                 [&](int64_t k, int count) { store<V>(to + k, load<V>(from + k, count), count); });
+  for (int64_t k = depth; k < row_size<Types>(depth); ++k) to[k] = {};
 }
 
 template <class Types>
@@ -67,7 +99,9 @@ int64_t panel_count(const Packing<Types>& w) {
 template <class Types>
 int64_t panel_size(const Packing<Types>& w) {
   const int64_t depth = w.layout == PanelLayout::plain ? w.rows : w.columns;
-  return panel_depth<Types>(depth) * kTileVectors * lanes_of<Types>();
+  // Each column of quantised weights also has a scale and a sum (int8.inl).
+  const int64_t more = std::is_same_v<Types, FrozenInt8> ? sizeof(float) + sizeof(int32_t) : 0;
+  return (panel_depth<Types>(depth) + more) * kTileVectors * lanes_of<Types>();
 }
 
 // The rows [first, first + count) of a weight that is packed transposed; they become the columns of

@@ -1,0 +1,321 @@
+#include "frozen/layer.h"
+
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+namespace fused_lstm::frozen {
+namespace {
+
+constexpr int64_t kAlignment = 64;
+constexpr int64_t kMaxSize = int64_t{1} << 40;  // of a dimension's product
+
+struct Header {
+  char magic[8];
+  int32_t version;
+  Format format;
+  Shape shape;
+  cpu::FrozenLayout layout;
+};
+constexpr char kMagic[8] = {'f', 'u', 's', 'e', 'd', 'F', 'L', '\n'};
+constexpr int32_t kVersion = 1;
+constexpr int64_t kHeaderBytes = 128;
+static_assert(sizeof(Header) <= kHeaderBytes && std::is_trivially_copyable_v<Header>);
+
+// Calls body(Types, functions) for a format.
+template <class Body>
+auto with_format(Format format, const Body& body) {
+  const cpu::FrozenKernels& table = cpu::frozen_kernels();
+  switch (format) {
+    case Format::float32:
+      return body(cpu::FrozenFloat{}, table.of_float);
+    case Format::bfloat16:
+      return body(cpu::FrozenBFloat16{}, table.of_bfloat16);
+    case Format::int8:
+      break;
+  }
+  return body(cpu::FrozenInt8{}, table.of_int8);
+}
+
+int64_t aligned(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+// The weights without data, as the panels' functions want them.
+struct Matrices {
+  cpu::FrozenMatrix ih, hh, hr;
+};
+Matrices matrices_of(const Shape& s) {
+  return {{nullptr, nullptr, false, 4 * s.hidden_size, s.input_size, cpu::PanelLayout::gates},
+          {nullptr, nullptr, false, 4 * s.hidden_size, s.projection_size, cpu::PanelLayout::gates},
+          {nullptr, nullptr, false, s.projection_size, s.hidden_size,
+           cpu::PanelLayout::plain_transposed}};
+}
+
+// Where a direction's weights lie in the packed bytes; `end` is where the next direction begins.
+struct Places {
+  int64_t ih, hh, hr, bias_ih, bias_hh, end;
+};
+template <class Types>
+Places places_of(const cpu::FrozenFunctions<Types>& functions, const Shape& s, int64_t d) {
+  const Matrices m = matrices_of(s);
+  Places p = {};
+  int64_t next = 0;
+  const auto place = [&](int64_t bytes) {
+    const int64_t at = next;
+    next += aligned(bytes);
+    return at;
+  };
+  const int64_t bias = s.biases ? 4 * s.hidden_size * static_cast<int64_t>(sizeof(float)) : 0;
+  p.ih = place(functions.packed_bytes(m.ih));
+  p.hh = place(functions.packed_bytes(m.hh));
+  p.hr = place(s.projected ? functions.packed_bytes(m.hr) : 0);
+  p.bias_ih = place(bias);
+  p.bias_hh = place(bias);
+  p.end = next;
+  const int64_t first = kHeaderBytes + d * next;
+  for (int64_t* at : {&p.ih, &p.hh, &p.hr, &p.bias_ih, &p.bias_hh, &p.end}) *at += first;
+  return p;
+}
+
+void check(bool condition, const std::string& message) {
+  if (!condition) throw std::invalid_argument(message);
+}
+
+void check_shape(const Shape& s) {
+  const auto size = [](const char* name, int64_t value) {
+    check(value >= 0 && value < int64_t{1} << 31,
+          std::string(name) + " is " + std::to_string(value) + ", must be 0 to 2^31 - 1");
+  };
+  size("input_size", s.input_size);
+  size("hidden_size", s.hidden_size);
+  size("projection_size", s.projection_size);
+  check(s.directions == 1 || s.directions == 2,
+        "directions is " + std::to_string(s.directions) + ", must be 1 or 2");
+  check(s.projected || s.projection_size == s.hidden_size,
+        "projection_size is not hidden_size, but there is no projection");
+  const int64_t widest = std::max(s.input_size, s.projection_size);
+  check(widest == 0 || 4 * s.hidden_size < kMaxSize / widest,
+        "a weight of [4 * " + std::to_string(s.hidden_size) + ", " + std::to_string(widest) +
+            "] is too large, must have less than 2^40 elements");
+}
+
+}  // namespace
+
+const char* format_name(Format format) {
+  switch (format) {
+    case Format::float32:
+      return "float32";
+    case Format::bfloat16:
+      return "bfloat16";
+    case Format::int8:
+      break;
+  }
+  return "int8";
+}
+
+int64_t packed_bytes(const Shape& shape, Format format) {
+  check_shape(shape);
+  return with_format(format, [&](auto, const auto& functions) {
+    return places_of(functions, shape, shape.directions - 1).end;
+  });
+}
+
+void pack(const Shape& shape, Format format, const std::array<Weights, 2>& weights, void* packed) {
+  check_shape(shape);
+  with_format(format, [&](auto, const auto& functions) {
+    Header header = {{}, kVersion, format, shape, functions.layout};
+    std::memcpy(header.magic, kMagic, sizeof(kMagic));
+    char* const to = static_cast<char*>(packed);
+    std::memset(to, 0, kHeaderBytes);
+    std::memcpy(to, &header, sizeof(header));
+    const auto pack_matrix = [&](cpu::FrozenMatrix matrix, const Matrix& from, int64_t place) {
+      matrix.data = from.data;
+      matrix.scales = from.scales;
+      matrix.is_float = from.format == Format::float32;
+      functions.pack(matrix, to + place);
+    };
+    const Matrices matrices = matrices_of(shape);
+    const int64_t bias_bytes = 4 * shape.hidden_size * static_cast<int64_t>(sizeof(float));
+    for (int64_t d = 0; d < shape.directions; ++d) {
+      const Weights& w = weights[d];
+      const Places places = places_of(functions, shape, d);
+      pack_matrix(matrices.ih, w.ih, places.ih);
+      pack_matrix(matrices.hh, w.hh, places.hh);
+      if (shape.projected) pack_matrix(matrices.hr, w.hr, places.hr);
+      if (shape.biases) {
+        std::memcpy(to + places.bias_ih, w.bias_ih, bias_bytes);
+        std::memcpy(to + places.bias_hh, w.bias_hh, bias_bytes);
+      }
+    }
+  });
+}
+
+Layer::Layer(const void* packed, int64_t bytes) : packed_(static_cast<const char*>(packed)) {
+  Header header;
+  check(bytes >= kHeaderBytes, "a frozen layer of " + std::to_string(bytes) + " bytes, must be " +
+                                   std::to_string(kHeaderBytes) + " or more");
+  std::memcpy(&header, packed, sizeof(header));
+  check(std::memcmp(header.magic, kMagic, sizeof(kMagic)) == 0 && header.version == kVersion,
+        "the bytes are no frozen layer of this release");
+  check(header.format >= Format::float32 && header.format <= Format::int8,
+        "the format of a frozen layer is " + std::to_string(static_cast<int>(header.format)) +
+            ", must be 0, 1 or 2");
+  check_shape(header.shape);
+  shape_ = header.shape;
+  format_ = header.format;
+  fits_ = with_format(format_, [&](auto, const auto& functions) {
+    return std::memcmp(&header.layout, &functions.layout, sizeof(header.layout)) == 0;
+  });
+  if (!fits_) return;
+  const int64_t all = packed_bytes(shape_, format_);
+  check(bytes == all,
+        "a frozen layer of " + std::to_string(bytes) + " bytes, must be " + std::to_string(all));
+}
+
+void Layer::unpack(const std::array<MutableWeights, 2>& weights) const {
+  with_format(format_, [&](auto, const auto& functions) {
+    const Matrices m = matrices_of(shape_);
+    const auto unpack_matrix = [&](const cpu::FrozenMatrix& matrix, int64_t place,
+                                   const MutableMatrix& to) {
+      functions.unpack(packed_ + place, matrix.rows, matrix.columns, matrix.layout, to.data,
+                       to.scales);
+    };
+    const int64_t bias_bytes = 4 * shape_.hidden_size * static_cast<int64_t>(sizeof(float));
+    for (int64_t d = 0; d < shape_.directions; ++d) {
+      const MutableWeights& w = weights[d];
+      const Places places = places_of(functions, shape_, d);
+      unpack_matrix(m.ih, places.ih, w.ih);
+      unpack_matrix(m.hh, places.hh, w.hh);
+      if (shape_.projected) unpack_matrix(m.hr, places.hr, w.hr);
+      if (shape_.biases) {
+        std::memcpy(w.bias_ih, packed_ + places.bias_ih, bias_bytes);
+        std::memcpy(w.bias_hh, packed_ + places.bias_hh, bias_bytes);
+      }
+    }
+  });
+}
+
+namespace {
+
+// Rows of activations of one input GEMM, whose results stay in the L2 cache until their step.
+constexpr int64_t kChunkRows = 96;
+
+// How the scratch memory of a call is divided: the kernel's own, of each part; then, of each
+// direction, the states. AMX tiles read hidden states in whole tiles: rows padded to 32 elements,
+// and 15 rows past the last.
+struct Scratch {
+  int64_t chunk;         // steps of one input GEMM
+  int64_t each;          // floats of a part
+  int64_t stride;        // of a row of the hidden state
+  int64_t hidden_bytes;  // of one of its two buffers
+  int64_t cell_bytes, unprojected_bytes, projection_bytes;
+  int64_t parts;
+
+  int64_t direction_bytes() const {
+    return 2 * hidden_bytes + cell_bytes + unprojected_bytes + projection_bytes;
+  }
+  int64_t bytes(int64_t directions) const {
+    return aligned(parts * each * static_cast<int64_t>(sizeof(float))) +
+           directions * direction_bytes();
+  }
+};
+
+template <class Types>
+Scratch divide_scratch(const cpu::FrozenFunctions<Types>& functions, const Shape& s, int64_t T,
+                       int64_t B, const cpu::Slices& slices) {
+  constexpr int64_t state = sizeof(typename Types::State), scalar = sizeof(float);
+  const int64_t rows = cpu::widest(slices.batch);
+  Scratch scratch = {};
+  const int64_t chunks = std::max<int64_t>(1, T * rows / kChunkRows);
+  scratch.chunk = (T + chunks - 1) / chunks;
+  scratch.stride = (s.projection_size + cpu::kAmxDepth - 1) / cpu::kAmxDepth * cpu::kAmxDepth;
+  scratch.hidden_bytes = aligned((B + cpu::kAmxRows - 1) * scratch.stride * state);
+  scratch.cell_bytes = aligned(B * s.hidden_size * scalar);
+  scratch.unprojected_bytes = s.projected ? aligned(B * s.hidden_size * state) : 0;
+  scratch.projection_bytes = s.projected ? aligned(B * s.projection_size * scalar) : 0;
+  cpu::CpuForwardParams<Types> f = {};
+  f.chunk = scratch.chunk;
+  f.input_size = s.input_size;
+  f.layer.hidden_size = s.hidden_size;
+  f.layer.projection_size = s.projection_size;
+  f.layer.projected = s.projected;
+  f.input_gemm = f.recurrent_gemm = Gemm::packed_ahead;
+  scratch.each = functions.forward_scratch_size(f, rows, cpu::widest(slices.units));
+  scratch.parts = slices.parts(s.directions);
+  return scratch;
+}
+
+}  // namespace
+
+int64_t Layer::scratch_bytes(int64_t T, int64_t B, const cpu::Slices& slices) const {
+  return with_format(format_, [&](auto, const auto& functions) {
+    return divide_scratch(functions, shape_, T, B, slices).bytes(shape_.directions);
+  });
+}
+
+void Layer::forward(const Batch& batch, const cpu::Slices& slices, void* memory,
+                    ParallelFor parallel_for) const {
+  with_format(format_, [&](auto types, const auto& functions) {
+    using Types = decltype(types);
+    using Operand = typename Types::Operand;
+    using State = typename Types::State;
+    const Shape& s = shape_;
+    const Scratch scratch = divide_scratch(functions, s, batch.T, batch.B, slices);
+    const auto floats = [&](int64_t place) {
+      return reinterpret_cast<const float*>(packed_ + place);
+    };
+    std::array<cpu::CpuForwardParams<Types>, 2> params = {};
+    for (int64_t d = 0; d < s.directions; ++d) {
+      const Places places = places_of(functions, s, d);
+      cpu::CpuForwardParams<Types>& f = params[d];
+      ForwardParams<Types>& p = f.layer;
+      p.steps = {batch.T, batch.B, batch.offsets, /*reverse=*/d == 1};
+      p.boundaries = batch.boundaries;
+      p.hidden_size = s.hidden_size;
+      p.projection_size = s.projection_size;
+      p.projected = s.projected;
+      p.hidden_stride = scratch.stride;
+      p.h_0 = batch.h_0 + d * batch.B * s.projection_size;
+      p.c_0 = {batch.c_0 + d * batch.B * s.hidden_size, nullptr};
+      p.output = batch.output + d * s.projection_size;
+      p.output_stride = s.directions * s.projection_size;
+      p.h_n = batch.h_n + d * batch.B * s.projection_size;
+      p.c_n = {batch.c_n + d * batch.B * s.hidden_size, nullptr};
+      f.input_gemm = f.recurrent_gemm = Gemm::packed_ahead;
+      f.input_size = s.input_size;
+      f.input = batch.input;
+      const auto panels = [&](int64_t place) -> cpu::Weight<Types> {
+        return {nullptr, reinterpret_cast<const Operand*>(packed_ + place)};
+      };
+      f.weight_ih = panels(places.ih);
+      f.weight_hh = panels(places.hh);
+      f.weight_hr = panels(places.hr);
+      f.bias_ih = s.biases ? floats(places.bias_ih) : nullptr;
+      f.bias_hh = s.biases ? floats(places.bias_hh) : nullptr;
+      f.chunk = scratch.chunk;
+      f.scratch = static_cast<float*>(memory);
+      f.scratch_size = scratch.each;
+      char* next = static_cast<char*>(memory) +
+                   aligned(scratch.parts * scratch.each * static_cast<int64_t>(sizeof(float))) +
+                   d * scratch.direction_bytes();
+      const auto carve = [&](auto*& to, int64_t bytes) {
+        to = reinterpret_cast<std::remove_reference_t<decltype(to)>>(next);
+        next += bytes;
+      };
+      for (State*& hidden : f.hidden) carve(hidden, scratch.hidden_bytes);
+      carve(p.cell_state, scratch.cell_bytes);
+      carve(p.unprojected, scratch.unprojected_bytes);
+      carve(p.projection, scratch.projection_bytes);
+    }
+    if (slices.parallel) {
+      cpu::run_parts(functions.forward, params.data(), s.directions, slices, parallel_for);
+    } else {
+      cpu::run_parts(functions.forward, params.data(), s.directions, slices, ParallelFor{});
+    }
+  });
+}
+
+cpu::Slices one_part(const Shape& shape, int64_t B) {
+  return {{0, B}, {0, shape.hidden_size}, false};
+}
+
+}  // namespace fused_lstm::frozen
