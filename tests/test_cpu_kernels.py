@@ -20,7 +20,7 @@ from fused_lstm import _C, FusedLSTM
 
 TESTS = Path(__file__).parent
 ISA = "FUSED_LSTM_CPU_ISA"
-SETS = ["portable", "avx2", "avx512", "avx512bf16", "amx"]
+SETS = ["portable", "avx2", "avx512", "avx512vnni", "avx512bf16", "amx"]
 
 
 def python(*arguments, **environment):
@@ -81,8 +81,12 @@ def test_linkage_of_each_instruction_set(name):
     symbols = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     # "name type value size"; V is data, such as the exceptions' tables
     code = {s.rsplit(maxsplit=3)[0] for s in symbols.splitlines() if s.rsplit(maxsplit=3)[1] != "V"}
-    table = "bf16_operands" if name in ("avx512bf16", "amx") else "kernels"
-    assert code == {f"fused_lstm::cpu::{table}_{name}()"}
+    tables = {
+        "avx512vnni": ("frozen_int8",),
+        "avx512bf16": ("bf16_operands", "frozen_bfloat16"),
+        "amx": ("bf16_operands", "frozen_bfloat16"),
+    }.get(name, ("kernels", "frozen"))
+    assert code == {f"fused_lstm::cpu::{table}_{name}()" for table in tables}
 
 
 # Threads

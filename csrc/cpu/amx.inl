@@ -1,5 +1,5 @@
-// GEMM of bfloat16 operands in AMX tiles, accumulated in float32: for BFloat16Operands, what
-// gemm.inl has for the other types. Intel's Architecture Instruction Set Extensions Programming
+// GEMM in AMX tiles: of bfloat16 operands, accumulated in float32, what gemm.inl has for the other
+// types; and of 8-bit integers. Intel's Architecture Instruction Set Extensions Programming
 // Reference, chapter 3.
 //
 //   a panel [depth / 2, 4 vectors, 16 lanes, 2]: pairs of k, depth padded with zeros to 32
@@ -16,6 +16,7 @@
 #pragma once
 
 #include "cpu/bf16.inl"
+#include "cpu/int8.inl"
 
 namespace fused_lstm::cpu {
 namespace {
@@ -69,6 +70,48 @@ FUSED_LSTM_INLINE void multiply_amx(const BFloat16* a, int64_t a_stride, int64_t
   _tile_stored(1, to + vector, to_stride);
   _tile_stored(2, to + 2 * vector, to_stride);
   _tile_stored(3, to + 3 * vector, to_stride);
+}
+
+// The same of 8-bit integers: four k in the place of a pair, sums of int32. So few rows that a tile
+// would be mostly empty are multiplied by VNNI, which reads the same panel and the same rows.
+constexpr int kVnniRows = 2;
+
+FUSED_LSTM_INLINE void multiply_int8_amx(const Int8* const* x, int64_t x_stride, int64_t height,
+                                         int64_t depth, const Int8* panel, const float* start,
+                                         int64_t start_stride, float* to) {
+  if (height <= kVnniRows) {
+    return with_constant<kVnniRows>(height, [&](auto rows) {
+      multiply_panel_int8<decltype(rows)::value>(x, depth, panel, start, start_stride, to);
+    });
+  }
+  constexpr int vector = 64, panel_row = kTileVectors * vector, step = 64;  // bytes; of depth
+  const int64_t padded = panel_depth<FrozenInt8>(depth);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (int64_t k = 0; k < padded; k += step) {
+    _tile_loadd(4, x[0] + k, x_stride);
+    const Int8* const weights = panel + k / 4 * panel_row;
+    _tile_loadd(5, weights, panel_row);
+    _tile_loadd(6, weights + vector, panel_row);
+    _tile_loadd(7, weights + 2 * vector, panel_row);
+    _tile_dpbusd(0, 4, 5);
+    _tile_dpbusd(1, 4, 6);
+    _tile_dpbusd(2, 4, 7);
+    _tile_loadd(5, weights + 3 * vector, panel_row);
+    _tile_dpbusd(3, 4, 5);
+  }
+  alignas(64) Ints sums[kAmxRows][kTileVectors];
+  _tile_stored(0, &sums[0][0], sizeof(sums[0]));
+  _tile_stored(1, &sums[0][1], sizeof(sums[0]));
+  _tile_stored(2, &sums[0][2], sizeof(sums[0]));
+  _tile_stored(3, &sums[0][3], sizeof(sums[0]));
+  constexpr int64_t width = kTileVectors * Lanes<Floats>::count;
+  for (int64_t r = 0; r < height; ++r) {
+    scale_sums(sums[r], row_scale(x[r], depth), panel + padded * width, start + r * start_stride,
+               to + r * width);
+  }
 }
 
 // Tiles of a are read in place, or, where they would read past its end, from a padded copy in

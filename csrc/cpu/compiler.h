@@ -14,4 +14,10 @@
 #if __has_include(<avx512vnniintrin.h>)
 #define FUSED_LSTM_HAS_AVX512VNNI 1
 #endif
+#if __has_include(<avxvnniintrin.h>)
+#define FUSED_LSTM_HAS_AVXVNNI 1
+#endif
+#endif
+#if defined(__aarch64__) && (defined(__linux__) || defined(__APPLE__))
+#define FUSED_LSTM_HAS_DOTPROD 1
 #endif

@@ -79,7 +79,7 @@ void pack_frozen(const FrozenMatrix& w, void* to) {
             const int32_t q = w.is_float ? quantized(floats[first + k], scale.inverse)
                                          : elements[first + k].value;
             operands[panel_index<Operand>(k, v, n)] = {static_cast<int8_t>(q)};
-            sum += q * MultiplyInt8::kOffset;
+            sum += q * kOffset;
           }
           char* const at = column_scale(panel, w.columns, v, n);
           __builtin_memcpy(at, w.is_float ? &scale.scale : w.scales + row, sizeof(float));
@@ -133,8 +133,7 @@ constexpr int64_t kProbeOperations<FrozenBFloat16> = kAmxProbeFlops;
 template <class Types>
 constexpr FrozenFunctions<Types> frozen_functions = {
     {static_cast<int32_t>(lanes_of<Types>()), kDepthStep<typename Types::Operand>,
-     static_cast<int32_t>(kDepthUnit<Types>),
-     std::is_same_v<Types, FrozenInt8> ? MultiplyInt8::kOffset : 0},
+     static_cast<int32_t>(kDepthUnit<Types>), std::is_same_v<Types, FrozenInt8> ? kOffset : 0},
     probe_operands<Types>,
     kProbeOperations<Types>,
     frozen_bytes<Types>,

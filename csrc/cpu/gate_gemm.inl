@@ -13,12 +13,12 @@
 #ifdef FUSED_LSTM_BF16_OPERANDS
 #include "cpu/bf16.inl"
 #endif
-#ifdef FUSED_LSTM_AMX
-#include "cpu/amx.inl"
-#endif
 #include "cpu/gemm.inl"
 #include "cpu/gemv.inl"
 #include "cpu/int8.inl"
+#ifdef FUSED_LSTM_AMX
+#include "cpu/amx.inl"
+#endif
 #include "cpu/transposed.inl"
 
 namespace fused_lstm::cpu {
@@ -92,7 +92,9 @@ FUSED_LSTM_INLINE void multiply_by_panel(const typename Types::Operand* const* x
                                          const typename Types::Operand* panel,
                                          const typename Types::Accum* start, int64_t start_stride,
                                          typename Types::Accum* to) {
-  if constexpr (has_amx_tiles<Types>) {
+  if constexpr (std::is_same_v<Types, FrozenInt8> && has_amx_tiles<Types>) {
+    multiply_int8_amx(x, x_stride, height, depth, panel, start, start_stride, to);
+  } else if constexpr (has_amx_tiles<Types>) {
     multiply_amx(x[0], x_stride, panel_depth<Types>(depth), panel, start, start_stride, to);
   } else {
     with_constant<FUSED_LSTM_TILE_ROWS>(height, [&](auto constant) {

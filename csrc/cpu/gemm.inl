@@ -26,16 +26,44 @@ constexpr int kTileRows = vectors == 4   ? FUSED_LSTM_TILE_ROWS
 // How a tile multiplies operands of this type: `step` elements of depth at a time.
 template <class V, class Operand>
 struct Multiply {
-  static constexpr int step = kDepthStep<Operand>;
+  static constexpr int step = 1;
   static FUSED_LSTM_INLINE V load_weights(const Operand* from) {
     return load<V>(from, Lanes<V>::count);
   }
-  static FUSED_LSTM_INLINE V load_factor(const Operand* from) {
-    return broadcast<V>(load<typename Lanes<V>::Scalar>(from, 1));
-  }
+  static FUSED_LSTM_INLINE V load_factor(const Operand* from) { return broadcast<V>(*from); }
   static FUSED_LSTM_INLINE V load_last_factor(const Operand* from) { return load_factor(from); }
   static FUSED_LSTM_INLINE V add(V sum, V factor, V weights) { return sum + factor * weights; }
 };
+
+#ifndef FUSED_LSTM_BF16_OPERANDS
+// Pairs of bfloat16 in the lanes of a vector, widened: the first is the low half of a lane.
+template <>
+struct Multiply<Floats, BFloat16> {
+  static constexpr int step = kDepthStep<BFloat16>;
+  static FUSED_LSTM_INLINE Floats load_weights(const BFloat16* from) {
+    return copy_in<Floats>(from, step * Lanes<Floats>::count);
+  }
+  static FUSED_LSTM_INLINE Floats load_factor(const BFloat16* from) {
+    int32_t pair;
+    __builtin_memcpy(&pair, from, sizeof(pair));
+    return bits_as<Floats>(broadcast<Ints>(pair));
+  }
+  static FUSED_LSTM_INLINE Floats load_last_factor(const BFloat16* from) {
+    return bits_as<Floats>(broadcast<Ints>(from->bits));
+  }
+  static FUSED_LSTM_INLINE Floats add(Floats sum, Floats factor, Floats weights) {
+    return sum + first(factor) * first(weights) + second(factor) * second(weights);
+  }
+
+ private:
+  static FUSED_LSTM_INLINE Floats first(Floats pairs) {
+    return from_bfloat16<Floats>(bits_as<Ints>(pairs));
+  }
+  static FUSED_LSTM_INLINE Floats second(Floats pairs) {
+    return bits_as<Floats>(bits_as<Ints>(pairs) & ~0xffff);
+  }
+};
+#endif
 
 // sums [rows, vectors] += x [rows, depth] panel [depth, vectors]. x: a pointer to each row, whose
 // elements are x_step apart; rows of the panel are panel_step elements apart.

@@ -2,15 +2,21 @@
 
 #include "cpu/kernels.h"
 
-#ifdef FUSED_LSTM_HAS_AMX
+#ifdef __x86_64__
 #include <cpuid.h>
+#endif
+#ifdef FUSED_LSTM_HAS_AMX
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
+#if defined(FUSED_LSTM_HAS_DOTPROD) && defined(__linux__)
+#include <sys/auxv.h>
 #endif
 
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace fused_lstm::cpu {
 namespace {
@@ -21,7 +27,7 @@ bool request_amx() {
 #ifdef FUSED_LSTM_HAS_AMX
   unsigned a = 0, b = 0, c = 0, d = 0;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
-  const bool tiles = (d >> 24 & 1) && (d >> 22 & 1);  // AMX-TILE, AMX-BF16
+  const bool tiles = (d >> 24 & 1) && (d >> 25 & 1) && (d >> 22 & 1);  // AMX-TILE, -INT8, -BF16
   constexpr int request_permission = 0x1023, tile_data = 18;
   return tiles && syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
 #else
@@ -31,19 +37,30 @@ bool request_amx() {
 
 // What the processor and the compiler have.
 InstructionSet available() {
-  InstructionSet all = {"", false, false, false, false, false};
+  InstructionSet all = {};
 #ifdef __x86_64__
   all.avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   all.avx512 = all.avx2 && __builtin_cpu_supports("avx512f") &&
                __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
                __builtin_cpu_supports("avx512vl");
+#ifdef FUSED_LSTM_HAS_AVXVNNI
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  all.avxvnni = all.avx2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 4 & 1);
+#endif
 #ifdef FUSED_LSTM_HAS_AVX512VNNI
-  all.vnni = all.avx512 && __builtin_cpu_supports("avx512vnni");
+  all.avx512vnni = all.avx512 && __builtin_cpu_supports("avx512vnni");
 #endif
 #ifdef FUSED_LSTM_HAS_AVX512BF16
   all.bf16 = all.avx512 && __builtin_cpu_supports("avx512bf16");
 #endif
-  all.amx = all.bf16 && request_amx();
+  all.amx = all.bf16 && all.avx512vnni && request_amx();
+#endif
+#ifdef FUSED_LSTM_HAS_DOTPROD
+#ifdef __APPLE__
+  all.dotprod = true;  // each of Apple's processors
+#else
+  all.dotprod = getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#endif
 #endif
   return all;
 }
@@ -60,30 +77,48 @@ bool has_quick_dot_products() {
 #endif
 }
 
-// `all` up to the set of this name.
-InstructionSet limited(const InstructionSet& all, const std::string& name) {
-  if (name == "portable") return {"portable", false, false, false, false, false};
-  if (name == "avx2" && all.avx2) return {"avx2", true, false, false, false, false};
-  if (name == "avx512" && all.avx512) return {"avx512", true, true, false, false, false};
-  if (name == "avx512vnni" && all.vnni) return {"avx512vnni", true, true, true, false, false};
-  if (name == "avx512bf16" && all.bf16) return {"avx512bf16", true, true, all.vnni, true, false};
-  if (name == "amx" && all.amx) return {"amx", true, true, all.vnni, true, true};
-  throw std::runtime_error("FUSED_LSTM_CPU_ISA is '" + name + "'; on this processor it can be " +
-                           (all.amx ? "amx, " : "") + (all.bf16 ? "avx512bf16, " : "") +
-                           (all.vnni ? "avx512vnni, " : "") + (all.avx512 ? "avx512, " : "") +
-                           (all.avx2 ? "avx2, " : "") + "portable");
+// The sets by name, the best first, each with what `all` has of it and of those that it includes.
+std::vector<InstructionSet> possible(const InstructionSet& all) {
+  std::vector<InstructionSet> sets;
+  const auto add = [&](const char* name, bool has, InstructionSet set) {
+    set.name = name;
+    if (has) sets.insert(sets.begin(), set);
+  };
+  InstructionSet set = {};
+  add("portable", true, set);
+  set.dotprod = all.dotprod;
+  add("dotprod", all.dotprod, set);
+  set.avx2 = all.avx2;
+  add("avx2", all.avx2, set);
+  InstructionSet client = set;
+  client.avxvnni = all.avxvnni;
+  add("avxvnni", all.avxvnni, client);
+  set.avx512 = all.avx512;
+  add("avx512", all.avx512, set);
+  set.avx512vnni = all.avx512vnni;
+  add("avx512vnni", all.avx512vnni, set);
+  set.bf16 = all.bf16;
+  add("avx512bf16", all.bf16, set);
+  set.amx = all.amx;
+  add("amx", all.amx, set);
+  return sets;
 }
 
 InstructionSet choose() {
-  const InstructionSet all = available();
+  const std::vector<InstructionSet> sets = possible(available());
   const char* const forced = std::getenv("FUSED_LSTM_CPU_ISA");
-  if (forced && *forced) return limited(all, forced);
-  return limited(all, all.amx                                ? "amx"
-                      : all.bf16 && has_quick_dot_products() ? "avx512bf16"
-                      : all.vnni                             ? "avx512vnni"
-                      : all.avx512                           ? "avx512"
-                      : all.avx2                             ? "avx2"
-                                                             : "portable");
+  if (!forced || !*forced) {
+    for (const InstructionSet& set : sets) {
+      if (!set.bf16 || set.amx || has_quick_dot_products()) return set;
+    }
+  }
+  std::string names;
+  for (const InstructionSet& set : sets) {
+    if (std::string(set.name) == forced) return set;
+    names += (names.empty() ? "" : ", ") + std::string(set.name);
+  }
+  throw std::runtime_error("FUSED_LSTM_CPU_ISA is '" + std::string(forced) +
+                           "'; on this processor it can be " + names);
 }
 
 }  // namespace

@@ -6,9 +6,9 @@ namespace fused_lstm::cpu {
 struct InstructionSet {
   const char* name;  // of the best
   bool avx2, avx512;
-  bool vnni;  // AVX512-VNNI, for frozen layers in int8
-  bool bf16;  // AVX512-BF16
-  bool amx;   // AMX-BF16
+  bool dotprod, avxvnni, avx512vnni;  // dot products of 8-bit integers
+  bool bf16;                          // AVX512-BF16
+  bool amx;                           // AMX-BF16 and AMX-INT8
 };
 
 // What this processor has, or what the environment variable FUSED_LSTM_CPU_ISA leaves of it; chosen

@@ -11,26 +11,13 @@
 //     k = 0..3   | w0 w1 w2 w3 | w0 w1 w2 w3 | ..          | x0 x1 x2 x3 | .. four are broadcast
 //         4..7   | w4 w5 w6 w7 | w4 w5 w6 w7 | ..
 //
-// Instructions that multiply unsigned by signed bytes read x with an offset of 128, which the sums
-// in the panel take out again.
+// kOffset is int8_dot.inl's; the sums in the panel take it out again.
 #pragma once
 
 #include "cpu/gemm.inl"
+#include "cpu/int8_dot.inl"
 
-namespace fused_lstm {
-namespace {
-
-using Ints = Lanes<Floats>::Integer;
-template <>
-struct Lanes<Ints> {
-  using Scalar = int32_t;
-  using Integer = Ints;
-  static constexpr int count = Lanes<Floats>::count;
-};
-
-}  // namespace
-
-namespace cpu {
+namespace fused_lstm::cpu {
 namespace {
 
 constexpr float kLargestInt8 = 127;
@@ -48,24 +35,10 @@ struct Multiply<Ints, Int8> {
     return broadcast<Ints>(four);
   }
   static FUSED_LSTM_INLINE Ints load_last_factor(const Int8* from) { return load_factor(from); }
-#ifdef FUSED_LSTM_AVX512VNNI
-  static constexpr int kOffset = 128;
   static FUSED_LSTM_INLINE Ints add(Ints sum, Ints x, Ints weights) {
-    return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)weights);
+    return add_dot(sum, x, weights);
   }
-#else
-  static constexpr int kOffset = 0;
-  static FUSED_LSTM_INLINE Ints add(Ints sum, Ints x, Ints weights) {
-    // Each byte, sign-extended to its lane
-    for (int shift = 24; shift >= 0; shift -= 8) {
-      sum += ((x << shift) >> 24) * ((weights << shift) >> 24);
-    }
-    return sum;
-  }
-#endif
 };
-
-using MultiplyInt8 = Multiply<Ints, Int8>;
 
 // The bytes of a row of activations: padded elements and the scale.
 template <>
@@ -123,7 +96,7 @@ inline void make_operand_row<FrozenInt8, float>(const float* from, int64_t depth
   }
   const Scale scale = int8_scale(magnitude);
   for_vectors<V>(0, depth, [&](int64_t k, int count) {
-    const Ints q = quantized(load<V>(from + k, count), scale.inverse) + MultiplyInt8::kOffset;
+    const Ints q = quantized(load<V>(from + k, count), scale.inverse) + kOffset;
     copy_out(reinterpret_cast<int8_t*>(to + k), __builtin_convertvector(q, Bytes), count);
   });
   const int64_t padded = panel_depth<FrozenInt8>(depth);
@@ -132,33 +105,38 @@ inline void make_operand_row<FrozenInt8, float>(const float* from, int64_t depth
   __builtin_memcpy(to + padded, &stored, sizeof(stored));
 }
 
+// One row of to [4, lanes] = start + scale (sums - offsets): the int32 sums of a row of x, whose
+// scale is `scale`, with one panel, whose scales and offsets lie behind its elements.
+FUSED_LSTM_INLINE void scale_sums(const Ints (&sums)[kTileVectors], float scale, const Int8* scales,
+                                  const float* start, float* to) {
+  using V = Floats;
+  constexpr int lanes = Lanes<V>::count;
+  const Int8* const offsets = scales + sizeof(float) * kTileVectors * lanes;
+  for (int v = 0; v < kTileVectors; ++v) {
+    V w;
+    Ints offset;
+    __builtin_memcpy(&w, scales + v * sizeof(V), sizeof(w));
+    __builtin_memcpy(&offset, offsets + v * sizeof(V), sizeof(offset));
+    const V product = __builtin_convertvector(sums[v] - offset, V);
+    store<V>(to + v * lanes, load<V>(start + v * lanes, lanes) + scale * w * product, lanes);
+  }
+}
+
 // to [rows, 4, lanes] = start + x times one panel, as multiply_panel.
 template <int rows>
 FUSED_LSTM_INLINE void multiply_panel_int8(const Int8* const* x, int64_t depth, const Int8* panel,
                                            const float* start, int64_t start_stride, float* to) {
-  using V = Floats;
-  constexpr int lanes = Lanes<V>::count;
+  constexpr int64_t width = kTileVectors * Lanes<Floats>::count;
   const int64_t padded = panel_depth<FrozenInt8>(depth);
   const Int8* row[rows];
   for (int r = 0; r < rows; ++r) row[r] = x[r];
   Ints sums[rows][kTileVectors] = {};
-  multiply_tile<true>(row, 1, padded, panel, kTileVectors * lanes, sums);
-  const Int8* const scales = panel + padded * kTileVectors * lanes;
-  const Int8* const offsets = scales + sizeof(float) * kTileVectors * lanes;
+  multiply_tile<true>(row, 1, padded, panel, width, sums);
   for (int r = 0; r < rows; ++r) {
-    const float scale = row_scale(row[r], depth);
-    for (int v = 0; v < kTileVectors; ++v) {
-      V w;
-      Ints offset;
-      __builtin_memcpy(&w, scales + v * sizeof(V), sizeof(w));
-      __builtin_memcpy(&offset, offsets + v * sizeof(V), sizeof(offset));
-      const V product = __builtin_convertvector(sums[r][v] - offset, V);
-      store<V>(to + (r * kTileVectors + v) * lanes,
-               load<V>(start + r * start_stride + v * lanes, lanes) + scale * w * product, lanes);
-    }
+    scale_sums(sums[r], row_scale(row[r], depth), panel + padded * width, start + r * start_stride,
+               to + r * width);
   }
 }
 
 }  // namespace
-}  // namespace cpu
-}  // namespace fused_lstm
+}  // namespace fused_lstm::cpu

@@ -239,7 +239,14 @@ const FrozenKernels& frozen_avx2();
 const Kernels& kernels_avx512();
 const FrozenKernels& frozen_avx512();
 #endif
-// These complete the tables of AVX-512.
+// These complete the tables above: dotprod the portable one, avxvnni that of AVX2, the others that
+// of AVX-512.
+#ifdef FUSED_LSTM_HAS_DOTPROD
+const FrozenFunctions<FrozenInt8>& frozen_int8_dotprod();
+#endif
+#ifdef FUSED_LSTM_HAS_AVXVNNI
+const FrozenFunctions<FrozenInt8>& frozen_int8_avxvnni();
+#endif
 #ifdef FUSED_LSTM_HAS_AVX512VNNI
 const FrozenFunctions<FrozenInt8>& frozen_int8_avx512vnni();
 #endif
@@ -250,6 +257,7 @@ const FrozenFunctions<FrozenBFloat16>& frozen_bfloat16_avx512bf16();
 #ifdef FUSED_LSTM_HAS_AMX
 const Bf16Operands& bf16_operands_amx();
 const FrozenFunctions<FrozenBFloat16>& frozen_bfloat16_amx();
+const FrozenFunctions<FrozenInt8>& frozen_int8_amx();
 #endif
 
 }  // namespace fused_lstm::cpu

@@ -35,7 +35,8 @@ constexpr int64_t lanes_of() {
 // Whether GEMMs are made in AMX tiles.
 #ifdef FUSED_LSTM_AMX
 template <class Types>
-constexpr bool has_amx_tiles = std::is_same_v<typename Types::Operand, BFloat16>;
+constexpr bool has_amx_tiles = std::is_same_v<typename Types::Operand, BFloat16> ||
+                               std::is_same_v<typename Types::Operand, Int8>;
 #else
 template <class Types>
 constexpr bool has_amx_tiles = false;
@@ -44,10 +45,8 @@ constexpr bool has_amx_tiles = false;
 // Elements of depth that lie side by side in a panel: what one instruction multiplies.
 template <class Operand>
 constexpr int kDepthStep = 1;
-#ifdef FUSED_LSTM_BF16_OPERANDS
 template <>
 constexpr int kDepthStep<BFloat16> = 2;
-#endif
 template <>
 constexpr int kDepthStep<Int8> = 4;
 
@@ -64,7 +63,8 @@ constexpr bool reads_weights_in_place =
 // The depth of a panel: a multiple of what a GEMM reads at once.
 template <class Types>
 constexpr int64_t kDepthUnit =
-    has_amx_tiles<Types> ? kAmxDepth : kDepthStep<typename Types::Operand>;
+    has_amx_tiles<Types> ? kAmxDepth * 2 / static_cast<int64_t>(sizeof(typename Types::Operand))
+                         : kDepthStep<typename Types::Operand>;
 template <class Types>
 int64_t panel_depth(int64_t depth) {
   constexpr int64_t unit = kDepthUnit<Types>;

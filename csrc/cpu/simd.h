@@ -42,6 +42,14 @@ struct Lanes<Doubles> {
   using Integer = VectorOf<int64_t, count>::Type;
 };
 
+using Ints = Lanes<Floats>::Integer;
+template <>
+struct Lanes<Ints> {
+  using Scalar = int32_t;
+  using Integer = Ints;
+  static constexpr int count = Lanes<Floats>::count;
+};
+
 template <class Scalar>
 struct VectorFor;
 template <>

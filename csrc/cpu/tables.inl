@@ -2,8 +2,9 @@
 // with FUSED_LSTM_VECTOR_BYTES and FUSED_LSTM_TILE_ROWS set, and with
 //
 //   FUSED_LSTM_NAME                                         all of them, without special operands
-//   FUSED_LSTM_BF16_OPERANDS, with FUSED_LSTM_AMX in tiles  those of bfloat16 operands
-//   FUSED_LSTM_AVX512VNNI                                   frozen layers in int8
+//   FUSED_LSTM_BF16_OPERANDS                                those of bfloat16 operands
+//   FUSED_LSTM_AMX beside it                                likewise, and frozen layers in int8
+//   FUSED_LSTM_AVX512VNNI, _AVXVNNI, _NEON_DOTPROD          frozen layers in int8
 //
 // FUSED_LSTM_ISA ends the names of the tables. Nothing of the standard library that could be
 // compiled out of line is used in what is included: the linker would keep one copy for all
@@ -53,7 +54,9 @@ const Bf16Operands& FUSED_LSTM_NAMED(bf16_operands_, FUSED_LSTM_ISA)() {
 const FrozenFunctions<FrozenBFloat16>& FUSED_LSTM_NAMED(frozen_bfloat16_, FUSED_LSTM_ISA)() {
   return frozen_functions<FrozenBFloat16>;
 }
-#else
+#endif
+
+#if !defined(FUSED_LSTM_NAME) && (defined(FUSED_LSTM_AMX) || !defined(FUSED_LSTM_BF16_OPERANDS))
 const FrozenFunctions<FrozenInt8>& FUSED_LSTM_NAMED(frozen_int8_, FUSED_LSTM_ISA)() {
   return frozen_functions<FrozenInt8>;
 }
