@@ -16,19 +16,19 @@ from fused_lstm import _C, FusedLSTM, explain
 MACHINES = {
     "Zen 5": "vector_bytes=64 tile_rows=6 l1_bytes=49152 l2_bytes=1048576 l3_bytes=33554432 "
     "l1_gbps=440 l2_gbps=230 l3_gbps=118 memory_gbps=43 fma_gflops=264 bf16_gflops=487 "
-    "division_ns=0.6 pack_gbps=45",
+    "frozen_bf16_gflops=265 int8_gops=1000 division_ns=0.6 pack_gbps=45",
     "Zen 4": "vector_bytes=64 tile_rows=6 l1_bytes=32768 l2_bytes=1048576 l3_bytes=33554432 "
     "l1_gbps=200 l2_gbps=114 l3_gbps=80 memory_gbps=15 fma_gflops=117 bf16_gflops=235 "
-    "division_ns=2.7 pack_gbps=20",
+    "frozen_bf16_gflops=117 int8_gops=470 division_ns=2.7 pack_gbps=20",
     "AMX Xeon": "vector_bytes=64 tile_rows=6 l1_bytes=49152 l2_bytes=2097152 l3_bytes=110100480 "
     "l1_gbps=350 l2_gbps=100 l3_gbps=28 memory_gbps=12 fma_gflops=190 bf16_gflops=1500 "
-    "division_ns=5.3 pack_gbps=15",
+    "frozen_bf16_gflops=190 int8_gops=3000 division_ns=5.3 pack_gbps=15",
     "AVX2 desktop": "vector_bytes=32 tile_rows=3 l1_bytes=32768 l2_bytes=262144 l3_bytes=8388608 "
     "l1_gbps=200 l2_gbps=80 l3_gbps=40 memory_gbps=15 fma_gflops=110 bf16_gflops=0 "
-    "division_ns=2.5 pack_gbps=12",
+    "frozen_bf16_gflops=70 int8_gops=110 division_ns=2.5 pack_gbps=12",
     "aarch64 server": "vector_bytes=16 tile_rows=3 l1_bytes=65536 l2_bytes=1048576 "
     "l3_bytes=33554432 l1_gbps=80 l2_gbps=50 l3_gbps=30 memory_gbps=15 fma_gflops=40 "
-    "bf16_gflops=0 division_ns=2 pack_gbps=8",
+    "bf16_gflops=0 frozen_bf16_gflops=25 int8_gops=160 division_ns=2 pack_gbps=8",
 }
 THREADS = " parallel_us=5 barrier_us=0.5"
 
@@ -237,3 +237,39 @@ def test_a_layer_runs_with_any_figures():
     for figures in [*given, "pack_gbps=0.001", "pack_gbps=1e6 l1_gbps=1e6 memory_gbps=1e6"]:
         done = printed(textwrap.dedent(code), FUSED_LSTM_MACHINE=figures + THREADS)
         assert done.stdout.strip() == "right", done.stderr
+
+
+# Frozen layers
+
+FORMATS = {"float32": 4, "bfloat16": 2, "int8": 1}
+every_format = pytest.mark.parametrize("bytes", FORMATS.values(), ids=FORMATS)
+
+
+@every_machine
+@every_format
+@pytest.mark.parametrize("length", [1, 100])
+@pytest.mark.parametrize("batch", [1, 8, 64])
+def test_a_frozen_layer_multiplies_by_its_panels_alone(machine, bytes, length, batch):
+    frozen = {"frozen": True, "operand_bytes": bytes, "element_bytes": bytes}
+    assert gemms(machine, length=length, batch=batch, **frozen) == ("packed_ahead",) * 2
+
+
+@every_machine
+@every_format
+def test_threads_share_what_is_worth_it_of_a_frozen_layer(machine, bytes):
+    frozen = {"frozen": True, "operand_bytes": bytes, "element_bytes": bytes, "threads": 2}
+    assert not plan(machine, length=1, batch=1, H=32, **frozen)["parallel"]
+    large = plan(machine, length=100, batch=64, H=512, **frozen)
+    assert large["parallel"]
+    assert large["batch_slices"] * large["unit_slices"] == 2
+
+
+@every_machine
+def test_smaller_weights_of_a_frozen_layer_never_cost_more(machine):
+    """Of one sequence of a large layer, which is a matter of reading."""
+    times = [
+        plan(machine, length=50, batch=1, H=1024, frozen=True, operand_bytes=b, element_bytes=b)
+        for b in FORMATS.values()
+    ]
+    micros = [plan["microseconds"] for plan in times]
+    assert micros == sorted(micros, reverse=True)

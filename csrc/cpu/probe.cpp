@@ -130,6 +130,12 @@ Machine measure() {
     const double all = static_cast<double>(bf16->flops * times);
     m.bf16_gflops = all / measure_ns(bf16->multiply, times);
   }
+  const auto rate_of = [&](const auto& functions) {
+    const double all = static_cast<double>(functions.operations * times);
+    return all / measure_ns(functions.multiply, times);
+  };
+  m.frozen_bf16_gflops = rate_of(frozen_kernels().of_bfloat16);
+  m.int8_gops = rate_of(frozen_kernels().of_int8);
 
   // L3 is measured by twice what L2 holds: the lines that come first are gone when the last came.
   const int64_t bytes = std::min<int64_t>(2 * m.cache_bytes[1], 8 << 20);

@@ -4,6 +4,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "plan/plan.h"
+
 namespace fused_lstm::frozen {
 namespace {
 
@@ -312,6 +314,32 @@ void Layer::forward(const Batch& batch, const cpu::Slices& slices, void* memory,
       cpu::run_parts(functions.forward, params.data(), s.directions, slices, ParallelFor{});
     }
   });
+}
+
+cpu::Slices plan_slices(const Layer& layer, const Batch& batch, int threads, bool concurrent,
+                        const Machine& machine) {
+  const Shape& s = layer.shape();
+  Problem problem = {};
+  problem.length = batch.T;
+  problem.batch = batch.B;
+  problem.rows = batch.offsets ? batch.offsets[batch.T] : batch.T * batch.B;
+  problem.input = s.input_size;
+  problem.hidden = s.hidden_size;
+  problem.projection = s.projection_size;
+  problem.projected = s.projected;
+  problem.directions = s.directions;
+  problem.machine = machine;
+  problem.threads = threads;
+  problem.concurrent_threads = concurrent;
+  problem.frozen = true;
+  const int64_t lanes = with_format(layer.format(), [&](auto types, const auto& functions) {
+    problem.operand_bytes = sizeof(typename decltype(types)::Operand);
+    return functions.layout.lanes;
+  });
+  problem.element_bytes = problem.operand_bytes;
+  const Plan plan = make_plan(problem);
+  return {cpu::slice_batch(batch.T, batch.B, batch.offsets, plan.batch_slices),
+          cpu::slice_units(s.hidden_size, plan.unit_slices, lanes), plan.parallel};
 }
 
 cpu::Slices one_part(const Shape& shape, int64_t B) {

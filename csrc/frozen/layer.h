@@ -113,5 +113,9 @@ void pack(const Shape& shape, Format format, const std::array<Weights, 2>& weigh
 
 // All in one part, on the calling thread.
 cpu::Slices one_part(const Shape& shape, int64_t B);
+// As the plan divides a call of N rows among `threads` threads, which may meet at a barrier if they
+// are `concurrent`.
+cpu::Slices plan_slices(const Layer& layer, const Batch& batch, int threads, bool concurrent,
+                        const Machine& machine);
 
 }  // namespace fused_lstm::frozen

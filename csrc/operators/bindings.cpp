@@ -97,7 +97,7 @@ py::dict machine() {
 // The machine is this one, with the figures of `machine_figures` replaced (plan/cpu_machine.h).
 py::dict cpu_plan(int threads, bool concurrent_threads, int64_t length, int64_t batch,
                   int64_t input, int64_t hidden, int64_t projection, int64_t directions,
-                  bool backward, int element_bytes, int operand_bytes,
+                  bool backward, int element_bytes, int operand_bytes, bool frozen,
                   const std::string& machine_figures) {
   Problem problem = problem_for({}, length, batch, input, hidden, projection, directions);
   problem.machine = cpu_machine();
@@ -107,6 +107,7 @@ py::dict cpu_plan(int threads, bool concurrent_threads, int64_t length, int64_t 
   problem.backward = backward;
   problem.element_bytes = element_bytes;
   problem.operand_bytes = operand_bytes;
+  problem.frozen = frozen;
   const Plan plan = make_plan(problem);
   py::dict result;
   result["kernel"] = kernel_name(plan.kernel);
@@ -226,7 +227,7 @@ PYBIND11_MODULE(_C, m) {
         py::arg("threads"), py::arg("concurrent_threads"), py::arg("length"), py::arg("batch"),
         py::arg("input"), py::arg("hidden"), py::arg("projection"), py::arg("directions"),
         py::arg("backward") = false, py::arg("element_bytes") = 4, py::arg("operand_bytes") = 4,
-        py::arg("machine_figures") = "");
+        py::arg("frozen") = false, py::arg("machine_figures") = "");
   m.def("gpu_plan", &gpu_plan, "Which kernel a call takes on a GPU, and what the others would be.",
         py::kw_only(), py::arg("gpu"), py::arg("length"), py::arg("batch"), py::arg("input"),
         py::arg("hidden"), py::arg("projection"), py::arg("directions"), py::arg("backward"),

@@ -18,6 +18,8 @@ void visit_figures(M& m, const Visit& visit) {
   for (size_t i = 0; i < m.read_gbps.size(); ++i) visit(rates[i], m.read_gbps[i]);
   visit("fma_gflops", m.fma_gflops);
   visit("bf16_gflops", m.bf16_gflops);
+  visit("frozen_bf16_gflops", m.frozen_bf16_gflops);
+  visit("int8_gops", m.int8_gops);
   visit("division_ns", m.division_ns);
   visit("pack_gbps", m.pack_gbps);
   visit("parallel_us", m.parallel_us);

@@ -52,7 +52,8 @@ struct Problem {
   Machine machine;
   int threads;
   bool concurrent_threads;  // of one parallel loop, so that they may meet at a barrier
-  int operand_bytes;        // of what GEMMs multiply: 2 for bfloat16 operands, 4, 8
+  int operand_bytes;        // of what GEMMs multiply: 1 for int8, 2 for bfloat16, 4, 8
+  bool frozen;              // weights are in panels already, and in no other form
 
   // Of a GPU:
   bool tensor_cores;                      // float32: in TF32

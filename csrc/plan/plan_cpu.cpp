@@ -47,13 +47,15 @@ class Model {
         in_place_(p.element_bytes == p.operand_bytes && p.operand_bytes != 2) {
     const int64_t float_lanes = machine_.vector_bytes / 4;
     fma_ = machine_.fma_ns(float_lanes);
-    step_ = p.operand_bytes == 2 ? 2 : 1;
-    if (step_ == 2) {
-      const double pairs = 4.0 * static_cast<double>(float_lanes) / machine_.bf16_gflops;
-      has_tiles_ = pairs < 0.4 * fma_;  // no dot product is so fast: AMX
-      multiply_ = pairs;
-    } else {
-      multiply_ = fma_;
+    step_ = p.operand_bytes == 1 ? 4 : p.operand_bytes == 2 ? 2 : 1;
+    frozen_ = p.frozen;
+    multiply_ = fma_;
+    if (step_ > 1) {
+      const double rate = p.operand_bytes == 1 ? machine_.int8_gops
+                          : frozen_            ? machine_.frozen_bf16_gflops
+                                               : machine_.bf16_gflops;
+      multiply_ = static_cast<double>(2 * step_ * float_lanes) / rate;
+      has_tiles_ = multiply_ < 0.4 * fma_;  // no dot product is so fast: AMX
     }
     // What a call reads again at each of its steps, or else the next call reads again.
     const int64_t weights = 4 * p.hidden * (p.projection + (p.length == 1 ? p.input : 0));
@@ -70,6 +72,7 @@ class Model {
     const double n = static_cast<double>(times);
     const int64_t elements = 4 * units * depth;
     const double tiles = n * panels(rows, units, depth);
+    if (frozen_) return {Gemm::packed_ahead, tiles};
     Choice best = {Gemm::packed_ahead, pack_ahead(elements) + tiles};
     if (once) best = {Gemm::packed_on_use, pack_on_use(elements) + tiles};
     keep_cheaper(best, {Gemm::dot, n * dot(rows, units, depth)});
@@ -175,8 +178,9 @@ class Model {
   bool in_place_;           // weights can be multiplied as they are stored
   int64_t step_;            // elements of depth that one instruction multiplies
   bool has_tiles_ = false;  // AMX
-  double fma_, multiply_;   // of one vector; of operands
-  double load_;             // of a vector from the L1 cache
+  bool frozen_;
+  double fma_, multiply_;  // of one vector; of operands
+  double load_;            // of a vector from the L1 cache
 };
 
 // The plan for these slices, with its time.
