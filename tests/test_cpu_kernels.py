@@ -19,6 +19,7 @@ from oracle import assert_close, assert_same_bits, cast, evaluate, rand, rand_st
 from fused_lstm import _C, FusedLSTM
 
 TESTS = Path(__file__).parent
+CSRC = TESTS.parent / "csrc"
 ISA = "FUSED_LSTM_CPU_ISA"
 SETS = ["portable", "avx2", "avx512", "avx512vnni", "avx512bf16", "amx"]
 
@@ -215,3 +216,30 @@ def test_every_finite_value_of_16_bits(dtype):
         # The nearest value or, where the truth is halfway, its other neighbour
         allowed = (true.to(dtype).double() - true).abs() + 1e-6 * true.abs() + 1e-7
         assert ((found.double() - true).abs() <= allowed).all()
+
+
+# AMX tiles
+
+
+@pytest.mark.skipif(not CSRC.exists(), reason="no sources here")
+def test_frozen_layers_in_emulated_tiles(tmp_path, error_of_an_unknown_name):
+    """int8 in AMX tiles has the bits of VNNI's, bfloat16 its sums in another order."""
+    sets = error_of_an_unknown_name.stderr
+    compiler = shutil.which("g++")
+    if compiler is None or "avx512bf16" not in sets or "avx512vnni" not in sets:
+        pytest.skip("needs g++ and a processor with AVX512-BF16 and AVX512-VNNI")
+    processors = TESTS / "processors"
+    isa = [CSRC / f"cpu/isa_{name}.cpp" for name in ("amx", "avx512bf16", "avx512vnni")]
+    plain = [CSRC / "frozen/layer.cpp", CSRC / "cpu/barrier.cpp", *(CSRC / "plan").glob("*.cpp")]
+    options = [compiler, "-std=c++17", "-O2", "-pthread", f"-I{CSRC}"]
+    # Before what it includes is compiled for the instruction set, as its intrinsics are
+    tiles = ["-mavx512f", "-mamx-tile", "-include", processors / "amx_tiles.h"]
+    objects = [tmp_path / f"{path.stem}.o" for path in isa]
+    for path, compiled in zip(isa, objects, strict=True):
+        emulated = tiles if path.stem == "isa_amx" else []
+        subprocess.run([*options, *emulated, "-c", path, "-o", compiled], check=True)
+    program = tmp_path / "amx_frozen"
+    sources = [processors / "amx_frozen.cpp", *plain]
+    subprocess.run([*options, *sources, *objects, "-o", program], check=True)
+    done = subprocess.run([program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "30 cases, 0 wrong\n"), done.stdout
