@@ -225,8 +225,12 @@ double measure_ns(float (*probe)(int64_t times), int64_t times);
 // The machine as a plan sees it, measured at the first call, in about a millisecond; the figures of
 // threads are left to the caller, who has them.
 const Machine& measured_machine();
-// Set with it: whether gates divide.
+// Whether gates divide: set by measured_machine(), or, where there is no plan of GEMMs, by
+// settle_division(), at its first call.
 extern bool divides;
+void settle_division();
+// The figures that it is chosen by: vector_bytes, fma_gflops and division_ns.
+void measure_arithmetic(const Probes& probes, Machine& machine);
 // Replaces the figures that FUSED_LSTM_MACHINE gives: it names a file or is what that would hold
 // (plan/cpu_machine.h). Throws std::runtime_error if it is neither.
 void apply_given_figures(Machine& machine);

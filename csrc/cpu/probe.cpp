@@ -1,6 +1,5 @@
 // Measures what a plan knows of this machine.
 #include <algorithm>
-#include <chrono>
 #include <cstdlib>
 #include <fstream>
 #include <memory>
@@ -8,6 +7,7 @@
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "cpu/timer.h"
 #include "plan/plan.h"
 
 #if __has_include(<unistd.h>)
@@ -22,20 +22,6 @@
 
 namespace fused_lstm::cpu {
 namespace {
-
-// Nanoseconds of the quickest of a few runs: others can only make a run slower.
-template <class Body>
-double quickest_ns(int runs, const Body& body) {
-  using Clock = std::chrono::steady_clock;
-  double best = 1e18;
-  for (int run = 0; run < runs; ++run) {
-    const Clock::time_point begin = Clock::now();
-    body();
-    const std::chrono::duration<double, std::nano> taken = Clock::now() - begin;
-    best = std::min(best, taken.count());
-  }
-  return std::max(best, 1.0);
-}
 
 // Bytes of a core's data cache of this level, 1 to 3; 0 if the system does not say.
 int64_t cache_bytes(int level) {
@@ -115,18 +101,15 @@ Machine measure() {
   const Kernels& table = kernels();
   const Probes& probes = table.probes;
   Machine m;
-  m.vector_bytes = 4 * probes.lanes;
   m.tile_rows = probes.tile_rows;
   for (int level = 1; level <= 3; ++level) {
     if (const int64_t bytes = cache_bytes(level)) m.cache_bytes[level - 1] = bytes;
   }
   if (m.cache_bytes[2] < m.cache_bytes[1]) m.cache_bytes[2] = m.cache_bytes[1];  // there is none
 
-  constexpr int64_t times = 400;
-  const double flops = 2.0 * static_cast<double>(probes.lanes * probes.sums * times);
-  m.fma_gflops = flops / measure_ns(probes.multiply, times);
-  m.division_ns = measure_ns(probes.divide, times) / (4 * times);
+  measure_arithmetic(probes, m);
   if (const Bf16Operands* const bf16 = table.bf16_operands) {
+    constexpr int64_t times = 400;
     const double all = static_cast<double>(bf16->flops * times);
     m.bf16_gflops = all / measure_ns(bf16->multiply, times);
   }
@@ -155,13 +138,6 @@ Machine measure() {
 }
 
 }  // namespace
-
-bool divides = false;
-
-double measure_ns(float (*probe)(int64_t times), int64_t times) {
-  volatile float sink = 0;
-  return quickest_ns(12, [&] { sink = probe(times); });
-}
 
 void apply_given_figures(Machine& machine) {
   const char* const given = std::getenv("FUSED_LSTM_MACHINE");

@@ -6,6 +6,7 @@
 //   FUSED_LSTM_AMX beside it                                likewise, and frozen layers in int8
 //   FUSED_LSTM_AVX512VNNI, _AVXVNNI, _NEON_DOTPROD          frozen layers in int8
 //
+// FUSED_LSTM_FROZEN_ONLY, for the C library, leaves out all but the tables of frozen layers.
 // FUSED_LSTM_ISA ends the names of the tables. Nothing of the standard library that could be
 // compiled out of line is used in what is included: the linker would keep one copy for all
 // instruction sets.
@@ -26,12 +27,14 @@ constexpr Probes probes = {Lanes<Floats>::count,          FUSED_LSTM_TILE_ROWS, 
                            probe_multiply<Floats, float>, probe_divide<Floats>, probe_read<Floats>};
 }  // namespace
 
+#ifndef FUSED_LSTM_FROZEN_ONLY
 const Kernels& FUSED_LSTM_NAMED(kernels_, FUSED_LSTM_ISA)() {
   static constexpr Kernels table = {
       FUSED_LSTM_NAME,      kTileVectors * lanes_of<Float>(), functions<Float>, functions<Double>,
       functions<HalfFloat>, functions<BFloat16Float>,         probes,           nullptr};
   return table;
 }
+#endif
 
 const FrozenKernels& FUSED_LSTM_NAMED(frozen_, FUSED_LSTM_ISA)() {
   static constexpr FrozenKernels table = {frozen_functions<FrozenFloat>,
@@ -40,6 +43,7 @@ const FrozenKernels& FUSED_LSTM_NAMED(frozen_, FUSED_LSTM_ISA)() {
   return table;
 }
 #elif defined(FUSED_LSTM_BF16_OPERANDS)
+#ifndef FUSED_LSTM_FROZEN_ONLY
 const Bf16Operands& FUSED_LSTM_NAMED(bf16_operands_, FUSED_LSTM_ISA)() {
 #ifdef FUSED_LSTM_AMX
   static constexpr Bf16Operands table = {functions<BFloat16Operands>, probe_amx, kAmxProbeFlops};
@@ -50,6 +54,7 @@ const Bf16Operands& FUSED_LSTM_NAMED(bf16_operands_, FUSED_LSTM_ISA)() {
 #endif
   return table;
 }
+#endif
 
 const FrozenFunctions<FrozenBFloat16>& FUSED_LSTM_NAMED(frozen_bfloat16_, FUSED_LSTM_ISA)() {
   return frozen_functions<FrozenBFloat16>;
