@@ -11,6 +11,8 @@ namespace {
 
 constexpr int64_t kAlignment = 64;
 constexpr int64_t kMaxSize = int64_t{1} << 40;  // of a dimension's product
+// Of a sum of int8 products: 65,536 times 255 * 128 is the most that int32 holds.
+constexpr int64_t kMaxInt8Depth = 65536;
 
 struct Header {
   char magic[8];
@@ -82,7 +84,7 @@ void check(bool condition, const std::string& message) {
   if (!condition) throw std::invalid_argument(message);
 }
 
-void check_shape(const Shape& s) {
+void check_shape(const Shape& s, Format format) {
   const auto size = [](const char* name, int64_t value) {
     check(value >= 0 && value < int64_t{1} << 31,
           std::string(name) + " is " + std::to_string(value) + ", must be 0 to 2^31 - 1");
@@ -98,6 +100,10 @@ void check_shape(const Shape& s) {
   check(widest == 0 || 4 * s.hidden_size < kMaxSize / widest,
         "a weight of [4 * " + std::to_string(s.hidden_size) + ", " + std::to_string(widest) +
             "] is too large, must have less than 2^40 elements");
+  const int64_t depth = s.projected ? std::max(widest, s.hidden_size) : widest;
+  check(format != Format::int8 || depth <= kMaxInt8Depth,
+        "a row of int8 weights has " + std::to_string(depth) + " elements, must have at most " +
+            std::to_string(kMaxInt8Depth));
 }
 
 }  // namespace
@@ -115,14 +121,14 @@ const char* format_name(Format format) {
 }
 
 int64_t packed_bytes(const Shape& shape, Format format) {
-  check_shape(shape);
+  check_shape(shape, format);
   return with_format(format, [&](auto, const auto& functions) {
     return places_of(functions, shape, shape.directions - 1).end;
   });
 }
 
 void pack(const Shape& shape, Format format, const std::array<Weights, 2>& weights, void* packed) {
-  check_shape(shape);
+  check_shape(shape, format);
   with_format(format, [&](auto, const auto& functions) {
     Header header = {{}, kVersion, format, shape, functions.layout};
     std::memcpy(header.magic, kMagic, sizeof(kMagic));
@@ -161,7 +167,7 @@ Layer::Layer(const void* packed, int64_t bytes) : packed_(static_cast<const char
   check(header.format >= Format::float32 && header.format <= Format::int8,
         "the format of a frozen layer is " + std::to_string(static_cast<int>(header.format)) +
             ", must be 0, 1 or 2");
-  check_shape(header.shape);
+  check_shape(header.shape, header.format);
   shape_ = header.shape;
   format_ = header.format;
   fits_ = with_format(format_, [&](auto, const auto& functions) {
