@@ -33,6 +33,8 @@ class Stream {
   // The state of layer k: h [B, P of the layer] and c [B, H of the layer].
   float* h(int64_t k) { return h_[k]; }
   float* c(int64_t k) { return c_[k]; }
+  const float* h(int64_t k) const { return h_[k]; }
+  const float* c(int64_t k) const { return c_[k]; }
   // Sets the state of the sequences with mask[b] to zero; of all if it is null.
   void reset(const bool* mask);
 
