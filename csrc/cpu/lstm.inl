@@ -50,11 +50,12 @@ struct Scratch {
     const int64_t touched = touched_rows<Types>(sequences);
     const bool transposes =
         f.input_gemm == Gemm::transposed || f.recurrent_gemm == Gemm::transposed;
-    char* next = reinterpret_cast<char*>(memory);
+    int64_t bytes = 0;
     const auto allocate = [&](auto*& to, int64_t elements) {
+      using Pointer = std::remove_reference_t<decltype(to)>;
       constexpr int64_t block = width * sizeof(Scalar);
-      to = reinterpret_cast<std::remove_reference_t<decltype(to)>>(next);
-      next += (elements * static_cast<int64_t>(sizeof(*to)) + block - 1) / block * block;
+      to = memory ? reinterpret_cast<Pointer>(reinterpret_cast<char*>(memory) + bytes) : nullptr;
+      bytes += (elements * static_cast<int64_t>(sizeof(*to)) + block - 1) / block * block;
     };
     allocate(bias, blocks * width);
     allocate(panel, is_frozen<Types> ? 0 : depth * width);
@@ -65,7 +66,7 @@ struct Scratch {
     allocate(state, copies_state ? touched * P : 0);
     const int64_t staged = is_frozen<Types> ? touched : has_amx_tiles<Types> ? kAmxRows : 0;
     allocate(stage, p.projected ? staged * H : 0);
-    size = (next - reinterpret_cast<char*>(memory)) / static_cast<int64_t>(sizeof(Scalar));
+    size = bytes / static_cast<int64_t>(sizeof(Scalar));
   }
 
   int64_t rows;            // at most, of one chunk of steps
