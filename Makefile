@@ -39,9 +39,14 @@ SANITIZED := $(COMPUTED) $(addprefix tests/test_,autocast.py cpu_kernels.py erro
 RACES := tests/test_cpu_kernels.py tests/test_accuracy.py \
 	-k "not test_built_with_threads and not test_threads_share_the_work"
 
-NATIVE := $(shell find csrc -type f ! -name '*.md')
+NATIVE := $(shell find csrc -type f ! -name '*.md' ! -path 'csrc/library/*')
+LIBRARY := $(shell find csrc/library tests/library -name '*.h' -o -name '*.c' -o -name '*.cpp')
+
+# The C library needs no torch and no .venv
+CMAKE := $(or $(shell command -v cmake),build/tools/bin/cmake)
 
 .PHONY: demo test fuzz emulate sass sanitize test-modes processors torches wheels build bench lint format clean FORCE
+.PHONY: library library-fuzz
 
 demo: build  # ARGS="--device cpu --task classifier" and so on
 	$(BIN)/python -m fused_lstm demo $(ARGS)
@@ -90,6 +95,21 @@ torches:  # builds and tests on each torch of .ci/requirements-torch.txt; ARGS="
 wheels:  # for each of them into dist/, with an index for pip
 	PYTHON=$(PYTHON) .ci/wheels $(ARGS)
 
+library: $(CMAKE)  # libfused_lstm, shared and static, in build/library
+	$(CMAKE) -S csrc/library -B build/library
+	$(CMAKE) --build build/library --parallel $(or $(MAX_JOBS),2)
+	@strip -o build/library/stripped build/library/libfused_lstm.so
+	@echo "build/library/libfused_lstm.so: $$(wc -c < build/library/stripped) bytes, stripped"
+
+build/tools/bin/cmake:
+	python3 -m venv build/tools
+	build/tools/bin/pip --disable-pip-version-check install --quiet "cmake>=3.20"
+
+# By libFuzzer where there is clang, else by mutations alone
+RUNS := 2000000
+library-fuzz: $(CMAKE)  # the loader of the C library, by files that are nearly right
+	CMAKE=$(CMAKE) tests/library/fuzz $(RUNS)
+
 build: $(VENV)/built
 
 bench: build  # ARGS="--quick" and so on
@@ -101,13 +121,13 @@ SPELLED := csrc fused_lstm/*.py fused_lstm/demo/*.py tests benchmarks README.md 
 
 lint: $(VENV)/tools
 	! git grep -nE '(^|[^.[:alnum:]_])($(PRIVATE))($$|[^[:alnum:]_])' -- $(SPELLED)
-	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
+	$(BIN)/clang-format --dry-run -Werror $(NATIVE) $(LIBRARY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 format: $(VENV)/tools
-	$(BIN)/clang-format -i $(NATIVE)
+	$(BIN)/clang-format -i $(NATIVE) $(LIBRARY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

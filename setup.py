@@ -122,6 +122,7 @@ def prepare_cuda(torch):
 def make_extension(cpp_extension, cuda_includes):
     with_cuda = cuda_includes is not None
     sources = {*ROOT.glob("csrc/**/*.cpp"), *ROOT.glob("csrc/**/*.cu")}
+    sources -= set(ROOT.glob("csrc/library/**/*"))  # a library of its own, by CMake
     if not with_cuda:
         sources -= set(ROOT.glob("csrc/cuda/**/*"))
     # Without -fopenmp at::parallel_for is serial; Apple's compiler does not know the flag.

@@ -13,7 +13,8 @@ class Bidirectional {
   // The layers' packed bytes must outlive it.
   Bidirectional(const std::vector<frozen::Layer>& layers, int64_t batch_size);
 
-  // x [T, B, D], y [T, B, 2P]. Allocates where T is larger than in any call before, or in reserve().
+  // x [T, B, D], y [T, B, 2P]. Allocates where T is larger than in any call before, or in
+  // reserve().
   void run(const float* x, int64_t T, float* y);
   void reserve(int64_t T);
   void reset(const bool* mask);  // the final states of sequences with mask[b], or of all

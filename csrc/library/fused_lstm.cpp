@@ -106,8 +106,8 @@ void choose_kernels() {
 
 fl_model* load(std::string_view file, const fl_options& options) {
   if (file.size() > options.max_bytes) {
-    refuse("size is " + std::to_string(file.size()) + ", must be at most options.max_bytes = " +
-           std::to_string(options.max_bytes));
+    refuse("size is " + std::to_string(file.size()) +
+           ", must be at most options.max_bytes = " + std::to_string(options.max_bytes));
   }
   choose_kernels();
   return new fl_model{fused_lstm::library::make_model(file, options)};

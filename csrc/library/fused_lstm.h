@@ -80,8 +80,7 @@ typedef struct fl_options {
   const char* prefix;
   uint64_t max_bytes; /* a larger file is refused; 0: 4 GiB */
 } fl_options;
-#define FL_OPTIONS \
-  { sizeof(fl_options), FL_AS_STORED, NULL, 0 }
+#define FL_OPTIONS {sizeof(fl_options), FL_AS_STORED, NULL, 0}
 
 /* "0.1.0" */
 FL_API const char* fl_version(void);
@@ -90,7 +89,8 @@ FL_API const char* fl_instruction_set(void);
 /* What a status means, in one line; never NULL. */
 FL_API const char* fl_error_text(fl_status status);
 /* What was wrong in the calling thread's last call that failed, in one line: which argument,
- * tensor or byte, what it is and what it must be. "" if none failed. Overwritten by the next one. */
+ * tensor or byte, what it is and what it must be. "" if none failed. Overwritten by the next one.
+ */
 FL_API const char* fl_last_error(void);
 
 /* Loads an LSTM from a safetensors file, with nn.LSTM's names: weight_ih_l0 [4H, D], weight_hh_l0
@@ -133,10 +133,10 @@ FL_API int64_t fl_stream_batch_size(const fl_stream* stream);
 
 /* One step. x [B, D], y [B, P]; y may be x. For models of one direction. */
 FL_API fl_status fl_step(fl_stream* stream, const float* x, float* y);
-/* T steps. x [T, B, D], y [T, B, n P], apart from x. With one direction it goes on from the stream's state; the
- * first call with T > 1 allocates, unless fl_stream_reserve has. With two it starts from zeros, for
- * x is the whole sequence, leaves the final states of both directions in the stream, and allocates
- * where T is larger than in any call before. */
+/* T steps. x [T, B, D], y [T, B, n P], apart from x. With one direction it goes on from the
+ * stream's state; the first call with T > 1 allocates, unless fl_stream_reserve has. With two it
+ * starts from zeros, for x is the whole sequence, leaves the final states of both directions in the
+ * stream, and allocates where T is larger than in any call before. */
 FL_API fl_status fl_sequence(fl_stream* stream, const float* x, int64_t T, float* y);
 /* Allocates what fl_sequence needs for as many steps, so that it does not. */
 FL_API fl_status fl_stream_reserve(fl_stream* stream, int64_t T);

@@ -99,9 +99,9 @@ class Loader {
 
  private:
   const Tensor* find(const std::string& name) {
-    const auto found =
-        std::lower_bound(tensors_.begin(), tensors_.end(), name,
-                         [](const Tensor& t, const std::string& sought) { return t.name < sought; });
+    const auto found = std::lower_bound(
+        tensors_.begin(), tensors_.end(), name,
+        [](const Tensor& t, const std::string& sought) { return t.name < sought; });
     return found != tensors_.end() && found->name == name ? &*found : nullptr;
   }
   // A name of the LSTM's: "weight_ih" of layer k.
@@ -168,9 +168,9 @@ class Loader {
     Model& m = *model_;
     m.hidden_size = ih[0] / 4;
     m.input_size = ih[1];
-    m.projection_size = matrix("weight_hh")[1];
-    m.directions = find(prefix_ + "weight_ih_l0_reverse") ? 2 : 1;
     projected_ = find(prefix_ + "weight_hr_l0");
+    m.projection_size = projected_ ? matrix("weight_hh")[1] : m.hidden_size;
+    m.directions = find(prefix_ + "weight_ih_l0_reverse") ? 2 : 1;
     biases_ = find(prefix_ + "bias_ih_l0");
     while (find(name_of("weight_ih", layers_, 0))) ++layers_;
   }
@@ -262,8 +262,12 @@ class Loader {
 
   void add_layer(int64_t k) {
     Model& m = *model_;
-    const frozen::Shape shape = {shape_of("weight_ih", k)[1], m.hidden_size, m.projection_size,
-                                 m.directions, projected_, biases_};
+    const frozen::Shape shape = {shape_of("weight_ih", k)[1],
+                                 m.hidden_size,
+                                 m.projection_size,
+                                 m.directions,
+                                 projected_,
+                                 biases_};
     std::vector<std::vector<float>> floats;  // that `weights` points into
     std::array<frozen::Weights, 2> weights = {};
     const auto keep = [&](std::vector<float> values) -> const float* {
@@ -298,7 +302,8 @@ class Loader {
     std::vector<float> scales = floats_of(scale);
     for (const float s : scales) {
       if (!(s >= 0 && s < HUGE_VALF)) {
-        throw Error(FL_NOT_FINITE, quoted(scale.name) + " has a scale that is not finite, or below 0");
+        throw Error(FL_NOT_FINITE,
+                    quoted(scale.name) + " has a scale that is not finite, or below 0");
       }
     }
     return scales;

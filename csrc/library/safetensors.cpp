@@ -26,13 +26,13 @@ struct DtypeFacts {
   int64_t bits;
 };
 constexpr DtypeFacts kDtypes[] = {
-    {"F32", Dtype::f32, 32},         {"BF16", Dtype::bf16, 16},       {"I8", Dtype::i8, 8},
-    {"F16", Dtype::f16, 16},         {"F64", Dtype::f64, 64},         {"BOOL", Dtype::other, 8},
-    {"U8", Dtype::other, 8},         {"I16", Dtype::other, 16},       {"U16", Dtype::other, 16},
-    {"I32", Dtype::other, 32},       {"U32", Dtype::other, 32},       {"I64", Dtype::other, 64},
-    {"U64", Dtype::other, 64},       {"C64", Dtype::other, 64},       {"F8_E4M3", Dtype::other, 8},
-    {"F8_E5M2", Dtype::other, 8},    {"F8_E8M0", Dtype::other, 8},    {"F4", Dtype::other, 4},
-    {"F6_E2M3", Dtype::other, 6},    {"F6_E3M2", Dtype::other, 6},
+    {"F32", Dtype::f32, 32},      {"BF16", Dtype::bf16, 16},    {"I8", Dtype::i8, 8},
+    {"F16", Dtype::f16, 16},      {"F64", Dtype::f64, 64},      {"BOOL", Dtype::other, 8},
+    {"U8", Dtype::other, 8},      {"I16", Dtype::other, 16},    {"U16", Dtype::other, 16},
+    {"I32", Dtype::other, 32},    {"U32", Dtype::other, 32},    {"I64", Dtype::other, 64},
+    {"U64", Dtype::other, 64},    {"C64", Dtype::other, 64},    {"F8_E4M3", Dtype::other, 8},
+    {"F8_E5M2", Dtype::other, 8}, {"F8_E8M0", Dtype::other, 8}, {"F4", Dtype::other, 4},
+    {"F6_E2M3", Dtype::other, 6}, {"F6_E3M2", Dtype::other, 6},
 };
 
 // Bytes of the UTF-8 character at the start of `text`; 0 if there is none.
@@ -342,9 +342,9 @@ std::string read_file(const char* path, uint64_t max_bytes) {
   }
   const auto size = static_cast<uint64_t>(facts.st_size);
   if (size > max_bytes) {
-    throw Error(FL_IO_ERROR, std::string(path) + ": a file of " + std::to_string(size) +
-                                 " bytes, must be at most max_bytes = " +
-                                 std::to_string(max_bytes));
+    throw Error(FL_IO_ERROR,
+                std::string(path) + ": a file of " + std::to_string(size) +
+                    " bytes, must be at most max_bytes = " + std::to_string(max_bytes));
   }
   std::string bytes;
   bytes.resize(size);

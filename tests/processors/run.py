@@ -137,7 +137,8 @@ def compile_aarch64(folder: Path, root: Path, site: Path) -> None:
         run(COMPILER, *flags, *defines, *includes, "-c", source, "-o", target)
         return target
 
-    sources = sorted(set(CSRC.rglob("*.cpp")) - set((CSRC / "cuda").rglob("*")))
+    others = {*(CSRC / "cuda").rglob("*"), *(CSRC / "library").rglob("*")}
+    sources = sorted(set(CSRC.rglob("*.cpp")) - others)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         made = list(pool.map(compile, sources))
     libraries = [f"-L{site / 'torch/lib'}", "-ltorch_python", "-ltorch", "-ltorch_cpu", "-lc10"]

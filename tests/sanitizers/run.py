@@ -48,7 +48,8 @@ def main(kind: str, folder: Path, tests: list[str]) -> int:
         sources = emulator.sources(folder)
         os.environ["FUSED_LSTM_EMULATED"] = "1"
     else:
-        sources = sorted(set(CSRC.rglob("*.cpp")) - set((CSRC / "cuda").rglob("*")))
+        others = {*(CSRC / "cuda").rglob("*"), *(CSRC / "library").rglob("*")}
+        sources = sorted(set(CSRC.rglob("*.cpp")) - others)
     flags = [*COMMON, *FLAGS[kind]]
     package(folder, sources, flags, [f for f in flags if f.startswith(("-fsan", "-fopenmp"))])
     compiler = os.environ.get("CXX", "c++")
