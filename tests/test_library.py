@@ -9,9 +9,11 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import wave
 from pathlib import Path
 
+import emulated
 import numpy as np
 import pytest
 import rounding
@@ -712,3 +714,25 @@ def test_the_example_refuses(built, tmp_path, text, says):
     )
     assert done.returncode == 1
     assert says.replace("no samples", "without samples") in done.stderr
+
+
+@pytest.mark.skipif(emulated.EMULATED, reason="the operators' library is not torch's")
+def test_the_example_runs_an_aotinductor_package(tmp_path):
+    """Compiled from Python, run without it."""
+    library = Path(sysconfig.get_config_var("LIBDIR")) / sysconfig.get_config_var("LDLIBRARY")
+    if library.suffix == ".a":
+        pytest.skip("this Python has no libpython.so, which fused_lstm._C needs")
+    model = LSTMClassifier(6, 32, 4, 2).eval()
+    x = torch.randn(3, 20, 6)
+    program = torch.export.export(model, (x,))
+    torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "package.pt2"))
+    torch.save(x, tmp_path / "x.pt")
+    torch_folder = Path(torch.__file__).parent
+    includes = [torch_folder / "include", torch_folder / "include/torch/csrc/api/include"]
+    flags = ["-std=c++20", "-O0", *[f"-I{folder}" for folder in includes]]
+    libraries = [f"-L{torch_folder}/lib", f"-Wl,-rpath,{torch_folder}/lib"]
+    libraries += ["-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10", "-ldl"]
+    run(CXX, *flags, SOURCES / "examples/aoti.cpp", *libraries, "-o", tmp_path / "aoti")
+    operators = [library, torch_folder / "lib/libtorch_python.so", fused_lstm._C.__file__]
+    found = rows_of(run(tmp_path / "aoti", tmp_path / "package.pt2", tmp_path / "x.pt", *operators))
+    assert_same(found.view(3, 4), model(x))
