@@ -69,8 +69,8 @@ sass: build  # the persistent kernels' machine code, against the limits of a ste
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/emulator/build.py build/emulated
 	PYTHONPATH=tests $(BIN)/python -m machine_code $(ARGS)
 
-# The CPU path and the emulated CUDA path under AddressSanitizer and UBSan, the CPU's threads under
-# ThreadSanitizer
+# The CPU path, the emulated CUDA path and the C library under AddressSanitizer and UBSan, the CPU's
+# threads and the library's under ThreadSanitizer
 sanitize: build
 	PATH="$(CURDIR)/$(BIN):$$PATH" \
 		$(BIN)/python tests/sanitizers/run.py address build/address $(SANITIZED) $(ARGS)
@@ -79,6 +79,7 @@ sanitize: build
 		tests/test_persistent.py $(ARGS)
 	PATH="$(CURDIR)/$(BIN):$$PATH" \
 		$(BIN)/python tests/sanitizers/run.py thread build/thread $(RACES) $(ARGS)
+	FUSED_LSTM_SANITIZE=1 $(BIN)/python -m pytest tests/test_library.py -k test_sanitizers
 
 # The two plugins lie apart: where pytest-randomly is installed, it shuffles every run
 test-modes: build  # the suite on one and two processors, each instruction set, shuffled, in parallel
