@@ -573,6 +573,13 @@ def test_exported_symbols_and_size(built, tmp_path):
     assert "stdc++" not in needed
 
 
+def test_one_version(library):
+    header = (SOURCES / "fused_lstm.h").read_text()
+    parts = re.findall(r"#define FL_VERSION_(?:MAJOR|MINOR|PATCH) (\d+)", header)
+    library.functions.fl_version.restype = ctypes.c_char_p
+    assert fused_lstm.__version__ == ".".join(parts) == library.functions.fl_version().decode()
+
+
 CONSUMER = """
 cmake_minimum_required(VERSION 3.16)
 project(consumer LANGUAGES C)
