@@ -343,7 +343,7 @@ cpu::Slices plan_slices(const Layer& layer, const Batch& batch, int threads, boo
     return functions.layout.lanes;
   });
   problem.element_bytes = problem.operand_bytes;
-  const Plan plan = make_plan(problem);
+  const Plan plan = make_cpu_plan(problem);
   return {cpu::slice_batch(batch.T, batch.B, batch.offsets, plan.batch_slices),
           cpu::slice_units(s.hidden_size, plan.unit_slices, lanes), plan.parallel};
 }
