@@ -88,8 +88,7 @@ fl_options checked(const fl_options* given) {
     std::memcpy(&options, given, given->size);
   }
   if (options.format < FL_AS_STORED || options.format > FL_INT8) {
-    refuse("options.format is " + std::to_string(static_cast<int>(options.format)) +
-           ", must be an fl_format");
+    refuse("options.format is " + std::to_string(options.format) + ", must be an fl_format");
   }
   if (options.max_bytes == 0) options.max_bytes = kMaxFileBytes;
   return options;
@@ -158,7 +157,7 @@ const char* fl_instruction_set(void) {
   return name;
 }
 
-const char* fl_error_text(fl_status status) {
+const char* fl_error_text(int status) {
   switch (status) {
     case FL_OK:
       return "no error";
@@ -180,10 +179,9 @@ const char* fl_error_text(fl_status status) {
       return "a model of two directions takes whole sequences, by fl_sequence";
     case FL_UNSUPPORTED_CPU:
       return "FUSED_LSTM_CPU_ISA names instructions that this processor lacks";
-    case FL_INTERNAL_ERROR:
-      break;
+    default:
+      return "an internal error";
   }
-  return "an internal error";
 }
 
 const char* fl_last_error(void) { return last_error; }

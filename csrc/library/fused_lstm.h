@@ -74,7 +74,7 @@ typedef struct fl_stream fl_stream;
 /* Set `size` to sizeof(fl_options), as FL_OPTIONS does. */
 typedef struct fl_options {
   size_t size;
-  fl_format format; /* int8 weights stay int8; others are rounded to what is asked for */
+  int32_t format; /* an fl_format; int8 weights stay int8, others are rounded to it */
   /* What precedes nn.LSTM's names in the file, "encoder.lstm." say; "" if nothing does. NULL: what
    * the file has, if that is one LSTM. */
   const char* prefix;
@@ -86,8 +86,8 @@ typedef struct fl_options {
 FL_API const char* fl_version(void);
 /* The instructions of the kernels, "avx512vnni" say; NULL where FUSED_LSTM_CPU_ISA is wrong. */
 FL_API const char* fl_instruction_set(void);
-/* What a status means, in one line; never NULL. */
-FL_API const char* fl_error_text(fl_status status);
+/* What an fl_status means, in one line; never NULL. */
+FL_API const char* fl_error_text(int status);
 /* What was wrong in the calling thread's last call that failed, in one line: which argument,
  * tensor or byte, what it is and what it must be. "" if none failed. Overwritten by the next one.
  */

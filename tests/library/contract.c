@@ -49,7 +49,7 @@ static void check_loading(const char* path) {
   options.size = 1000;
   CHECK(fl_model_load(path, &options, &model) == FL_INVALID_ARGUMENT && says("options.size"));
   options.size = sizeof(options);
-  options.format = (fl_format)17;
+  options.format = 17;
   CHECK(fl_model_load(path, &options, &model) == FL_INVALID_ARGUMENT && says("options.format"));
   options.format = FL_AS_STORED;
   options.max_bytes = 10;
@@ -59,9 +59,9 @@ static void check_loading(const char* path) {
   CHECK(fl_model_load(path, &options, &model) == FL_BAD_MODEL && says("'decoder.'"));
   CHECK(model == NULL);
   for (int status = FL_OK; status <= FL_INTERNAL_ERROR; ++status) {
-    CHECK(strlen(fl_error_text((fl_status)status)) > 5);
+    CHECK(strlen(fl_error_text(status)) > 5);
   }
-  CHECK(fl_error_text((fl_status)99) != NULL);
+  CHECK(fl_error_text(99) != NULL);
   CHECK(strcmp(fl_version(), "0.1.0") == 0);
   fl_model_free(NULL);
   fl_stream_free(NULL);
