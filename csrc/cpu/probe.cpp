@@ -108,8 +108,8 @@ Machine measure() {
   if (m.cache_bytes[2] < m.cache_bytes[1]) m.cache_bytes[2] = m.cache_bytes[1];  // there is none
 
   measure_arithmetic(probes, m);
+  constexpr int64_t times = 400;
   if (const Bf16Operands* const bf16 = table.bf16_operands) {
-    constexpr int64_t times = 400;
     const double all = static_cast<double>(bf16->flops * times);
     m.bf16_gflops = all / measure_ns(bf16->multiply, times);
   }
