@@ -203,13 +203,7 @@ LAYERS = {
     "no bias": {"input_size": 8, "hidden_size": 16, "bias": False},
     "projection": {"input_size": 7, "hidden_size": 33, "num_layers": 2, "proj_size": 18},
     "two directions": {"input_size": 5, "hidden_size": 20, "num_layers": 3, "bidirectional": True},
-    "all": {
-        "input_size": 6,
-        "hidden_size": 12,
-        "num_layers": 2,
-        "proj_size": 5,
-        "bidirectional": True,
-    },
+    "both": {"input_size": 6, "hidden_size": 12, "proj_size": 5, "bidirectional": True},
     "wide": {"input_size": 70, "hidden_size": 130},
 }
 
@@ -351,6 +345,9 @@ HEADERS = {
     "a control character": ('{"a\n":{}}', "neither UTF-8"),
     "bad UTF-8": (b'{"\xff":{}}', "neither UTF-8"),
     "an overlong character": (b'{"\xc0\x80":{}}', "neither UTF-8"),
+    "an overlong one of three bytes": (b'{"\xe0\x80\x80":{}}', "neither UTF-8"),
+    "an overlong one of four bytes": (b'{"\xf0\x80\x80\x80":{}}', "neither UTF-8"),
+    "a character above U+10FFFF": (b'{"\xf4\x90\x80\x80":{}}', "neither UTF-8"),
     "a surrogate in UTF-8": (b'{"\xed\xa0\x80":{}}', "neither UTF-8"),
     "a character cut short": (b'{"\xe2\x82', "neither UTF-8"),
     "half a surrogate pair": ('{"\\ud800x":{}}', "surrogate"),
@@ -694,6 +691,8 @@ def test_the_example_streams_text(built, tmp_path):
 
 def test_the_example_streams_a_wave_file(built, tmp_path):
     model = LSTMClassifier(2, 16, 1)
+    with torch.no_grad():  # so that samples of another scale have another result
+        model.lstm.weight_ih_l0.mul_(10)
     samples = torch.randint(-32768, 32768, (2 * 300,), dtype=torch.int16)
     with wave.open(str(tmp_path / "x.wav"), "wb") as file:
         file.setnchannels(1)
