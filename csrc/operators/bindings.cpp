@@ -1,6 +1,7 @@
 // fused_lstm._C: loads the operators, and tells what is not a tensor.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
 #include <string>
@@ -9,6 +10,7 @@
 #include "cpu/kernels.h"
 #include "device/device.h"
 #include "device/pool.h"
+#include "operators/frozen.h"
 #include "operators/module_calls.h"
 #include "plan/kernel_override.h"
 #include "plan/measured.h"
@@ -241,6 +243,9 @@ PYBIND11_MODULE(_C, m) {
         py::arg("problem"), py::arg("kernel"));
   m.def("forget_measured_kernels", &forget_measured_kernels, "Forgets all of them.");
   m.def("use_kernel", &use_kernel, "Sets it.", py::arg("name").none(true));
+  m.def("frozen_pack", &frozen_pack, "A layer's weights as packed bytes.", py::arg("weights"),
+        py::arg("scales"), py::arg("format"), py::arg("directions"));
+  m.def("frozen_unpack", &frozen_unpack, "Its weights and their scales.", py::arg("packed"));
 }
 
 }  // namespace fused_lstm
