@@ -26,6 +26,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _AGAIN = "change the layer that it was frozen from and freeze again"
+_MAKERS = (WeightNorm, SpectralNorm, BasePruningMethod)  # hooks that set a weight before a call
 
 
 class _Layer(NamedTuple):
@@ -332,6 +333,35 @@ class FrozenLSTM(_Frozen):
         )
         return lstm.laid_out(self, input, output), lstm.laid_out_state(input, (h_n, c_n))
 
+    def stream(self, batch_size: int = 1) -> ops.Stream:
+        """A stream: sequences that go on from call to call, whose state it owns.
+
+            stream = frozen.stream()
+            y = stream(x)
+
+        `x` [B, D] is the next step of each of B sequences, y [B, P] the last layer's output in
+        float32, a view of the stream's own buffer that the next call writes; x [B, T, D] are the
+        next T steps, y [B, T, P]. A step of a contiguous float32 `x` allocates nothing and goes
+        straight to the kernels, past the dispatcher. `stream.state` is (h [L, B, P],
+        c [L, B, H]), read as copies and set; `stream.reset(mask=None)` sets the sequences where
+        the bool `mask` [B] is True, or all, to zero; `stream.fork()` goes on from the same state
+        on its own. Streams share the layer's weights, as they were when the stream was made. One
+        stream is not for two threads at once.
+
+        Args:
+            batch_size: B.
+
+        Raises:
+            ValueError: batch_size is less than 1, or the layer is bidirectional: the reverse
+                direction starts at the end.
+        """
+        if self.bidirectional:
+            raise ValueError(
+                "the layer is bidirectional, must have one direction to be a stream: the reverse "
+                "one starts at the end"
+            )
+        return ops.make_stream(self._packed(), batch_size)
+
     def extra_repr(self) -> str:
         options = {
             "num_layers": (self.num_layers, 1),
@@ -460,15 +490,7 @@ def freeze(model: Module, weights: Format = "float32") -> Module:
 
 def _frozen(module: nn.Module, weights: Format) -> _Frozen:
     """`module` frozen, with its hooks but for those that make its weights."""
-    twin = module
-    if is_parametrized(module) or module._forward_pre_hooks:
-        # A copy in eval mode, for what makes the weights may change buffers while training
-        twin = copy.deepcopy(module).eval()
-        for handle, hook in list(twin._forward_pre_hooks.items()):
-            if isinstance(hook, (WeightNorm, SpectralNorm, BasePruningMethod)):
-                hook(twin, ())
-                del twin._forward_pre_hooks[handle]
-    frozen = _FROZEN[type_before_parametrizations(module)](twin, weights)
+    frozen = _FROZEN[type_before_parametrizations(module)](module, weights)
     for kind in (
         "_forward_hooks",
         "_forward_hooks_with_kwargs",
@@ -476,14 +498,27 @@ def _frozen(module: nn.Module, weights: Format) -> _Frozen:
         "_forward_pre_hooks",
         "_forward_pre_hooks_with_kwargs",
     ):
-        getattr(frozen, kind).update(getattr(twin, kind))
+        for handle, hook in getattr(module, kind).items():
+            if not isinstance(hook, _MAKERS):
+                getattr(frozen, kind)[handle] = hook
     return frozen
 
 
+@torch.no_grad()
 def _present(layer: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
     """The weights of a layer; without biases if they are None, a single one beside zeros."""
-    tensors: list[Tensor] = cell.given([getattr(layer, name) for name in names])
-    found = dict(zip(names, tensors, strict=False))
+    if is_parametrized(layer):  # which may change buffers when it computes them in training
+        layer = copy.deepcopy(layer).eval()
+    made: dict[str, Tensor] = {}
+    for hook in layer._forward_pre_hooks.values():
+        if isinstance(hook, WeightNorm):
+            made[hook.name] = hook.compute_weight(layer)
+        elif isinstance(hook, SpectralNorm):
+            made[hook.name] = hook.compute_weight(layer, do_power_iteration=False)
+        elif isinstance(hook, BasePruningMethod):
+            made[hook._tensor_name] = hook.apply_mask(layer)
+    present = [made[name] if name in made else getattr(layer, name) for name in names]
+    found = dict(zip(names, cell.given(present), strict=False))
     for name, tensor in found.items():
         if tensor.dtype not in _DTYPES:
             raise ValueError(

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from fused_lstm import _extension, _torch, reference  # noqa: F401  (before _C: it may not fit)
+from fused_lstm._C import Stream as Stream  # csrc/operators/stream.h
 from fused_lstm._C import frozen_pack as frozen_pack  # csrc/operators/frozen.h
 from fused_lstm._C import frozen_unpack as frozen_unpack
+from fused_lstm._C import make_stream as make_stream
 from fused_lstm._C import plain_cell as plain_cell  # csrc/operators/module_calls.h
 from fused_lstm._C import plain_lstm as plain_lstm
 
@@ -212,15 +214,21 @@ def _accum(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _check_devices(input: Tensor, h_0: Tensor, c_0: Tensor, weights: list[Tensor]) -> None:
+def _check_devices(
+    input: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weights: list[Tensor],
+    name_of_weights: str = "weights",
+) -> None:
     """A meta tensor among others would bring all of them here, where nothing is computed."""
     named = [
         ("h_0", h_0),
         ("c_0", c_0),
-        *((f"weights[{k}]", w) for k, w in enumerate(weights)),
+        *((f"{name_of_weights}[{k}]", w) for k, w in enumerate(weights)),
     ]
     for name, tensor in named:
-        if tensor.device != input.device:
+        if tensor is not None and tensor.device != input.device:
             raise RuntimeError(
                 f"{name} is on {tensor.device}, must be on the input's device {input.device}"
             )
@@ -319,6 +327,7 @@ def _frozen_lstm_fake(
     reset: Tensor | None = None,
     reset_to_initial: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _check_devices(input, h_0, c_0, packed, "packed")
     directions, P = 2 if bidirectional else 1, proj_size or hidden_size
     states = directions * len(packed)
     B: Any

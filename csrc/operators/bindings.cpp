@@ -12,6 +12,7 @@
 #include "device/pool.h"
 #include "operators/frozen.h"
 #include "operators/module_calls.h"
+#include "operators/stream.h"
 #include "plan/kernel_override.h"
 #include "plan/measured.h"
 #include "plan/plan.h"
@@ -246,6 +247,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("frozen_pack", &frozen_pack, "A layer's weights as packed bytes.", py::arg("weights"),
         py::arg("scales"), py::arg("format"), py::arg("directions"));
   m.def("frozen_unpack", &frozen_unpack, "Its weights and their scales.", py::arg("packed"));
+  add_stream_type(m);
+  m.def("make_stream", &make_stream, "A Stream over packed layers.", py::arg("packed"),
+        py::arg("batch_size"));
 }
 
 }  // namespace fused_lstm
