@@ -22,6 +22,7 @@ from fused_lstm.lstm import FusedLSTM, State
 from fused_lstm.replace import obstacle
 
 Format = Literal["float32", "bfloat16", "int8"]
+FORMATS: tuple[Format, ...] = get_args(Format)
 Module = TypeVar("Module", bound=nn.Module)
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -53,7 +54,7 @@ class _Frozen(nn.Module):
 
     def __init__(self, layer: Any, weights: Format) -> None:
         super().__init__()
-        if weights not in get_args(Format):
+        if weights not in FORMATS:
             raise ValueError(f"weights is {weights!r}, must be 'float32', 'bfloat16' or 'int8'")
         self.input_size = layer.input_size
         self.hidden_size = layer.hidden_size

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fused_lstm import _extension, _torch, reference  # noqa: F401  (before _C: it may not fit)
-from fused_lstm._C import Stream as Stream  # csrc/operators/stream.h
+from fused_lstm._C import Stream as Stream  # csrc/operators/stream_type.h
 from fused_lstm._C import frozen_pack as frozen_pack  # csrc/operators/frozen.h
 from fused_lstm._C import frozen_unpack as frozen_unpack
 from fused_lstm._C import make_stream as make_stream

@@ -12,7 +12,7 @@
 #include "device/pool.h"
 #include "operators/frozen.h"
 #include "operators/module_calls.h"
-#include "operators/stream.h"
+#include "operators/stream_type.h"
 #include "plan/kernel_override.h"
 #include "plan/measured.h"
 #include "plan/plan.h"

@@ -4,7 +4,6 @@
 #include <ATen/core/grad_mode.h>
 #include <torch/library.h>
 
-#include <algorithm>
 #include <cstring>
 #include <optional>
 #include <stdexcept>
@@ -145,19 +144,11 @@ at::Tensor initial_state(const char* name, const OptionalTensor& given, at::IntA
   return in_float(*given);
 }
 
-// Below so many multiplications threads cost more than they save.
-constexpr int64_t kMinParallelWork = int64_t{1} << 20;
-
-// Sequences are divided among the threads, and directions.
-cpu::Slices slices_of(const frozen::Shape& shape, const Sequence& sequence) {
-  const Sizes& s = sequence.sizes;
-  const int64_t work = 4 * s.H * (shape.input_size + s.P) * s.N * s.directions;
-  const int64_t threads = at::get_num_threads();
-  if (threads == 1 || work < kMinParallelWork) return frozen::one_part(shape, s.B);
-  const int64_t* const offsets = sequence.offsets.empty() ? nullptr : sequence.offsets.data();
-  const int64_t slices = std::clamp<int64_t>(threads / s.directions, 1, s.B);
-  return {cpu::slice_batch(s.T, s.B, offsets, slices), {0, s.H}, /*parallel=*/true};
-}
+#if AT_PARALLEL_OPENMP
+constexpr bool kConcurrentThreads = true;  // all threads of a loop run, so a barrier is safe
+#else
+constexpr bool kConcurrentThreads = false;
+#endif
 
 const frozen::ParallelFor kParallelFor = {
     [](int64_t n, const void* body, void (*call)(const void*, int64_t, int64_t)) {
@@ -214,13 +205,21 @@ FrozenResult frozen_lstm(const at::Tensor& input, const OptionalTensor& h_0,
     const frozen::Layer& layer = layers[k].layer;
     const bool last = k + 1 == layers.size();
     const at::Tensor output = last ? allocate(shape, floats) : allocate_pooled(shape, floats);
-    const cpu::Slices slices = slices_of(layer.shape(), sequence);
-    const at::Tensor scratch = allocate_bytes(layer.scratch_bytes(s.T, s.B, slices));
     const int64_t first = static_cast<int64_t>(k) * s.directions;
-    layer.forward({s.T, s.B, sequence.steps(false).offsets, sequence.boundaries(),
-                   pointer<float>(x), pointer<float>(h, first), pointer<float>(c, first),
-                   pointer<float>(output), pointer<float>(h_n, first), pointer<float>(c_n, first)},
-                  slices, scratch.mutable_data_ptr(), kParallelFor);
+    const frozen::Batch batch = {s.T,
+                                 s.B,
+                                 sequence.steps(false).offsets,
+                                 sequence.boundaries(),
+                                 pointer<float>(x),
+                                 pointer<float>(h, first),
+                                 pointer<float>(c, first),
+                                 pointer<float>(output),
+                                 pointer<float>(h_n, first),
+                                 pointer<float>(c_n, first)};
+    const cpu::Slices slices =
+        frozen::plan_slices(layer, batch, at::get_num_threads(), kConcurrentThreads, cpu_machine());
+    const at::Tensor scratch = allocate_bytes(layer.scratch_bytes(s.T, s.B, slices));
+    layer.forward(batch, slices, scratch.mutable_data_ptr(), kParallelFor);
     x = output;
   }
   if (s.N == 0) x = allocate(shape, floats);

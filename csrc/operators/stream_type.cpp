@@ -1,4 +1,4 @@
-#include "operators/stream.h"
+#include "operators/stream_type.h"
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/from_blob.h>
