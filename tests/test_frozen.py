@@ -470,9 +470,13 @@ def test_a_bare_layer(kind):
     assert repr(frozen) == ("FrozenLSTM(3, 4, weights='float32', num_layers=2, bidirectional=True)")
 
 
+def power_iterated(module):
+    return nn.utils.parametrizations.spectral_norm(module, "weight_hh_l0")
+
+
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
 @pytest.mark.parametrize(
-    "change", [weight_norm, old_weight_norm, pruned, spectral_norm, parametrized]
+    "change", [weight_norm, old_weight_norm, pruned, spectral_norm, parametrized, power_iterated]
 )
 def test_weights_that_are_computed(change):
     """Frozen at their present values, which stay for the module itself: its buffers too."""
@@ -481,7 +485,7 @@ def test_weights_that_are_computed(change):
     with torch.no_grad():
         for name, parameter in module.named_parameters():
             if re.search("orig|_g|_v", name):
-                parameter.mul_(1.5)
+                parameter.add_(torch.rand_like(parameter))
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     frozen = freeze(module)
     assert module.training
@@ -639,6 +643,15 @@ def test_files_and_copies(way, kind):
     assert torch.equal(other(x), frozen(x))
     assert all(map(torch.equal, other.buffers(), frozen.buffers()))
     assert all(a is not b for a, b in zip(other.buffers(), frozen.buffers(), strict=True))
+
+
+def test_packed_bytes_stay_in_the_process():
+    frozen = freeze(layer())
+    (packed,) = frozen.buffers()
+    magic = bytes(packed[:8].tolist())
+    assert magic in pickle.dumps(packed)
+    assert magic not in pickle.dumps(frozen)
+    assert not any(torch.equal(packed, tensor) for tensor in frozen.state_dict().values())
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -864,8 +877,9 @@ def test_threads_share_the_work(kind, tmp_path):
     )
 
 
-def test_a_task_model():
+def test_a_task_model(monkeypatch):
     """The models of fused_lstm.models hand lengths to a frozen layer as to a FusedLSTM."""
+    monkeypatch.setattr(models, "pack_padded_sequence", None)
     model = models.LSTMSequencePredictor(3, 8, 2, summary="final_states").eval()
     x, lengths = rand(4, 6, 3, dtype=torch.float32), torch.tensor([6, 0, 2, 5])
     torch.testing.assert_close(freeze(model)(x, lengths=lengths), model(x, lengths=lengths))
