@@ -11,6 +11,7 @@ from fused_lstm.autotune import autotune
 from fused_lstm.cell import FusedLSTMCell
 from fused_lstm.decompositions import decompositions
 from fused_lstm.explain import explain, use_kernel
+from fused_lstm.frozen import FrozenLSTM, FrozenLSTMCell, freeze
 from fused_lstm.hooks import after_import as _after_import
 from fused_lstm.lstm import FusedLSTM, LSTMStates
 from fused_lstm.memory import cached_bytes, empty_cache
@@ -23,12 +24,14 @@ with _suppress(ModuleNotFoundError):  # torch announces the end of torch.ao.quan
 __version__ = "0.1.0"
 
 # For torch.load(weights_only=True) of a whole pickled model, as torch has it for its own classes.
-_add_safe_globals([FusedLSTM, FusedLSTMCell])
+_add_safe_globals([FusedLSTM, FusedLSTMCell, FrozenLSTM, FrozenLSTMCell])
 _after_import("torch.utils.flop_counter", lambda: _import_module("fused_lstm.flops"))
 _after_import("opacus.validators", lambda: _import_module("fused_lstm.opacus"))
 _after_import(_torch.ONNX_OPERATORS, lambda: _import_module("fused_lstm.onnx").register())
 
 __all__ = [
+    "FrozenLSTM",
+    "FrozenLSTMCell",
     "FusedLSTM",
     "FusedLSTMCell",
     "LSTMStates",
@@ -38,6 +41,7 @@ __all__ = [
     "decompositions",
     "empty_cache",
     "explain",
+    "freeze",
     "patch",
     "replace_lstm",
     "restore_lstm",

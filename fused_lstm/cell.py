@@ -63,51 +63,13 @@ class FusedLSTMCell(GateInitialization, nn.RNNCellBase):
             return states
         if legacy_onnx.is_exporting():
             return TorchLSTMCell.forward(self, input, hx)  # type: ignore[arg-type]
-        if input.dim() not in (1, 2):
-            raise ValueError(
-                f"FusedLSTMCell: Expected input to be 1D or 2D, got {input.dim()}D instead"
-            )
-        batched = input.dim() == 2
-        if hx is None:
-            shape = (*input.shape[:-1], self.hidden_size)
-            zeros = torch.zeros(shape, dtype=input.dtype, device=input.device)
-            hx = (zeros, zeros)
-        h, c = _two_states(hx)
-        for index, state in enumerate((h, c)):
-            if state.dim() not in (1, 2):
-                raise ValueError(
-                    f"FusedLSTMCell: Expected hx[{index}] to be 1D or 2D, "
-                    f"got {state.dim()}D instead"
-                )
-            if state.dim() != input.dim():
-                raise RuntimeError(
-                    f"hx[{index}] is {state.dim()}D, must be {input.dim()}D as the input is"
-                )
-        # In the words of nn.LSTMCell.
-        if input.size(-1) != self.input_size:
-            raise RuntimeError(
-                f"input has inconsistent input_size: got {input.size(-1)} "
-                f"expected {self.input_size}"
-            )
-        for index, state in enumerate((h, c)):
-            if state.size(-1) != self.hidden_size:
-                raise RuntimeError(
-                    f"hidden{index} has inconsistent hidden_size: got {state.size(-1)}, "
-                    f"expected {self.hidden_size}"
-                )
-            if batched and state.size(0) != input.size(0):
-                raise RuntimeError(
-                    f"Input batch size {input.size(0)} doesn't match hidden{index} batch size "
-                    f"{state.size(0)}"
-                )
-        if not batched:
-            input, h, c = input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0)
+        x, h, c = checked_call(self, input, hx)
         weights = [self.weight_ih, self.weight_hh]
         if self.bias:
             weights += [self.bias_ih, self.bias_hh]
         for weight in weights:
             if weight is None:
-                weights = _given(weights)
+                weights = given(weights)
                 break
         if input.dtype != weights[0].dtype and not (
             input.is_floating_point() and torch.is_autocast_enabled(input.device.type)
@@ -115,8 +77,8 @@ class FusedLSTMCell(GateInitialization, nn.RNNCellBase):
             raise RuntimeError(
                 f"input has dtype {input.dtype}, must have the weights' dtype {weights[0].dtype}"
             )
-        h, c = ops.cell(input, h, c, weights)
-        return (h, c) if batched else (h.squeeze(0), c.squeeze(0))
+        h, c = ops.cell(x, h, c, weights)
+        return (h, c) if input.dim() == 2 else (h.squeeze(0), c.squeeze(0))
 
     def __prepare_scriptable__(self) -> TorchLSTMCell:
         """torch.jit.script compiles the same cell as nn.LSTMCell, on the same parameters."""
@@ -125,7 +87,52 @@ class FusedLSTMCell(GateInitialization, nn.RNNCellBase):
         return twin.train(self.training)
 
 
-def _given(weights: list[Tensor | None]) -> list[Tensor]:
+def checked_call(
+    module: nn.Module, input: Tensor, hx: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The arguments of `module.forward` as [B, D], [B, H], [B, H], or what is wrong with them."""
+    if input.dim() not in (1, 2):
+        raise ValueError(
+            f"{module._get_name()}: Expected input to be 1D or 2D, got {input.dim()}D instead"
+        )
+    batched = input.dim() == 2
+    if hx is None:
+        shape = (*input.shape[:-1], module.hidden_size)
+        zeros = torch.zeros(shape, dtype=input.dtype, device=input.device)
+        hx = (zeros, zeros)
+    h, c = _two_states(hx)
+    for index, state in enumerate((h, c)):
+        if state.dim() not in (1, 2):
+            raise ValueError(
+                f"{module._get_name()}: Expected hx[{index}] to be 1D or 2D, "
+                f"got {state.dim()}D instead"
+            )
+        if state.dim() != input.dim():
+            raise RuntimeError(
+                f"hx[{index}] is {state.dim()}D, must be {input.dim()}D as the input is"
+            )
+    # In the words of nn.LSTMCell.
+    if input.size(-1) != module.input_size:
+        raise RuntimeError(
+            f"input has inconsistent input_size: got {input.size(-1)} expected {module.input_size}"
+        )
+    for index, state in enumerate((h, c)):
+        if state.size(-1) != module.hidden_size:
+            raise RuntimeError(
+                f"hidden{index} has inconsistent hidden_size: got {state.size(-1)}, "
+                f"expected {module.hidden_size}"
+            )
+        if batched and state.size(0) != input.size(0):
+            raise RuntimeError(
+                f"Input batch size {input.size(0)} doesn't match hidden{index} batch size "
+                f"{state.size(0)}"
+            )
+    if not batched:
+        input, h, c = input.unsqueeze(0), h.unsqueeze(0), c.unsqueeze(0)
+    return input, h, c
+
+
+def given(weights: list[Tensor | None]) -> list[Tensor]:
     """Without biases that are None; a single one counts as zeros, as in nn.LSTMCell."""
     for name, weight in zip(("weight_ih", "weight_hh"), weights, strict=False):
         if weight is None:

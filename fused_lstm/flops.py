@@ -69,3 +69,23 @@ def _layer_backward_flops(
 ) -> int:
     input, h_0, _, weights, _, _, gates = arguments[5:]
     return _backward(input, h_0, weights, gates is None, input_needed, weights_needed)
+
+
+@register_flop_formula(torch.ops.fused_lstm.frozen_lstm, get_raw=True)
+def _frozen_lstm_flops(
+    input: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    packed: Sequence[Tensor],
+    hidden_size: int,
+    proj_size: int,
+    bidirectional: bool,
+    **options: Any,
+) -> int:
+    rows, features = input.shape[:-1].numel(), input.size(-1)
+    P, directions, total = proj_size or hidden_size, 2 if bidirectional else 1, 0
+    for _ in packed:
+        weights = 4 * hidden_size * (features + P) + proj_size * hidden_size
+        total += 2 * rows * directions * weights
+        features = directions * P
+    return total

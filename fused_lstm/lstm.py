@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, Protocol, overload
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,20 @@ from fused_lstm.init import GateInitialization
 from fused_lstm.leaf import is_traced, leaf_call
 
 State = tuple[Tensor, Tensor]
+
+
+class LayerLike(Protocol):
+    """What the checks of a call read of a module."""
+
+    input_size: int
+    hidden_size: int
+    num_layers: int
+    batch_first: bool
+    bidirectional: bool
+    proj_size: int
+
+    def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None: ...
+    def _get_name(self) -> str: ...
 
 
 class LSTMStates(NamedTuple):
@@ -242,23 +256,11 @@ def run(
     return_states: bool = False,
 ) -> Any:
     """FusedLSTM.forward with `layer`, `ops.layer` or `reference.layer`, for each layer."""
-    if reset_to not in ("zero", "initial"):
-        raise ValueError(f"reset_to is {reset_to!r}, must be 'zero' or 'initial'")
     weights = _weights(module)
-    packed, batch_sizes, unbatched = None, None, False
-    if isinstance(input, PackedSequence):
-        if lengths is not None or reset is not None:
-            raise ValueError("lengths and reset go with a padded input, not a PackedSequence")
-        if torch.compiler.is_exporting():
-            raise ValueError(
-                "input is a PackedSequence, must be a padded tensor to be exported, with lengths= "
-                "beside it: torch.nn.utils.rnn.pad_packed_sequence gives both"
-            )
-        packed, batch_sizes = input, input.batch_sizes
-        x, hx = _checked_packed(module, packed, hx)
-    else:
-        unbatched = input.dim() == 2
-        x, hx, lengths, reset = _checked_padded(module, input, hx, lengths, reset)
+    x, hx, options = checked_call(module, input, hx, lengths, reset, reset_to)
+    if hx is None:
+        batch_sizes = options["batch_sizes"]
+        hx = _zeros(module, x.size(1) if batch_sizes is None else int(batch_sizes[0]), x)
 
     directions = 2 if module.bidirectional else 1
     each = len(weights) // module.num_layers
@@ -277,11 +279,8 @@ def run(
             hx[0] if one else hx[0][states],
             hx[1] if one else hx[1][states],
             weights[k * each : (k + 1) * each],
-            batch_sizes=batch_sizes,
-            lengths=lengths,
-            reset=reset,
-            reset_to_initial=reset_to == "initial",
             keep_states=return_states,
+            **options,
         )
         h_n.append(h)
         c_n.append(c)
@@ -295,25 +294,69 @@ def run(
         c_n[0] if len(c_n) == 1 else torch.cat(c_n),
     )
 
-    def laid_out(rows: Tensor) -> Tensor | PackedSequence:
-        """[T, B, ...] or [N, ...] as the caller's input was."""
-        if packed is not None:
-            return PackedSequence(
-                rows, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices
-            )
-        if unbatched:
-            return rows.squeeze(1)
-        return rows.transpose(0, 1) if module.batch_first else rows
-
-    if packed is not None:
-        final = _permuted(final, packed.unsorted_indices)
-    elif unbatched:
-        final = (final[0].squeeze(1), final[1].squeeze(1))
-    output = laid_out(x)
+    output, final = laid_out(module, input, x), laid_out_state(input, final)
     if not return_states:
         return output, final
-    kept = (tuple(map(laid_out, states)) for states in (cells, gates, hidden))
+    kept = (
+        tuple(laid_out(module, input, rows) for rows in states) for states in (cells, gates, hidden)
+    )
     return output, final, LSTMStates(*kept)
+
+
+def checked_call(
+    module: LayerLike,
+    input: Tensor | PackedSequence,
+    hx: State | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    reset_to: str,
+) -> tuple[Tensor, State | None, dict[str, Any]]:
+    """The arguments of `module.forward` as the operators take them, or what is wrong with them.
+
+    The module has nn.LSTM's attributes and `check_input`. Returns the input [T, B, D], or [N, D] of
+    a packed sequence; the state [n L, B, ...], in the order in which a packed batch is sorted, or
+    None; and batch_sizes, lengths [B], reset [T, B] and reset_to_initial by name.
+    """
+    if reset_to not in ("zero", "initial"):
+        raise ValueError(f"reset_to is {reset_to!r}, must be 'zero' or 'initial'")
+    batch_sizes = None
+    if isinstance(input, PackedSequence):
+        if lengths is not None or reset is not None:
+            raise ValueError("lengths and reset go with a padded input, not a PackedSequence")
+        if torch.compiler.is_exporting():
+            raise ValueError(
+                "input is a PackedSequence, must be a padded tensor to be exported, with lengths= "
+                "beside it: torch.nn.utils.rnn.pad_packed_sequence gives both"
+            )
+        batch_sizes = input.batch_sizes
+        x, hx = _checked_packed(module, input, hx)
+    else:
+        x, hx, lengths, reset = _checked_padded(module, input, hx, lengths, reset)
+    options = {
+        "batch_sizes": batch_sizes,
+        "lengths": lengths,
+        "reset": reset,
+        "reset_to_initial": reset_to == "initial",
+    }
+    return x, hx, options
+
+
+def laid_out(
+    module: LayerLike, input: Tensor | PackedSequence, rows: Tensor
+) -> Tensor | PackedSequence:
+    """rows [T, B, ...] or [N, ...] as the caller's input is."""
+    if isinstance(input, PackedSequence):
+        return PackedSequence(rows, input.batch_sizes, input.sorted_indices, input.unsorted_indices)
+    if input.dim() == 2:
+        return rows.squeeze(1)
+    return rows.transpose(0, 1) if module.batch_first else rows
+
+
+def laid_out_state(input: Tensor | PackedSequence, state: State) -> State:
+    """A state [n L, B, ...] as the caller's is."""
+    if isinstance(input, PackedSequence):
+        return _permuted(state, input.unsorted_indices)
+    return (state[0].squeeze(1), state[1].squeeze(1)) if input.dim() == 2 else state
 
 
 def _weights(module: nn.RNNBase) -> Sequence[Tensor]:
@@ -339,15 +382,16 @@ def _all_there(module: nn.RNNBase, weights: Sequence[Tensor | None]) -> Sequence
 
 
 def _checked_padded(
-    module: nn.RNNBase,
+    module: LayerLike,
     input: Tensor,
     hx: State | None,
     lengths: Tensor | None,
     reset: Tensor | None,
-) -> tuple[Tensor, State, Tensor | None, Tensor | None]:
+) -> tuple[Tensor, State | None, Tensor | None, Tensor | None]:
     """input as [T, B, D], hx as [n L, B, ...], lengths as [B], reset as [T, B]."""
     if input.dim() not in (2, 3):
-        raise ValueError(f"FusedLSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
+        name = module._get_name()
+        raise ValueError(f"{name}: Expected input to be 2D or 3D, got {input.dim()}D instead")
     batched = input.dim() == 3
     if hx is not None and not hx[0].dim() == hx[1].dim() == input.dim():
         kind = "batched 3-D" if batched else "unbatched 2-D"
@@ -365,7 +409,7 @@ def _checked_padded(
     T, B, _ = input.shape
     if T == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    hx = _checked_state(module, hx, B, input)
+    _check_state(module, hx, B, input)
     if lengths is not None:
         _check_mask("lengths", lengths, [B] if batched else [], torch.int64, input)
         lengths = lengths.reshape(B)
@@ -391,29 +435,38 @@ def _check_mask(
 
 
 def _checked_packed(
-    module: nn.RNNBase, packed: PackedSequence, hx: State | None
-) -> tuple[Tensor, State]:
+    module: LayerLike, packed: PackedSequence, hx: State | None
+) -> tuple[Tensor, State | None]:
     """data [N, D], and hx in the order in which the batch is sorted."""
     module.check_input(packed.data, packed.batch_sizes)
-    B = int(packed.batch_sizes[0])
-    hx = _checked_state(module, hx, B, packed.data)
-    return packed.data, _permuted(hx, packed.sorted_indices)
+    if hx is not None:
+        _check_state(module, hx, int(packed.batch_sizes[0]), packed.data)
+        hx = _permuted((hx[0], hx[1]), packed.sorted_indices)
+    return packed.data, hx
 
 
-def _checked_state(module: nn.RNNBase, hx: State | None, B: int, input: Tensor) -> State:
+def _state_shapes(module: LayerLike, B: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
     layers = module.num_layers * (2 if module.bidirectional else 1)
-    shapes = (
+    return (
         (layers, B, module.proj_size or module.hidden_size),
         (layers, B, module.hidden_size),
     )
+
+
+def _zeros(module: nn.RNNBase, B: int, input: Tensor) -> State:
+    shapes = _state_shapes(module, B)
+    h_0 = input.new_zeros(shapes[0])
+    return h_0, h_0 if shapes[0] == shapes[1] else input.new_zeros(shapes[1])
+
+
+def _check_state(module: LayerLike, hx: State | None, B: int, input: Tensor) -> None:
     if hx is None:
-        h_0 = input.new_zeros(shapes[0])
-        return h_0, h_0 if shapes[0] == shapes[1] else input.new_zeros(shapes[1])
+        return
     if isinstance(hx, Tensor):
         raise TypeError("hx is a tensor, must be a tuple of the hidden and the cell state")
     if len(hx) != 2:
         raise RuntimeError(f"lstm expects two hidden states, got {len(hx)} in hx")
-    for index, shape in enumerate(shapes):
+    for index, shape in enumerate(_state_shapes(module, B)):
         if not isinstance(hx[index], Tensor):
             raise TypeError(f"hx[{index}] is a {type(hx[index]).__name__}, must be a tensor")
         if hx[index].shape != shape:
@@ -425,7 +478,6 @@ def _checked_state(module: nn.RNNBase, hx: State | None, B: int, input: Tensor) 
                 "Input and hidden tensors are not at the same device, found input tensor at "
                 f"{input.device} and hidden tensor at {hx[index].device} (hx[{index}])"
             )
-    return hx[0], hx[1]
 
 
 def _permuted(state: State, permutation: Tensor | None) -> State:

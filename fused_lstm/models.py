@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from fused_lstm.frozen import FrozenLSTM
 from fused_lstm.lstm import FusedLSTM
 
 Pooling = Literal["last", "mean", "max"]
@@ -111,7 +112,7 @@ class _Reader(nn.Module):
             raise ValueError(f"x has {x.dim()} dimensions, must have 3 (batch, seq, input_size)")
         start = self._start(x)
         result: tuple[Tensor, Hidden]
-        if isinstance(self.lstm, FusedLSTM):
+        if isinstance(self.lstm, (FusedLSTM, FrozenLSTM)):
             result = self.lstm(x, start, lengths=lengths)
         elif lengths is None:
             result = self.lstm(x) if start is None else self.lstm(x, start)

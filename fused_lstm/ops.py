@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 
 from fused_lstm import _extension, _torch, reference  # noqa: F401  (before _C: it may not fit)
+from fused_lstm._C import Stream as Stream  # csrc/operators/stream_type.h
+from fused_lstm._C import frozen_pack as frozen_pack  # csrc/operators/frozen.h
+from fused_lstm._C import frozen_unpack as frozen_unpack
+from fused_lstm._C import make_stream as make_stream
 from fused_lstm._C import plain_cell as plain_cell  # csrc/operators/module_calls.h
 from fused_lstm._C import plain_lstm as plain_lstm
 
@@ -154,6 +158,54 @@ def cell(
     return h_n, c_n
 
 
+def frozen_lstm(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor] | None,
+    packed: Sequence[Tensor],
+    hidden_size: int,
+    proj_size: int,
+    bidirectional: bool,
+    *,
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reset_to_initial: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A stack of frozen layers over all time steps, for inference on a CPU.
+
+    T steps, B sequences, P = proj_size or hidden_size, L layers, n = 2 if bidirectional else 1.
+
+    Args:
+        input: [T, B, D], or [N, D] with `batch_sizes`; float32, bfloat16 or float16.
+        hx: the initial states [n L, B, P] and [n L, B, H], each in one of these dtypes; or None.
+        packed: `frozen_pack`'s bytes of each layer.
+        batch_sizes, lengths, reset, reset_to_initial: as in `layer`.
+
+    Returns:
+        output [T, B, n P] or [N, n P], h_n [n L, B, P], c_n [n L, B, H], in the input's dtype;
+        c_n in c_0's if that is wider.
+
+    Raises:
+        RuntimeError: an argument that does not fit, or one that requires grad where grad is
+            enabled; the message names it.
+    """
+    h_0, c_0 = hx if hx is not None else (None, None)
+    result: tuple[Tensor, Tensor, Tensor] = torch.ops.fused_lstm.frozen_lstm.default(
+        input,
+        h_0,
+        c_0,
+        packed,
+        hidden_size,
+        proj_size,
+        bidirectional,
+        batch_sizes=batch_sizes,
+        lengths=lengths,
+        reset=reset,
+        reset_to_initial=reset_to_initial,
+    )
+    return result
+
+
 _library = torch.library.Library("fused_lstm", "IMPL")
 _library.impl("layer_reference", reference.layer, "CompositeImplicitAutograd")
 
@@ -162,15 +214,21 @@ def _accum(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def _check_devices(input: Tensor, h_0: Tensor, c_0: Tensor, weights: list[Tensor]) -> None:
+def _check_devices(
+    input: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weights: list[Tensor],
+    name_of_weights: str = "weights",
+) -> None:
     """A meta tensor among others would bring all of them here, where nothing is computed."""
     named = [
         ("h_0", h_0),
         ("c_0", c_0),
-        *((f"weights[{k}]", w) for k, w in enumerate(weights)),
+        *((f"{name_of_weights}[{k}]", w) for k, w in enumerate(weights)),
     ]
     for name, tensor in named:
-        if tensor.device != input.device:
+        if tensor is not None and tensor.device != input.device:
             raise RuntimeError(
                 f"{name} is on {tensor.device}, must be on the input's device {input.device}"
             )
@@ -251,4 +309,39 @@ def _cell_fake(
         c_0.new_empty(c_0.shape, dtype=torch.promote_types(input.dtype, c_0.dtype)),
         input.new_empty(kept[0], dtype=_accum(input.dtype)),
         input.new_empty(kept[1]),
+    )
+
+
+@torch.library.register_fake("fused_lstm::frozen_lstm")
+def _frozen_lstm_fake(
+    input: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    packed: list[Tensor],
+    hidden_size: int,
+    proj_size: int,
+    bidirectional: bool,
+    *,
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reset_to_initial: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check_devices(input, h_0, c_0, packed, "packed")
+    directions, P = 2 if bidirectional else 1, proj_size or hidden_size
+    states = directions * len(packed)
+    B: Any
+    if h_0 is not None:
+        B = h_0.size(1)
+    elif c_0 is not None:
+        B = c_0.size(1)
+    elif batch_sizes is None:
+        B = input.size(1)
+    else:  # the contents of a tensor
+        B = torch.library.get_ctx().new_dynamic_size()
+    cells = input.dtype if c_0 is None else torch.promote_types(input.dtype, c_0.dtype)
+    return (
+        input.new_empty((*input.shape[:-1], directions * P)),
+        input.new_empty((states, B, P)),
+        input.new_empty((states, B, hidden_size), dtype=cells),
     )

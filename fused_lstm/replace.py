@@ -89,7 +89,7 @@ def _swap(model: nn.Module, classes: Classes, verbose: bool) -> SwapReport:
     for name, module in model.named_modules(remove_duplicate=False):
         if module in done:
             swapped[name] = done[module]
-        elif reason := _obstacle(module, classes):
+        elif reason := obstacle(module, classes):
             left[name] = reason
         elif type_before_parametrizations(module) in classes:
             swapped[name] = done[module] = _change_class(module, classes)
@@ -99,7 +99,7 @@ def _swap(model: nn.Module, classes: Classes, verbose: bool) -> SwapReport:
     return report
 
 
-def _obstacle(module: nn.Module, classes: Classes) -> str | None:
+def obstacle(module: nn.Module, classes: Classes) -> str | None:
     """Why an LSTM is left as it is; None if it is not, or if `module` is no LSTM."""
     kind = type_before_parametrizations(module)
     if isinstance(module, torch.jit.ScriptModule):

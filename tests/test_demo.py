@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import nn
 
-from fused_lstm import FusedLSTM, demo
+from fused_lstm import FusedLSTM, demo, freeze
 from fused_lstm.demo import datasets, report, table
 from fused_lstm.demo.tasks import TASKS
 from fused_lstm.demo.train import compare, twin_of
@@ -167,6 +167,8 @@ def test_exit_status_of_broken_parity(
         (["--seed", "-1"], "--seed: is '-1', must be a whole number"),
         (["--steps", "0"], "--steps: is '0', must be a whole number from 1 on"),
         (["--out", "/dev/null/report.html"], "'/dev/null/report.html' cannot be written"),
+        (["--save", "/dev/null/models"], "'/dev/null/models' cannot be written"),
+        (["--weights", "int4"], "'int4'"),
         (["--speed", "9"], "--speed"),
     ],
 )
@@ -314,3 +316,53 @@ def test_piped(tmp_path: Path) -> None:
     assert sum(line.startswith("  step 3   loss: FusedLSTM ") for line in lines) == 1
     assert any(line.startswith("predictor") and line.endswith("yes") for line in lines)
     assert report.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+def test_models_are_saved_frozen(tmp_path: Path, weights: str, capsys) -> None:
+    """What stands in both files of a task gives back the outputs that stand in the second."""
+    safetensors = pytest.importorskip("safetensors.torch")
+    folder = tmp_path / "models"
+    options = ["--steps", "3", "--save", str(folder), "--weights", weights]
+    assert run_demo(tmp_path, *options) == 0
+    printed = capsys.readouterr().out
+    for words in (
+        "trained  frozen, float32  frozen, bfloat16  frozen, int8",
+        "Frozen, in " + weights,
+    ):
+        assert words in printed
+    for name, kind in TASKS.items():
+        task = kind(CPU, torch.float32)
+        model = freeze(task.build(FusedLSTM), weights)
+        model.load_state_dict(safetensors.load_file(folder / f"{name}.safetensors"))
+        titles, *lines = (folder / f"{name}.csv").read_text(encoding="utf-8").splitlines()
+        width = titles.split(",").index("y0")
+        rows = [[float(value) for value in line.split(",")] for line in lines]
+        example = torch.tensor([row[:width] for row in rows])[None]  # [1, T, D]
+        assert torch.equal(example, task.example())
+        if name == "classifier":
+            outputs = torch.cat([model(example[:, : t + 1]) for t in range(len(rows))])
+            found = [row[width:] for row in rows]
+        else:
+            outputs = (
+                model.generate(example, 24, example[:, -1, :1])
+                if name == "forecaster"
+                else model(example)
+            )
+            found = rows[-1][width:]
+            assert all(len(row) == width for row in rows[:-1])
+        torch.testing.assert_close(torch.tensor(found).flatten(), outputs.flatten())
+
+
+def test_saving_without_safetensors(tmp_path: Path) -> None:
+    code = """
+import sys
+sys.modules["safetensors"] = None
+from fused_lstm import demo
+sys.exit(demo.main(sys.argv[1:]))
+"""
+    done = run("-c", code, "--save", "models", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1
+    assert "pip install 'fused_lstm[interchange]'" in done.stderr
+    assert not list(tmp_path.iterdir())

@@ -150,6 +150,21 @@ def wrapped(lstm):
         assert not torch.equal(*outputs)
 
 
+def frozen(lstm):
+    for weights in ("float32", "bfloat16", "int8"):
+        module = fused_lstm.freeze(lstm(D, H), weights)
+        assert isinstance(module, fused_lstm.FrozenLSTM)
+        torch.compile(module, fullgraph=True, backend="eager")(x())
+        module.load_state_dict(module.state_dict())
+
+
+def streams(lstm):
+    stream = fused_lstm.freeze(lstm(D, H), "int8").stream(batch_size=B)
+    outputs = [stream(step) for step in x()]
+    assert all(output is outputs[0] for output in outputs)
+    stream.fork().reset(torch.tensor([True, False, True, False]))
+
+
 class Output(nn.Module):
     def forward(self, result: tuple[torch.Tensor, tuple[torch.Tensor, torch.Tensor]]):
         return result[0]
@@ -191,6 +206,8 @@ FEATURES = {
     "backward in eval mode": [eval_backward],
     "DistributedDataParallel": "test_processes.py::test_ddp_and_fsdp",
     "DataLoader workers": "test_processes.py::test_data_loader_workers_after_use",
+    "`freeze`": [frozen],
+    "streams": [streams],
     "safetensors": [files],
     "`weight_norm`": [wrapped],
     "CUDA graphs": "test_cuda.py::test_a_graphed_callable",

@@ -78,11 +78,11 @@ def same(actual: Tensor, expected: Tensor) -> None:
 # The document's own code
 
 
-def readme_blocks() -> list[tuple[int, str]]:
-    """The python blocks of the section, each with the number of its first line."""
+def readme_blocks(title: str) -> list[tuple[int, str]]:
+    """The python blocks of a section, each with the number of its first line."""
     text = README.read_text(encoding="utf-8")
-    section = re.search(r"^## What the outputs mean\n.*?(?=^## |\Z)", text, re.M | re.S)
-    assert section, f"{README} has no section '## What the outputs mean'"
+    section = re.search(rf"^## {title}\n.*?(?=^## |\Z)", text, re.M | re.S)
+    assert section, f"{README} has no section '## {title}'"
     return [
         (text.count("\n", 0, section.start() + block.start(1)) + 1, block[1])
         for block in re.finditer(r"^```python\n(.*?)^```$", section[0], re.M | re.S)
@@ -90,8 +90,9 @@ def readme_blocks() -> list[tuple[int, str]]:
 
 
 @pytest.mark.skipif(not README.exists(), reason="no fused_lstm/README.md here")
-def test_the_blocks_in_the_readme_run():
-    blocks = readme_blocks()
+@pytest.mark.parametrize("title", ["What the outputs mean", "Serving: frozen layers and streams"])
+def test_the_blocks_in_the_readme_run(title):
+    blocks = readme_blocks(title)
     assert blocks
     namespace: dict[str, object] = {}
     for line, block in blocks:  # numbered as in the file, which a traceback then quotes

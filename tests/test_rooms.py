@@ -31,7 +31,8 @@ IMPORTS = {
     "init": set(),
     "cell": {"init", "leaf", "legacy_onnx", "ops"},
     "lstm": {"init", "leaf", "legacy_onnx", "ops"},
-    "models": {"lstm", "ops", "init"},
+    "frozen": {"cell", "leaf", "lstm", "ops", "replace"},
+    "models": {"frozen", "init", "lstm", "ops"},
 }
 
 

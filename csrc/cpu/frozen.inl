@@ -1,4 +1,4 @@
-// Packs the weights of frozen layers, and unpacks them. isa_*.cpp compile this file with lstm.inl.
+// Packs the weights of frozen layers. isa_*.cpp compile this file with lstm.inl.
 #pragma once
 
 #include "cpu/lstm.inl"
@@ -97,24 +97,6 @@ void pack_frozen(const FrozenMatrix& w, void* to) {
       });
 }
 
-template <class Types>
-void unpack_frozen(const void* panels, int64_t rows, int64_t columns, PanelLayout layout,
-                   void* data, float* scales) {
-  using Operand = typename Types::Operand;
-  for_rows<Types>(rows, columns, layout, static_cast<const char*>(panels),
-                  [&](const char* panel, int v, int64_t n, int64_t row) {
-                    const Operand* const operands = reinterpret_cast<const Operand*>(panel);
-                    Operand* const to = static_cast<Operand*>(data) + row * columns;
-                    for (int64_t k = 0; k < columns; ++k) {
-                      to[k] = operands[panel_index<Operand>(k, v, n)];
-                    }
-                    if constexpr (std::is_same_v<Types, FrozenInt8>) {
-                      __builtin_memcpy(scales + row, column_scale(panel, columns, v, n),
-                                       sizeof(float));
-                    }
-                  });
-}
-
 // The probe of the plan's figure.
 template <class Types>
 using SumOf = std::conditional_t<std::is_same_v<Types, FrozenInt8>, Ints, Floats>;
@@ -136,9 +118,7 @@ constexpr FrozenFunctions<Types> frozen_functions = {
      static_cast<int32_t>(kDepthUnit<Types>), std::is_same_v<Types, FrozenInt8> ? kOffset : 0},
     probe_operands<Types>,
     kProbeOperations<Types>,
-    frozen_bytes<Types>,
     pack_frozen<Types>,
-    unpack_frozen<Types>,
     forward_scratch_size<Types>,
     forward<Types>};
 

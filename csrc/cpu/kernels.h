@@ -179,11 +179,7 @@ struct FrozenFunctions {
   FrozenLayout layout;
   float (*multiply)(int64_t times);  // for a probe, of operands
   int64_t operations;                // of each time; a multiplication and an addition are two
-  int64_t (*packed_bytes)(const FrozenMatrix&);
   void (*pack)(const FrozenMatrix&, void* panels);
-  // The elements as `Operand` has them, and the scales of Int8.
-  void (*unpack)(const void* panels, int64_t rows, int64_t columns, PanelLayout layout, void* data,
-                 float* scales);
   // As in Functions
   int64_t (*forward_scratch_size)(const CpuForwardParams<Types>&, int64_t sequences, int64_t units);
   void (*forward)(const CpuForwardParams<Types>&, const Part&);

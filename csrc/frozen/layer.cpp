@@ -1,5 +1,6 @@
 #include "frozen/layer.h"
 
+#include <cstddef>
 #include <cstring>
 #include <stdexcept>
 #include <string>
@@ -54,12 +55,78 @@ Matrices matrices_of(const Shape& s) {
            cpu::PanelLayout::plain_transposed}};
 }
 
+// The panels of one layout, whichever processors have it: pack.inl and int8.inl draw them.
+class Panels {
+ public:
+  Panels(const cpu::FrozenLayout& layout, Format format) : layout_(layout), format_(format) {}
+
+  int64_t bytes(const cpu::FrozenMatrix& w) const {
+    const int64_t columns = is_gates(w) ? w.rows / 4 : w.rows;
+    const int64_t width = (is_gates(w) ? 1 : kVectors) * int64_t{layout_.lanes};
+    return (columns + width - 1) / width * panel_bytes(w.columns);
+  }
+
+  void unpack(const char* panels, const cpu::FrozenMatrix& w, const MutableMatrix& to) const {
+    const int64_t element = element_bytes(), step = layout_.depth_step;
+    char* next = static_cast<char*>(to.data);
+    for (int64_t row = 0; row < w.rows; ++row) {
+      const Column at = column_of(w, row);
+      const char* const panel = panels + at.panel * panel_bytes(w.columns);
+      for (int64_t k = 0; k < w.columns; ++k, next += element) {
+        const int64_t index = (k / step * kVectors * layout_.lanes + at.column) * step + k % step;
+        std::memcpy(next, panel + index * element, element);
+      }
+      if (format_ == Format::int8) {
+        std::memcpy(to.scales + row,
+                    panel + padded(w.columns) * kVectors * layout_.lanes +
+                        at.column * static_cast<int64_t>(sizeof(float)),
+                    sizeof(float));
+      }
+    }
+  }
+
+ private:
+  static constexpr int64_t kVectors = 4;
+
+  // Which column of which panel a weight's row is, counted over the panel's four vectors.
+  struct Column {
+    int64_t panel, column;
+  };
+  Column column_of(const cpu::FrozenMatrix& w, int64_t row) const {
+    const int64_t lanes = layout_.lanes, width = kVectors * lanes;
+    if (!is_gates(w)) return {row / width, row % width};
+    const int64_t gate = row / (w.rows / 4), unit = row % (w.rows / 4);
+    return {unit / lanes, gate * lanes + unit % lanes};
+  }
+
+  static bool is_gates(const cpu::FrozenMatrix& w) { return w.layout == cpu::PanelLayout::gates; }
+  int64_t element_bytes() const {
+    return format_ == Format::float32 ? 4 : format_ == Format::bfloat16 ? 2 : 1;
+  }
+  int64_t padded(int64_t depth) const {
+    const int64_t unit = layout_.depth_unit;
+    return (depth + unit - 1) / unit * unit;
+  }
+  // With a scale and a sum for each column of quantised weights.
+  int64_t panel_bytes(int64_t depth) const {
+    const int64_t more = format_ == Format::int8 ? sizeof(float) + sizeof(int32_t) : 0;
+    return kVectors * layout_.lanes * (padded(depth) * element_bytes() + more);
+  }
+
+  cpu::FrozenLayout layout_;
+  Format format_;
+};
+
+// This processor's layout.
+cpu::FrozenLayout layout_of(Format format) {
+  return with_format(format, [](auto, const auto& functions) { return functions.layout; });
+}
+
 // Where a direction's weights lie in the packed bytes; `end` is where the next direction begins.
 struct Places {
   int64_t ih, hh, hr, bias_ih, bias_hh, end;
 };
-template <class Types>
-Places places_of(const cpu::FrozenFunctions<Types>& functions, const Shape& s, int64_t d) {
+Places places_of(const Panels& panels, const Shape& s, int64_t d) {
   const Matrices m = matrices_of(s);
   Places p = {};
   int64_t next = 0;
@@ -69,9 +136,9 @@ Places places_of(const cpu::FrozenFunctions<Types>& functions, const Shape& s, i
     return at;
   };
   const int64_t bias = s.biases ? 4 * s.hidden_size * static_cast<int64_t>(sizeof(float)) : 0;
-  p.ih = place(functions.packed_bytes(m.ih));
-  p.hh = place(functions.packed_bytes(m.hh));
-  p.hr = place(s.projected ? functions.packed_bytes(m.hr) : 0);
+  p.ih = place(panels.bytes(m.ih));
+  p.hh = place(panels.bytes(m.hh));
+  p.hr = place(s.projected ? panels.bytes(m.hr) : 0);
   p.bias_ih = place(bias);
   p.bias_hh = place(bias);
   p.end = next;
@@ -106,6 +173,13 @@ void check_shape(const Shape& s, Format format) {
             std::to_string(kMaxInt8Depth));
 }
 
+void check_layout(const cpu::FrozenLayout& layout) {
+  const auto within = [](int32_t value, int32_t most) { return value >= 1 && value <= most; };
+  check(within(layout.lanes, 256) && within(layout.depth_step, 64) &&
+            within(layout.depth_unit, 1024) && layout.depth_unit % layout.depth_step == 0,
+        "the bytes are a frozen layer in panels that no processor has");
+}
+
 }  // namespace
 
 const char* format_name(Format format) {
@@ -122,19 +196,29 @@ const char* format_name(Format format) {
 
 int64_t packed_bytes(const Shape& shape, Format format) {
   check_shape(shape, format);
-  return with_format(format, [&](auto, const auto& functions) {
-    return places_of(functions, shape, shape.directions - 1).end;
-  });
+  return places_of({layout_of(format), format}, shape, shape.directions - 1).end;
 }
 
 void pack(const Shape& shape, Format format, const std::array<Weights, 2>& weights, void* packed) {
   check_shape(shape, format);
   with_format(format, [&](auto, const auto& functions) {
-    Header header = {{}, kVersion, format, shape, functions.layout};
-    std::memcpy(header.magic, kMagic, sizeof(kMagic));
     char* const to = static_cast<char*>(packed);
-    std::memset(to, 0, kHeaderBytes);
-    std::memcpy(to, &header, sizeof(header));
+    // Equal layers are equal bytes, so that what lies between members and weights is zero.
+    std::memset(to, 0, packed_bytes(shape, format));
+    const auto write = [&](size_t place, const auto& value) {
+      std::memcpy(to + place, &value, sizeof(value));
+    };
+    write(offsetof(Header, magic), kMagic);
+    write(offsetof(Header, version), kVersion);
+    write(offsetof(Header, format), format);
+    write(offsetof(Header, layout), functions.layout);
+    constexpr size_t of_shape = offsetof(Header, shape);
+    write(of_shape + offsetof(Shape, input_size), shape.input_size);
+    write(of_shape + offsetof(Shape, hidden_size), shape.hidden_size);
+    write(of_shape + offsetof(Shape, projection_size), shape.projection_size);
+    write(of_shape + offsetof(Shape, directions), shape.directions);
+    write(of_shape + offsetof(Shape, projected), shape.projected);
+    write(of_shape + offsetof(Shape, biases), shape.biases);
     const auto pack_matrix = [&](cpu::FrozenMatrix matrix, const Matrix& from, int64_t place) {
       matrix.data = from.data;
       matrix.scales = from.scales;
@@ -145,7 +229,7 @@ void pack(const Shape& shape, Format format, const std::array<Weights, 2>& weigh
     const int64_t bias_bytes = 4 * shape.hidden_size * static_cast<int64_t>(sizeof(float));
     for (int64_t d = 0; d < shape.directions; ++d) {
       const Weights& w = weights[d];
-      const Places places = places_of(functions, shape, d);
+      const Places places = places_of({functions.layout, format}, shape, d);
       pack_matrix(matrices.ih, w.ih, places.ih);
       pack_matrix(matrices.hh, w.hh, places.hh);
       if (shape.projected) pack_matrix(matrices.hr, w.hr, places.hr);
@@ -168,38 +252,32 @@ Layer::Layer(const void* packed, int64_t bytes) : packed_(static_cast<const char
         "the format of a frozen layer is " + std::to_string(static_cast<int>(header.format)) +
             ", must be 0, 1 or 2");
   check_shape(header.shape, header.format);
+  check_layout(header.layout);
   shape_ = header.shape;
   format_ = header.format;
-  fits_ = with_format(format_, [&](auto, const auto& functions) {
-    return std::memcmp(&header.layout, &functions.layout, sizeof(header.layout)) == 0;
-  });
-  if (!fits_) return;
-  const int64_t all = packed_bytes(shape_, format_);
+  layout_ = header.layout;
+  const cpu::FrozenLayout own = layout_of(format_);
+  fits_ = std::memcmp(&layout_, &own, sizeof(own)) == 0;
+  const int64_t all = places_of({layout_, format_}, shape_, shape_.directions - 1).end;
   check(bytes == all,
         "a frozen layer of " + std::to_string(bytes) + " bytes, must be " + std::to_string(all));
 }
 
 void Layer::unpack(const std::array<MutableWeights, 2>& weights) const {
-  with_format(format_, [&](auto, const auto& functions) {
-    const Matrices m = matrices_of(shape_);
-    const auto unpack_matrix = [&](const cpu::FrozenMatrix& matrix, int64_t place,
-                                   const MutableMatrix& to) {
-      functions.unpack(packed_ + place, matrix.rows, matrix.columns, matrix.layout, to.data,
-                       to.scales);
-    };
-    const int64_t bias_bytes = 4 * shape_.hidden_size * static_cast<int64_t>(sizeof(float));
-    for (int64_t d = 0; d < shape_.directions; ++d) {
-      const MutableWeights& w = weights[d];
-      const Places places = places_of(functions, shape_, d);
-      unpack_matrix(m.ih, places.ih, w.ih);
-      unpack_matrix(m.hh, places.hh, w.hh);
-      if (shape_.projected) unpack_matrix(m.hr, places.hr, w.hr);
-      if (shape_.biases) {
-        std::memcpy(w.bias_ih, packed_ + places.bias_ih, bias_bytes);
-        std::memcpy(w.bias_hh, packed_ + places.bias_hh, bias_bytes);
-      }
+  const Panels panels(layout_, format_);
+  const Matrices m = matrices_of(shape_);
+  const int64_t bias_bytes = 4 * shape_.hidden_size * static_cast<int64_t>(sizeof(float));
+  for (int64_t d = 0; d < shape_.directions; ++d) {
+    const MutableWeights& w = weights[d];
+    const Places places = places_of(panels, shape_, d);
+    panels.unpack(packed_ + places.ih, m.ih, w.ih);
+    panels.unpack(packed_ + places.hh, m.hh, w.hh);
+    if (shape_.projected) panels.unpack(packed_ + places.hr, m.hr, w.hr);
+    if (shape_.biases) {
+      std::memcpy(w.bias_ih, packed_ + places.bias_ih, bias_bytes);
+      std::memcpy(w.bias_hh, packed_ + places.bias_hh, bias_bytes);
     }
-  });
+  }
 }
 
 namespace {
@@ -273,7 +351,7 @@ void Layer::forward(const Batch& batch, const cpu::Slices& slices, void* memory,
     };
     std::array<cpu::CpuForwardParams<Types>, 2> params = {};
     for (int64_t d = 0; d < s.directions; ++d) {
-      const Places places = places_of(functions, s, d);
+      const Places places = places_of({layout_, format_}, s, d);
       cpu::CpuForwardParams<Types>& f = params[d];
       ForwardParams<Types>& p = f.layer;
       p.steps = {batch.T, batch.B, batch.offsets, /*reverse=*/d == 1};

@@ -3,8 +3,8 @@
 //
 //   packed bytes   header | of each direction: weight_ih, weight_hh, weight_hr, bias_ih, bias_hh
 //
-// They are plain data, without pointers, and may be copied. Processors whose kernels have other
-// panels cannot read them; the header says which panels they are.
+// They are plain data, without pointers, and may be copied. The header says which panels they are:
+// any processor can unpack them, only those whose kernels have the same can run them.
 #pragma once
 
 #include <array>
@@ -89,11 +89,11 @@ class Layer {
 
   const Shape& shape() const { return shape_; }
   Format format() const { return format_; }
-  // Whether this processor's kernels have these panels; the functions below are for such a layer.
-  bool fits() const { return fits_; }
-
   // The weights as they were packed, to the bit.
   void unpack(const std::array<MutableWeights, 2>& weights) const;
+
+  // Whether this processor's kernels have these panels; the functions below are for such a layer.
+  bool fits() const { return fits_; }
   // Bytes of the scratch memory of `forward`, 64-byte aligned, for at most T steps of B sequences.
   int64_t scratch_bytes(int64_t T, int64_t B, const cpu::Slices& slices) const;
   void forward(const Batch& batch, const cpu::Slices& slices, void* scratch,
@@ -103,6 +103,7 @@ class Layer {
   const char* packed_;
   Shape shape_;
   Format format_;
+  cpu::FrozenLayout layout_;
   bool fits_;
 };
 

@@ -63,15 +63,21 @@ void Stream::reserve(int64_t T) {
 
 const float* Stream::advance(const float* input, int64_t T) {
   reserve(T);
+  advance(input, T, outputs_[0].data());
+  return outputs_[0].data();
+}
+
+void Stream::advance(const float* input, int64_t T, float* output) {
+  reserve(T);
   const auto address = reinterpret_cast<uintptr_t>(scratch_.data());
   char* const scratch = scratch_.data() + (64 - address % 64) % 64;
   for (size_t k = 0; k < layers_.size(); ++k) {
-    float* const output = outputs_[(layers_.size() - 1 - k) % 2].data();
-    layers_[k].forward({T, B_, nullptr, {}, input, h_[k], c_[k], output, h_[k], c_[k]}, slices_[k],
+    const size_t above = layers_.size() - 1 - k;
+    float* const to = above == 0 ? output : outputs_[above % 2].data();
+    layers_[k].forward({T, B_, nullptr, {}, input, h_[k], c_[k], to, h_[k], c_[k]}, slices_[k],
                        scratch);
-    input = output;
+    input = to;
   }
-  return input;
 }
 
 void Stream::reset(const bool* mask) {

@@ -28,6 +28,8 @@ class Stream {
   // Likewise by T steps. input: [T, B, D]. Returns [T, B, P]. Allocates where T is larger than in
   // any call before, or in reserve().
   const float* advance(const float* input, int64_t T);
+  // Likewise, with the output [T, B, P] in the caller's memory.
+  void advance(const float* input, int64_t T, float* output);
   void reserve(int64_t T);
 
   // The state of layer k: h [B, P of the layer] and c [B, H of the layer].

@@ -1,6 +1,7 @@
 // fused_lstm._C: loads the operators, and tells what is not a tensor.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
 #include <torch/version.h>
 
 #include <string>
@@ -9,7 +10,9 @@
 #include "cpu/kernels.h"
 #include "device/device.h"
 #include "device/pool.h"
+#include "operators/frozen.h"
 #include "operators/module_calls.h"
+#include "operators/stream_type.h"
 #include "plan/kernel_override.h"
 #include "plan/measured.h"
 #include "plan/plan.h"
@@ -241,6 +244,12 @@ PYBIND11_MODULE(_C, m) {
         py::arg("problem"), py::arg("kernel"));
   m.def("forget_measured_kernels", &forget_measured_kernels, "Forgets all of them.");
   m.def("use_kernel", &use_kernel, "Sets it.", py::arg("name").none(true));
+  m.def("frozen_pack", &frozen_pack, "A layer's weights as packed bytes.", py::arg("weights"),
+        py::arg("scales"), py::arg("format"), py::arg("directions"));
+  m.def("frozen_unpack", &frozen_unpack, "Its weights and their scales.", py::arg("packed"));
+  add_stream_type(m);
+  m.def("make_stream", &make_stream, "A Stream over packed layers.", py::arg("packed"),
+        py::arg("batch_size"));
 }
 
 }  // namespace fused_lstm

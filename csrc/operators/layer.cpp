@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "device/pool.h"
+#include "operators/checks.h"
 
 namespace fused_lstm {
 namespace {
@@ -22,13 +23,6 @@ Weights weights_of(const at::TensorList& list, const Sizes& sizes, int64_t direc
   }
   if (sizes.projected) w.hr = first[each - 1];
   return w;
-}
-
-void check_place(const char* name, const at::Tensor& tensor, at::IntArrayRef shape,
-                 const at::Tensor& input) {
-  TORCH_CHECK(tensor.sizes() == shape, name, " has shape ", tensor.sizes(), ", must be ", shape);
-  TORCH_CHECK(tensor.device() == input.device(), name, " is on ", tensor.device(),
-              ", must be on the input's device ", input.device());
 }
 
 // The dtype must be the input's or, with `or_wider`, may be that of the sums.
@@ -54,64 +48,20 @@ at::Tensor in_cell_type(const at::Tensor& c_0, const at::Tensor& input) {
   return (c_0.scalar_type() == dtype ? c_0 : c_0.to(dtype)).contiguous();
 }
 
-void check_mask(const char* name, const at::Tensor& tensor, at::IntArrayRef shape,
-                at::ScalarType dtype, const at::Tensor& input) {
-  check_place(name, tensor, shape, input);
-  TORCH_CHECK(tensor.scalar_type() == dtype, name, " has dtype ", tensor.scalar_type(),
-              ", must be ", dtype);
-}
-
-// The first row of each step of a packed sequence of N rows.
-std::vector<int64_t> packed_offsets(const at::Tensor& batch_sizes, int64_t N) {
-  TORCH_CHECK(batch_sizes.dim() == 1 && batch_sizes.scalar_type() == at::kLong &&
-                  batch_sizes.device().is_cpu(),
-              "batch_sizes must be a 1-D int64 tensor on the CPU, got ", batch_sizes.dim(), "-D ",
-              batch_sizes.scalar_type(), " on ", batch_sizes.device());
-  const at::Tensor sizes = batch_sizes.contiguous();
-  const int64_t* rows = sizes.const_data_ptr<int64_t>();
-  std::vector<int64_t> offsets = {0};
-  for (int64_t t = 0; t < sizes.numel(); ++t) {
-    TORCH_CHECK(rows[t] > 0 && (t == 0 || rows[t] <= rows[t - 1]),
-                "batch_sizes must be positive and must not increase, got ", rows[t], " at step ",
-                t);
-    offsets.push_back(offsets.back() + rows[t]);
-  }
-  TORCH_CHECK(offsets.back() == N, "batch_sizes add up to ", offsets.back(),
-              ", must add up to the ", N, " rows of input");
-  return offsets;
-}
-
 // The sizes of a call, and the first row of each step if it is packed; the weights are only
 // counted.
 Sequence sequence_of(const LayerArguments& a) {
   Sequence sequence = {};
   Sizes& s = sequence.sizes;
-  const at::Tensor& input = a.input;
-  s.packed = a.options.batch_sizes.has_value();
-  TORCH_CHECK(input.dim() == (s.packed ? 2 : 3), "input must be ",
-              s.packed ? "[N, D] with batch_sizes" : "[T, B, D]", ", got ", input.dim(),
-              " dimensions");
+  read_steps(a.input, a.options, sequence);
   TORCH_CHECK(a.h_0.dim() == 3 && a.c_0.dim() == 3,
               "h_0 and c_0 must be [directions, B, P] and [directions, B, H], got shapes ",
               a.h_0.sizes(), " and ", a.c_0.sizes());
-  s.D = input.size(-1);
   s.H = a.c_0.size(2);
   s.P = a.h_0.size(2);
   s.directions = a.h_0.size(0);
   TORCH_CHECK(s.directions == 1 || s.directions == 2, "h_0 has ", s.directions,
               " directions, must have 1 or 2");
-  if (s.packed) {
-    s.N = input.size(0);
-    sequence.offsets = packed_offsets(*a.options.batch_sizes, s.N);
-    s.T = static_cast<int64_t>(sequence.offsets.size()) - 1;
-    s.B = s.T > 0 ? sequence.offsets[1] : 0;
-  } else {
-    s.T = input.size(0);
-    s.B = input.size(1);
-    s.N = s.T * s.B;
-  }
-  TORCH_CHECK(s.T > 0, "input has no time steps, must have at least 1");
-
   const size_t each = a.weights.size() / s.directions;
   TORCH_CHECK(a.weights.size() % s.directions == 0 && each >= 2 && each <= 5, "weights has ",
               a.weights.size(), " tensors, must have 2 to 5 for each of ", s.directions,
@@ -138,33 +88,11 @@ void check_states_and_weights(const LayerArguments& a, const Sizes& s) {
   }
 }
 
-void check_lengths(const at::Tensor& lengths, const Sizes& s, const at::Tensor& input) {
-  check_mask("lengths", lengths, {s.B}, at::kLong, input);
-  if (!input.device().is_cpu()) return;  // reading the values would wait for the device
-  const at::Tensor values = lengths.contiguous();
-  for (int64_t b = 0; b < s.B; ++b) {
-    const int64_t length = values.const_data_ptr<int64_t>()[b];
-    TORCH_CHECK(length >= 0 && length <= s.T, "lengths[", b, "] is ", length,
-                ", must be between 0 and the input's ", s.T, " steps");
-  }
-}
-
 Sequence check(const LayerArguments& a) {
   Sequence sequence = sequence_of(a);
   const Sizes& s = sequence.sizes;
   check_states_and_weights(a, s);
-  const LayerOptions& options = a.options;
-  TORCH_CHECK(!s.packed || !(options.lengths || options.reset),
-              "lengths and reset go with padded input, not with batch_sizes");
-  if (options.lengths) {
-    check_lengths(*options.lengths, s, a.input);
-    sequence.lengths = options.lengths->contiguous();
-  }
-  if (options.reset) {
-    check_mask("reset", *options.reset, {s.T, s.B}, at::kBool, a.input);
-    sequence.reset = options.reset->contiguous();
-  }
-  sequence.reset_to_initial = options.reset_to_initial;
+  read_boundaries(a.input, a.options, sequence);
   return sequence;
 }
 

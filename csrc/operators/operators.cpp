@@ -92,6 +92,12 @@ TORCH_LIBRARY(fused_lstm, m) {
   m.def(
       "cell(Tensor input, Tensor h_0, Tensor c_0, Tensor[] weights, *, "
       "bool keep_states=False) -> (Tensor h_n, Tensor c_n, Tensor cells, Tensor gates)");
+  // A stack of frozen layers (operators/frozen.h): `packed` has the bytes of each.
+  m.def(
+      "frozen_lstm(Tensor input, Tensor? h_0, Tensor? c_0, Tensor[] packed, int hidden_size, "
+      "int proj_size, bool bidirectional, *, Tensor? batch_sizes=None, Tensor? lengths=None, "
+      "Tensor? reset=None, bool reset_to_initial=False) -> "
+      "(Tensor output, Tensor h_n, Tensor c_n)");
 }
 
 TORCH_LIBRARY_IMPL(fused_lstm, CPU, m) { register_operators<cpu_device>(m); }

@@ -18,9 +18,10 @@ from typing import NoReturn
 import torch
 from torch import distributed, nn
 
-from fused_lstm.demo import table
+from fused_lstm.demo import frozen, table
 from fused_lstm.demo.tasks import TASKS
 from fused_lstm.demo.train import Comparison, compare, processes
+from fused_lstm.frozen import FORMATS
 from fused_lstm.lstm import FusedLSTM
 
 REPORT = "fused_lstm_demo.html"
@@ -83,6 +84,21 @@ def _report(name: str) -> Path:
     return path
 
 
+def _check_save(parser: argparse.ArgumentParser, name: str) -> None:
+    """Before training."""
+    try:
+        import safetensors.torch  # noqa: F401
+    except ImportError as error:
+        parser.error(f"argument --save: {error} (pip install 'fused_lstm[interchange]')")
+    try:
+        folder = Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        parser.error(f"argument --save: {name!r} cannot be written: {error.strerror}")
+
+
 def _write(path: Path, text: str) -> None:
     """Writes the whole file; if that fails or is interrupted, the previous file stays."""
     path = path.resolve()
@@ -142,6 +158,19 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PATH",
         help="the report, an HTML file or the folder to put it in (default: %(default)s)",
     )
+    parser.add_argument(
+        "--save",
+        metavar="DIR",
+        help="a folder for the models, frozen: TASK.safetensors, and TASK.csv with an example; "
+        "prints the scores before and after freezing in each format (pip install "
+        "'fused_lstm[interchange]')",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=list(FORMATS),
+        default="float32",
+        help="the format of --save (default: %(default)s)",
+    )
     return parser
 
 
@@ -162,6 +191,8 @@ def main(argv: list[str]) -> int:
             options.out = _report(options.out)
         except OSError as error:
             parser.error(f"argument --out: {options.out!r} cannot be written: {error.strerror}")
+        if options.save is not None:
+            _check_save(parser, options.save)
     except SystemExit as end:  # from argparse, for --help and for a wrong option
         return int(end.code or 0)
     try:
@@ -200,6 +231,11 @@ def _run(options: argparse.Namespace) -> int:
             f"time: {sum(fused.seconds):.1f} s, {sum(reference.seconds):.1f} s"
         )
     _print("\n" + table.text(comparisons))
+    if options.save is not None and _first():
+        _print("\n" + frozen.text([frozen.Scores.of(each) for each in comparisons]))
+        for each in comparisons:
+            frozen.save(each, Path(options.save), options.weights)
+        _print(f"Frozen, in {options.weights}: {options.save}")
     parity = all(comparison.parity for comparison in comparisons)
     verdict = "Parity on all tasks" if parity else "PARITY IS BROKEN"
     written = f" Report: {options.out}" if page else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from fused_lstm.demo.train import Comparison
 
@@ -22,9 +23,9 @@ def cells(comparison: Comparison) -> list[str]:
     return [
         task.name,
         task.measure,
-        _score(fused.score),
-        _score(reference.score),
-        _score(task.naive),
+        score(fused.score),
+        score(reference.score),
+        score(task.naive),
         f"{max(loss.difference for loss in comparison.losses):.1e}",
         _percent(comparison.worst_loss.share),
         f"{fused.milliseconds:.2f}",
@@ -44,15 +45,22 @@ def text(comparisons: list[Comparison]) -> str:
         across = widths[: len(group)]
         widths = widths[len(group) :] + across
         heads.append(title.center(sum(across) + 2 * len(group) - 2))
-    lines = ["  ".join(heads)]
-    for row in rows:
-        padded = [
+    lines = ["  ".join(heads), aligned(rows)]
+    return "\n".join([*lines, *(fault for each in comparisons for fault in faults(each))])
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as lines of equal columns, a rule below the first."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
             cell.ljust(width) if index < TEXT_COLUMNS else cell.rjust(width)
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(padded))
-    lines.insert(2, "-" * len(lines[1]))
-    return "\n".join([*lines, *(fault for each in comparisons for fault in faults(each))])
+        )
+        for row in rows
+    ]
+    lines.insert(1, "-" * len(lines[0]))
+    return "\n".join(lines)
 
 
 def faults(comparison: Comparison) -> list[str]:
@@ -64,7 +72,7 @@ def faults(comparison: Comparison) -> list[str]:
     ]
 
 
-def _score(score: float) -> str:
+def score(score: float) -> str:
     return f"{score:#.4g}".rstrip(".")
 
 
