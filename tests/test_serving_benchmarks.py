@@ -1,6 +1,5 @@
 """The benchmarks of serving: cases, errors, latencies, records, tables and targets."""
 
-import copy
 import functools
 import itertools
 from dataclasses import replace
@@ -81,35 +80,26 @@ class TestCases:
         assert set(SERVING_README_CASES) < {c.name for c in serving_cases()}
 
 
-class Frozen(torch.nn.Module):
-    """What fused_lstm.freeze returns, as its contract says."""
+@pytest.fixture
+def _stream(monkeypatch):
+    """A stream as its contract says, until there is one."""
 
-    def __init__(self, module):
-        super().__init__()
-        self.module = copy.deepcopy(module).eval()
-
-    def forward(self, *arguments):
-        return self.module(*arguments)
-
-    def stream(self, batch_size):
+    def stream(layer, batch_size):
         state = None
 
         def advance(x):
             nonlocal state
             assert x.size(0) == batch_size
-            output, state = self.module(x[None], state)
+            output, state = layer(x[None], state)
             return output[0]
 
         return advance
 
-
-@pytest.fixture
-def _freeze(monkeypatch):
-    freeze = lambda module, weights: Frozen(module)  # noqa: E731
-    monkeypatch.setattr(fused_lstm, "freeze", freeze, raising=False)
+    if not hasattr(fused_lstm.FrozenLSTM, "stream"):
+        monkeypatch.setattr(fused_lstm.FrozenLSTM, "stream", stream, raising=False)
 
 
-@pytest.mark.usefixtures("_freeze")
+@pytest.mark.usefixtures("_stream")
 class TestImplementations:
     @pytest.mark.parametrize(
         "case",
@@ -133,7 +123,8 @@ class TestImplementations:
             assert {"onnxruntime", "onnxruntime-int8"} <= set(calls)
             assert ("onnxruntime-bound" in calls) == (case.steps == 1)
         assert list(off) == list(calls)
-        assert 0 < off["nn"] < 1e-6 < off["dynamic-int8"]
+        for name, error in off.items():
+            assert (error > 1e-6) == (arithmetic(name) != "float32"), name
 
     @torch.no_grad()
     def test_a_step_goes_on_from_the_state_before(self):
@@ -342,16 +333,20 @@ class TestTables:
         return {row[0]: row[1:] for row in rows if row}
 
     def test_times(self):
-        one, two = record(step(256), at_most=50.0, fused=120), record(sequence(64, threads=2))
+        one = record(step(256), at_most=50.0, fused=120, onnxruntime_int8=150)
+        two = record(sequence(64, threads=2))
         rows = self.lines(tables.times([one, two]))
-        header = ["nn.LSTM", "dynamic float16", "dynamic qint8", "onnxruntime", "FusedLSTM"]
-        header += ["float32", "bfloat16", "int8", "nn.LSTM / float32", "onnxruntime / float32"]
-        assert rows[""] == header
-        assert rows["step, B 1, T 1, H 256"] == [
-            *("1,000", "300", "200", "400", "120"),
-            *("100 (42 %)", "100 (21 %)", "100 (10 %)", "10.00x", "4.00x"),
+        assert rows[""] == [
+            *("nn.LSTM", "dynamic float16", "dynamic qint8", "onnxruntime", "onnxruntime int8"),
+            *("FusedLSTM", "float32", "bfloat16", "int8"),
+            *("nn.LSTM / float32", "onnxruntime / float32", "onnxruntime int8 / int8"),
         ]
-        assert rows["sequence, B 1, T 20, H 64, 2 threads"][4] == ""
+        assert rows["step, B 1, T 1, H 256"] == [
+            *("1,000", "300", "200", "400", "150", "120"),
+            *("100 (42 %)", "100 (21 %)", "100 (10 %)", "10.00x", "4.00x", "1.50x"),
+        ]
+        two_threads = rows["sequence, B 1, T 20, H 64, 2 threads"]
+        assert (two_threads[4], two_threads[5], two_threads[-1]) == ("", "", "")
 
     def test_a_wide_spread_is_marked(self):
         kept = record(step())

@@ -7,6 +7,7 @@ from benchmarks.serving.records import FORMATS, TITLES, ours
 from benchmarks.serving.targets import TARGETS, outcome
 
 PEERS = [name for name in TITLES if not name.startswith(("frozen-", "stream-"))]
+GAINS = (("nn", "float32"), ("onnxruntime", "float32"), ("onnxruntime-int8", "int8"))
 BUSY = 1.05  # a wall time over so many times the thread's own
 
 
@@ -30,7 +31,8 @@ def times(records: list[Record]) -> str:
     """A row a case: medians of each implementation, ~ for a wide spread, and gains."""
     peers = [name for name in PEERS if any(name in r["us"] for r in records)]
     header = ["", *(TITLES[name] for name in peers), *FORMATS]
-    header += [f"{TITLES[peer]} / float32" for peer in ("nn", "onnxruntime") if peer in peers]
+    gains = [(peer, weights) for peer, weights in GAINS if peer in peers]
+    header += [f"{TITLES[peer]} / {weights}" for peer, weights in gains]
     lines = [header, ["---"] * len(header)]
     for r in records:
         row = [call(r), *(_time(r, name) for name in peers)]
@@ -38,7 +40,7 @@ def times(records: list[Record]) -> str:
             limit = r["limit"].get(weights)
             share = f" ({100 * limit['share']:.0f} %)" if limit else ""
             row.append(_time(r, ours(r, weights)) + share)
-        row += [_gain(r, peer) for peer in ("nn", "onnxruntime") if peer in peers]
+        row += [_gain(r, peer, weights) for peer, weights in gains]
         lines.append(row)
     return markdown(lines)
 
@@ -135,6 +137,6 @@ def _time(r: Record, name: str) -> str:
     return f"{r['us'][name][1]:,g}" + " ~" * (name in r["wide"]) if name in r["us"] else ""
 
 
-def _gain(r: Record, peer: str) -> str:
+def _gain(r: Record, peer: str, weights: str) -> str:
     us = r["us"]
-    return f"{us[peer][1] / us[ours(r, 'float32')][1]:.2f}x" if peer in us else ""
+    return f"{us[peer][1] / us[ours(r, weights)][1]:.2f}x" if peer in us else ""
