@@ -58,9 +58,9 @@ SERVED_MODELS = {
 }
 SERVING_README_CASES = (
     "serving-step-B1-T1-D64-H64-float32-inference-1t",
+    "serving-silero-B1-T1-D128-H128-float32-inference-1t",
     "serving-step-B1-T1-D512-H512-float32-inference-1t",
     "serving-parakeet-B1-T1-D640-H640-L2-float32-inference-1t",
-    "serving-stac-like-a-B1-T50-D100-H100-L2-float32-inference-1t",
     "serving-sequence-B1-T100-D512-H512-float32-inference-1t",
     "serving-batch-B32-T20-D256-H256-float32-inference-1t",
 )

@@ -348,6 +348,10 @@ class TestTables:
         two_threads = rows["sequence, B 1, T 20, H 64, 2 threads"]
         assert (two_threads[4], two_threads[5], two_threads[-1]) == ("", "", "")
 
+    def test_stac_like_ones_are_no_stac_result(self):
+        assert "no audited STAC result" in tables.text([record(step(group="serving-stac-like-a"))])
+        assert "STAC" not in tables.text([record(step())])
+
     def test_a_wide_spread_is_marked(self):
         kept = record(step())
         kept["wide"] = ["stream-int8"]
