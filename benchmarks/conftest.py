@@ -31,7 +31,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if (device := config.getoption("--device")) == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError("--device is cuda, but torch sees no CUDA GPU here")
-    config.stash[RUN] = {"facts": results.facts(device), "cases": []}
+    of_cpu = config.getoption("--serving")
+    config.stash[RUN] = {"facts": results.facts("cpu" if of_cpu else device), "cases": []}
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

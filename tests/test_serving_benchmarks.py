@@ -2,15 +2,16 @@
 
 import functools
 import itertools
+import types
 from dataclasses import replace
 
 import pytest
 import torch
-from test_benchmarks import FACTS, layer, measurement
+from test_benchmarks import FACTS, FOLDER, layer, measurement
 from test_benchmarks import record as other_record
 
 import fused_lstm
-from benchmarks import limits, onnx_lstm, report, results, timing
+from benchmarks import conftest, limits, onnx_lstm, report, results, timing
 from benchmarks.cases import README_CASES, SERVING_README_CASES, Case, cases, serving_cases
 from benchmarks.serving import records, tables
 from benchmarks.serving.implementations import MOST_ERROR, arithmetic, errors, implementations
@@ -398,6 +399,14 @@ class TestTables:
         text = tables.every_time(record(step()))
         assert "100 / 100 / 100" in text
         assert "rounds" in text.splitlines()[0]
+
+
+@pytest.mark.parametrize("serving", [False, True])
+def test_the_option_chooses_the_cases(serving):
+    config = types.SimpleNamespace(getoption={"--serving": serving}.get)
+    names = ("test_speed.py", "test_serving.py", "conftest.py")
+    left_out = [n for n in names if conftest.pytest_ignore_collect(FOLDER / n, config)]
+    assert left_out == [names[0 if serving else 1]]
 
 
 class TestReport:
