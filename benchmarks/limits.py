@@ -13,13 +13,13 @@ def limit_of(case: Case) -> float | None:
     """GFLOP/s or GB/s that the case's threads reach at most, as ``case.limit`` says, or None.
 
     Reading is that of the first cache to hold the weights: of a core's L1 and L2 its thread's part.
-    None for a rate that is not among the figures, or 0 there.
+    None for a rate that is 0 among the figures.
     """
     if case.limit is None:
         return None
     machine = _C.machine()
     if case.limit in PEAKS:
-        return case.threads * machine.get(PEAKS[case.limit], 0) or None
+        return case.threads * machine[PEAKS[case.limit]] or None
     return case.threads * machine["read_gbps"][_level(case)]
 
 

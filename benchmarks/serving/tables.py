@@ -83,7 +83,7 @@ def targets(records: list[Record]) -> str:
             if found.missed:
                 side = "above" if target.is_most else "below"
                 verdict += f", {found.missed} of {found.records} {side}"
-            reached = f"{found.reached:.3g}{target.unit}"
+            reached = f"{found.reached:.4g}{target.unit}"
             lines.append([target.name, asked, reached, verdict, found.worst["name"]])
     return markdown(lines)
 
