@@ -12,8 +12,8 @@ GRIDS = {
     "cuda": ((1, 8, 16, 64, 128), (32, 256, 1024), (64, 128, 256, 512, 768, 1024, 1536)),
 }
 DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16", "float16")}
-PEAKS = {"float32": "FMA peak", "bfloat16": "bf16 peak"}  # of a CPU
-ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+PEAKS = {"float32": "FMA peak", "bfloat16": "bf16 peak", "int8": "int8 peak"}  # of a CPU
+ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}
 # Shapes that nothing is tuned to: batch, steps, input, hidden, layers, bidirectional. On a CPU.
 ODD_SET = {
     "float32": (
@@ -43,6 +43,26 @@ README_CASES = (  # kinds of call, won and lost; each machine has those of its d
     "grid-B1-T256-D256-H256-bfloat16-inference-cuda",
     "grid-B16-T256-D512-H512-bfloat16-training-cuda",
     "grid-B128-T1024-D1024-H1024-bfloat16-training-cuda",
+)
+# Models in use: model, batch, steps, input, hidden, layers, bidirectional. The STAC-like ones have
+# the sizes of STAC-ML's LSTM_A, LSTM_B and LSTM_C, a whole window and the step that moves it on;
+# they are no audited STAC result. Kokoro's input size is a choice.
+SERVED_MODELS = {
+    "stac-like-a": (("layer", 1, 50, 100, 100, 2, False), ("layer", 1, 1, 100, 100, 2, False)),
+    "stac-like-b": (("layer", 1, 100, 250, 200, 3, False), ("layer", 1, 1, 250, 200, 3, False)),
+    "stac-like-c": (("layer", 1, 100, 500, 1000, 4, False), ("layer", 1, 1, 500, 1000, 4, False)),
+    "silero": (("cell", 1, 1, 128, 128, 1, False),),
+    "parakeet": (("layer", 1, 1, 640, 640, 2, False),),
+    "rtneural": tuple(("layer", 1, 1, d, h, 1, False) for d, h in ((4, 4), (16, 16), (1, 24))),
+    "kokoro": (("layer", 1, 100, 512, 256, 1, True),),
+}
+SERVING_README_CASES = (
+    "serving-step-B1-T1-D64-H64-float32-inference-1t",
+    "serving-silero-B1-T1-D128-H128-float32-inference-1t",
+    "serving-step-B1-T1-D512-H512-float32-inference-1t",
+    "serving-parakeet-B1-T1-D640-H640-L2-float32-inference-1t",
+    "serving-sequence-B1-T100-D512-H512-float32-inference-1t",
+    "serving-batch-B32-T20-D256-H256-float32-inference-1t",
 )
 # How the names begin of the cases that a GPU has first, by worth
 HEADLINE = (
@@ -182,6 +202,23 @@ def cases(device: str, threads: tuple[int, ...] = (1, 2), quick: bool = False) -
         for count in (threads if device == "cpu" else (None,))
     ]
     return [c for c in found if not quick or (c.dtype == "float32" and c.flops < 2e8)]
+
+
+def serving_cases(threads: tuple[int, ...] = (1, 2)) -> list[Case]:
+    """What is served on a CPU: steps, sequences and models on one thread, batches on each count.
+
+    A case of one step goes on from the state that the step before has left.
+    """
+    found = [Case("serving-step", "layer", 1, 1, h, h) for h in (16, 32, 64, 128, 256, 512, 1024)]
+    for steps, hidden in product((20, 100), (64, 128, 256, 512, 1024)):
+        found.append(Case("serving-sequence", "layer", 1, steps, hidden, hidden))
+    for name, shapes in SERVED_MODELS.items():
+        found += [Case(f"serving-{name}", *shape) for shape in shapes]
+    batches = [(b, 1, 256) for b in (8, 32)] + [(32, 100, 256)]
+    batches += product((8, 32), (20,), (64, 256, 1024))
+    for (batch, steps, hidden), count in product(batches, threads):
+        found.append(Case("serving-batch", "layer", batch, steps, hidden, hidden, threads=count))
+    return found
 
 
 def headline(found: list[Case]) -> list[Case]:

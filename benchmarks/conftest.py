@@ -15,6 +15,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add = parser.getgroup("fused_lstm benchmarks").addoption
     add("--quick", action="store_true", help="only the small float32 cases")
     add("--regimes", action="store_true", help="only what the table of a CPU's regimes needs")
+    add("--serving", action="store_true", help="frozen layers and streams, and nothing else")
     add(
         "--headline", choices=("only", "without"), help="the headline's cases, or the rest by worth"
     )
@@ -30,7 +31,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if (device := config.getoption("--device")) == "cuda" and not torch.cuda.is_available():
         raise pytest.UsageError("--device is cuda, but torch sees no CUDA GPU here")
-    config.stash[RUN] = {"facts": results.facts(device), "cases": []}
+    of_cpu = config.getoption("--serving")
+    config.stash[RUN] = {"facts": results.facts("cpu" if of_cpu else device), "cases": []}
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Of the two files of tests one is chosen by --serving; None leaves the others to pytest."""
+    others = {"test_speed.py": True, "test_serving.py": False}
+    chosen = config.getoption("--serving")
+    return others.get(collection_path.name) == chosen or None
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

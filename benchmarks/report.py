@@ -12,8 +12,11 @@ from typing import Any
 
 from benchmarks import plot, results
 from benchmarks.cases import README_CASES
+from benchmarks.markdown import markdown
 from benchmarks.regimes import REGIMES, outcome, records_in
 from benchmarks.results import Record, Run
+from benchmarks.serving import tables
+from benchmarks.serving.records import split
 
 README = results.FOLDER.parent.parent / "README.md"
 BEGIN = "<!-- benchmarks: written by python -m benchmarks.report --readme -->"
@@ -82,12 +85,6 @@ def table(panel: dict[str, list[Record]]) -> str:
     lines = [header, ["---"] * len(header)]
     lines += [[row, *(summary(panel[row], key) for key in keys)] for row in panel]
     return markdown(lines)
-
-
-def markdown(lines: list[list[str]]) -> str:
-    """Rows of cells, the header and its rule first, as a table with even columns."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(f"| {' | '.join(map(str.ljust, line, widths))} |" for line in lines)
 
 
 def regimes(run: Run) -> str:
@@ -175,22 +172,33 @@ def facts_line(run: Run) -> str:
 
 
 def text(runs: list[Run]) -> str:
-    """The terminal's report on one machine: facts, a table a panel, where it gains least."""
+    """The terminal's report on one machine: facts, a table a panel, where it gains least; serving.
+
+    Of the runs with cases of serving the newest is shown.
+    """
+    runs, serving = split(runs)
+    served = ["", facts_line(serving[-1]), tables.text(serving[-1]["cases"])] if serving else []
+    if not runs:
+        return "\n".join(served[1:])
     parts = [facts_line(run) for run in runs]
     if in_regimes := regimes(runs[-1]):
         parts += ["", f"The run of {runs[-1]['facts']['date']}:", in_regimes]
     for title, panel in panels(runs).items():
         parts += ["", ", ".join(title), table(panel)]
-    return "\n".join([*parts, "", smallest_gains(records_of(runs))])
+    return "\n".join([*parts, "", smallest_gains(records_of(runs)), *served])
 
 
 def readme_block(machines: list[list[Run]]) -> str:
     """The README's part, between and with its two marker comments.
 
     Of the CPUs and of the GPUs that with the newest run, and of its runs those with cases shown.
+    Below them serving, of the newest run that has it.
     """
     lines = [BEGIN]
-    by_date = sorted(machines, key=lambda runs: runs[-1]["facts"]["date"])
+    halves = [split(runs) for runs in machines]
+    served = sorted((run for _, runs in halves for run in runs), key=lambda r: r["facts"]["date"])
+    others = [runs for runs, _ in halves if runs]
+    by_date = sorted(others, key=lambda runs: runs[-1]["facts"]["date"])
     newest = {runs[0]["facts"]["device"] == runs[0]["facts"]["cpu"]: runs for runs in by_date}
     for runs in newest.values():
         lines.append(README_HEADER)
@@ -205,6 +213,8 @@ def readme_block(machines: list[list[Run]]) -> str:
         faster = sum(r["ratio"] >= 1 for r in by_name.values())
         lines += ["", f"Faster in {faster} of {len(by_name)} cases (~: wide spread). Measured:"]
         lines += [f"{facts_line(run)}." for run in shown]
+    if served and (rows_of_serving := tables.readme_rows(served[-1]["cases"])):
+        lines += ["", *rows_of_serving, "", f"{facts_line(served[-1])}."]
     return "\n".join([*lines, END])
 
 
@@ -234,7 +244,8 @@ def main(argv: list[str] | None = None) -> None:
         files = options.files or sorted(results.FOLDER.glob("*.json"))
         machines = [results.load(f) for f in files]
         if options.plot:
-            drawn = {k: v for runs in machines for k, v in panels(runs, finest=True).items()}
+            others = [runs for runs, _ in map(split, machines) if runs]
+            drawn = {k: v for runs in others for k, v in panels(runs, finest=True).items()}
             plot.save(drawn, options.plot)
         if options.readme:
             update_readme(options.readme, readme_block(machines), options.check)
@@ -242,9 +253,18 @@ def main(argv: list[str] | None = None) -> None:
     except (ImportError, OSError, ValueError) as error:
         sys.exit(f"report: {error}")
     for runs in machines:
-        print(text(runs), *(map(case_line, records_of(runs)) if options.full else ()), "", sep="\n")
+        print(text(runs), *(every_case(runs) if options.full else ()), "", sep="\n")
     if not machines:
         print("No benchmark has been recorded yet.")
+
+
+def every_case(runs: list[Run]) -> list[str]:
+    """A line a case, a table a case of serving."""
+    others, serving = split(runs)
+    return [
+        *map(case_line, records_of(others)),
+        *(f"\n{tables.every_time(r)}" for r in records_of(serving)),
+    ]
 
 
 def records_of(runs: list[Run]) -> list[Record]:

@@ -91,23 +91,23 @@ def record(case: Case, measured: Mapping[str, Measurement], limit: float | None 
         **asdict(case),
         "mode": case.mode,
         "rounds": len(measured["fused"].times),
-        "us": {name: list(map(_short, times)) for name, times in us.items()},
-        "us_per_step": {name: _short(time / case.steps) for name, time in median.items()},
-        "gflops": {name: _short(case.flops / time / 1e3) for name, time in median.items()},
+        "us": {name: list(map(short, times)) for name, times in us.items()},
+        "us_per_step": {name: short(time / case.steps) for name, time in median.items()},
+        "gflops": {name: short(case.flops / time / 1e3) for name, time in median.items()},
         # Quartiles that are further apart than a tenth of the median
         "wide": not all(m.meets_confidence(0.1) for m in measured.values()),
     }
     for name in list(measured)[:-1]:
-        kept["ratio" if name == "nn" else f"ratio_{name}"] = _short(median[name] / median["fused"])
+        kept["ratio" if name == "nn" else f"ratio_{name}"] = short(median[name] / median["fused"])
     if limit is not None:
         is_reading = case.limit == "reading"
         reached = (case.weight_bytes if is_reading else case.flops) / median["fused"] / 1e3
         kept["limit"] = {
             "kind": case.limit,
             "unit": "GB/s" if is_reading else "GFLOP/s",
-            "at_most": _short(limit),
-            "reached": _short(reached),
-            "share": _short(reached / limit),
+            "at_most": short(limit),
+            "reached": short(reached),
+            "share": short(reached / limit),
         }
     return kept
 
@@ -141,6 +141,6 @@ def save(path: Path, facts: dict[str, Any], records: list[Record]) -> None:
     unfinished.replace(path)
 
 
-def _short(value: float) -> float:
+def short(value: float) -> float:
     """Four digits, which is more than any timing here is good for."""
     return float(f"{value:.4g}")

@@ -322,7 +322,7 @@ class TestLimits:
 
     @pytest.mark.parametrize(
         ("hidden", "threads", "expected"),
-        [(32, 1, 400), (64, 1, 300), (64, 2, 2 * 400), (512, 1, 200), (2048, 2, 2 * 100)],
+        [(32, 1, 400), (64, 1, 300), (60, 2, 2 * 400), (512, 1, 200), (2048, 2, 2 * 100)],
     )
     def test_reading_of_the_level_that_holds_a_threads_part(self, hidden, threads, expected):
         one = replace(layer(hidden, threads=threads), batch=1)

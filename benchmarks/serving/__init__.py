@@ -1,0 +1,1 @@
+"""FrozenLSTM and its streams beside what else serves an LSTM on a CPU."""
