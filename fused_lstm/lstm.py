@@ -272,10 +272,11 @@ def run(
             x = F.dropout(x, module.dropout, module.training)
         states = slice(k * directions, (k + 1) * directions)
         one = module.num_layers == 1
+        h_0, c_0 = (None, None) if hx is None else hx if one else (hx[0][states], hx[1][states])
         x, h, c, cell, gate = layer(
             x,
-            hx[0] if one else hx[0][states],
-            hx[1] if one else hx[1][states],
+            h_0,
+            c_0,
             weights[k * each : (k + 1) * each],
             batch_sizes=batch_sizes,
             lengths=lengths,
@@ -344,7 +345,7 @@ def _checked_padded(
     hx: State | None,
     lengths: Tensor | None,
     reset: Tensor | None,
-) -> tuple[Tensor, State, Tensor | None, Tensor | None]:
+) -> tuple[Tensor, State | None, Tensor | None, Tensor | None]:
     """input as [T, B, D], hx as [n L, B, ...], lengths as [B], reset as [T, B]."""
     if input.dim() not in (2, 3):
         raise ValueError(f"FusedLSTM: Expected input to be 2D or 3D, got {input.dim()}D instead")
@@ -365,7 +366,8 @@ def _checked_padded(
     T, B, _ = input.shape
     if T == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    hx = _checked_state(module, hx, B, input)
+    if hx is not None:
+        hx = _checked_state(module, hx, B, input)
     if lengths is not None:
         _check_mask("lengths", lengths, [B] if batched else [], torch.int64, input)
         lengths = lengths.reshape(B)
@@ -392,23 +394,21 @@ def _check_mask(
 
 def _checked_packed(
     module: nn.RNNBase, packed: PackedSequence, hx: State | None
-) -> tuple[Tensor, State]:
+) -> tuple[Tensor, State | None]:
     """data [N, D], and hx in the order in which the batch is sorted."""
     module.check_input(packed.data, packed.batch_sizes)
-    B = int(packed.batch_sizes[0])
-    hx = _checked_state(module, hx, B, packed.data)
+    if hx is None:
+        return packed.data, None
+    hx = _checked_state(module, hx, int(packed.batch_sizes[0]), packed.data)
     return packed.data, _permuted(hx, packed.sorted_indices)
 
 
-def _checked_state(module: nn.RNNBase, hx: State | None, B: int, input: Tensor) -> State:
+def _checked_state(module: nn.RNNBase, hx: State, B: int, input: Tensor) -> State:
     layers = module.num_layers * (2 if module.bidirectional else 1)
     shapes = (
         (layers, B, module.proj_size or module.hidden_size),
         (layers, B, module.hidden_size),
     )
-    if hx is None:
-        h_0 = input.new_zeros(shapes[0])
-        return h_0, h_0 if shapes[0] == shapes[1] else input.new_zeros(shapes[1])
     if isinstance(hx, Tensor):
         raise TypeError("hx is a tensor, must be a tuple of the hidden and the cell state")
     if len(hx) != 2:
