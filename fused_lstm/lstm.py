@@ -260,6 +260,12 @@ def run(
         unbatched = input.dim() == 2
         x, hx, lengths, reset = _checked_padded(module, input, hx, lengths, reset)
 
+    if hx is None and x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        # An upper layer's input may be narrower than the state of the first one, which counts
+        B = x.size(1) if batch_sizes is None else int(batch_sizes[0])
+        hidden_shape, cell_shape = _state_shapes(module, B)
+        hx = (x.new_zeros(hidden_shape), x.new_zeros(cell_shape))
+
     directions = 2 if module.bidirectional else 1
     each = len(weights) // module.num_layers
     h_n: list[Tensor] = []
@@ -403,12 +409,17 @@ def _checked_packed(
     return packed.data, _permuted(hx, packed.sorted_indices)
 
 
-def _checked_state(module: nn.RNNBase, hx: State, B: int, input: Tensor) -> State:
+def _state_shapes(module: nn.RNNBase, B: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Of the hidden and the cell state of all layers."""
     layers = module.num_layers * (2 if module.bidirectional else 1)
-    shapes = (
+    return (
         (layers, B, module.proj_size or module.hidden_size),
         (layers, B, module.hidden_size),
     )
+
+
+def _checked_state(module: nn.RNNBase, hx: State, B: int, input: Tensor) -> State:
+    shapes = _state_shapes(module, B)
     if isinstance(hx, Tensor):
         raise TypeError("hx is a tensor, must be a tuple of the hidden and the cell state")
     if len(hx) != 2:

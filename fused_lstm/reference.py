@@ -90,7 +90,7 @@ def layer(
 
 
 def directions_of(h_0: Tensor | None, weights: Sequence[Tensor]) -> int:
-    """1 or 2. Without h_0 [directions, B, P]: four weights may be those of either."""
+    """1 or 2, as h_0 [directions, B, P] has; without it as `weights`, [4H, D] and so on, say."""
     if h_0 is not None:
         return h_0.size(0)
     return 2 if len(weights) > 5 or (len(weights) == 4 and weights[2].dim() == 2) else 1
