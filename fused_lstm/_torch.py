@@ -10,13 +10,13 @@ from torch.autograd import forward_ad
 
 if hasattr(torch._C, "_are_functorch_transforms_active"):
 
-    def transforms_active(*tensors: Tensor | Sequence[Tensor]) -> bool:
+    def transforms_active(*tensors: Tensor | Sequence[Tensor] | None) -> bool:
         """A transform of torch.func (vmap, grad, jvp, ...) sees what is computed."""
         return torch._C._are_functorch_transforms_active()
 
 else:
 
-    def transforms_active(*tensors: Tensor | Sequence[Tensor]) -> bool:
+    def transforms_active(*tensors: Tensor | Sequence[Tensor] | None) -> bool:
         """A transform of torch.func has wrapped one of `tensors`: it has no memory of its own.
 
         Nor has a fake tensor outside torch.compile, which then runs the reference: the same
@@ -27,20 +27,20 @@ else:
 
 if hasattr(forward_ad, "_current_level"):
 
-    def forward_mode(*tensors: Tensor | Sequence[Tensor]) -> bool:
+    def forward_mode(*tensors: Tensor | Sequence[Tensor] | None) -> bool:
         """Inside forward_ad.dual_level()."""
         return forward_ad._current_level >= 0
 
 else:
 
-    def forward_mode(*tensors: Tensor | Sequence[Tensor]) -> bool:
+    def forward_mode(*tensors: Tensor | Sequence[Tensor] | None) -> bool:
         """One of `tensors` has a tangent; slower to ask."""
         return any(forward_ad.unpack_dual(one).tangent is not None for one in _flat(tensors))
 
 
-def _flat(tensors: tuple[Tensor | Sequence[Tensor], ...]) -> Iterator[Tensor]:
+def _flat(tensors: tuple[Tensor | Sequence[Tensor] | None, ...]) -> Iterator[Tensor]:
     for one in tensors:
-        yield from [one] if isinstance(one, Tensor) else one
+        yield from [one] if isinstance(one, Tensor) else one or ()
 
 
 def _has_no_memory(tensor: Tensor) -> bool:

@@ -30,8 +30,8 @@ def decompositions() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 def _layer(
     input: Tensor,
-    h_0: Tensor,
-    c_0: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
     weights: Sequence[Tensor],
     *,
     batch_sizes: Tensor | None = None,

@@ -258,9 +258,12 @@ def run(
     """FusedLSTM.forward with `layer`, `ops.layer` or `reference.layer`, for each layer."""
     weights = _weights(module)
     x, hx, options = checked_call(module, input, hx, lengths, reset, reset_to)
-    if hx is None:
+    if hx is None and x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
+        # An upper layer's input may be narrower than the state of the first one, which counts
         batch_sizes = options["batch_sizes"]
-        hx = _zeros(module, x.size(1) if batch_sizes is None else int(batch_sizes[0]), x)
+        B = x.size(1) if batch_sizes is None else int(batch_sizes[0])
+        hidden_shape, cell_shape = _state_shapes(module, B)
+        hx = (x.new_zeros(hidden_shape), x.new_zeros(cell_shape))
 
     directions = 2 if module.bidirectional else 1
     each = len(weights) // module.num_layers
@@ -274,10 +277,11 @@ def run(
             x = F.dropout(x, module.dropout, module.training)
         states = slice(k * directions, (k + 1) * directions)
         one = module.num_layers == 1
+        h_0, c_0 = (None, None) if hx is None else hx if one else (hx[0][states], hx[1][states])
         x, h, c, cell, gate = layer(
             x,
-            hx[0] if one else hx[0][states],
-            hx[1] if one else hx[1][states],
+            h_0,
+            c_0,
             weights[k * each : (k + 1) * each],
             keep_states=return_states,
             **options,
@@ -446,17 +450,12 @@ def _checked_packed(
 
 
 def _state_shapes(module: LayerLike, B: int) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
+    """Of the hidden and the cell state of all layers."""
     layers = module.num_layers * (2 if module.bidirectional else 1)
     return (
         (layers, B, module.proj_size or module.hidden_size),
         (layers, B, module.hidden_size),
     )
-
-
-def _zeros(module: nn.RNNBase, B: int, input: Tensor) -> State:
-    shapes = _state_shapes(module, B)
-    h_0 = input.new_zeros(shapes[0])
-    return h_0, h_0 if shapes[0] == shapes[1] else input.new_zeros(shapes[1])
 
 
 def _check_state(module: LayerLike, hx: State | None, B: int, input: Tensor) -> None:

@@ -28,8 +28,8 @@ INT32 = 6  # onnx.TensorProto.INT32
 
 def _layer(
     input: Value,
-    h_0: Value,
-    c_0: Value,
+    h_0: Value | None,
+    c_0: Value | None,
     weights: Sequence[Value],
     *,
     batch_sizes: Value | None = None,
@@ -40,7 +40,8 @@ def _layer(
     recompute: bool = False,
 ) -> tuple[Value, ...]:
     """`ops.layer`: ONNX has neither its resets nor its inner states."""
-    directions = h_0.shape[0]
+    several = len(weights) > 5 or (len(weights) == 4 and len(weights[2].shape) == 2)
+    directions = 2 if several else 1
     for name, asked, instead in (
         ("reset", reset is not None, "run each episode on its own"),
         ("return_states", keep_states, "export the model without them"),
@@ -55,7 +56,8 @@ def _layer(
             raise NotImplementedError(
                 f"ONNX's operator LSTM has no counterpart of {name}: {instead}"
             )
-    results = _lstm(input, h_0, c_0, weights, lengths, directions, c_0.shape[2])
+    hidden_size = weights[0].shape[0] // 4
+    results = _lstm(input, h_0, c_0, weights, lengths, directions, hidden_size)
     return *results, _nothing(), _nothing()
 
 
@@ -72,8 +74,8 @@ def _cell(
 
 def _lstm(
     input: Value,  # [T, B, D]
-    h_0: Value,  # [directions, B, H]
-    c_0: Value,  # [directions, B, H]
+    h_0: Value | None,  # [directions, B, H]; both: zero if None
+    c_0: Value | None,  # [directions, B, H]
     weights: Sequence[Value],
     lengths: Value | None,  # [B]
     directions: int,

@@ -19,7 +19,9 @@ from fused_lstm._C import plain_lstm as plain_lstm
 Result = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def _use_reference(input: Tensor, h_0: Tensor, c_0: Tensor, weights: Sequence[Tensor]) -> bool:
+def _use_reference(
+    input: Tensor, h_0: Tensor | None, c_0: Tensor | None, weights: Sequence[Tensor]
+) -> bool:
     """The one place that decides between the fused operators and the reference.
 
     C++ autograd knows neither torch.func's transforms nor forward-mode derivatives, the kernels no
@@ -39,8 +41,8 @@ def _under_autocast(tensor: Tensor) -> bool:
 
 def _by_reference(
     input: Tensor,
-    h_0: Tensor,
-    c_0: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
     weights: Sequence[Tensor],
     *,
     adds_to_state: bool,
@@ -51,9 +53,13 @@ def _by_reference(
         return reference.layer(input, h_0, c_0, weights, **options)
     device = input.device.type
     lower = torch.get_autocast_dtype(device)
-    projected = h_0.size(-1) != c_0.size(-1)
+    if h_0 is None or c_0 is None:
+        projected = len(weights) // reference.directions_of(None, weights) % 2 == 1
+    else:
+        projected = h_0.size(-1) != c_0.size(-1)
     promotes = device == "cpu" and (adds_to_state or projected)
-    dtype = torch.promote_types(lower, c_0.dtype) if promotes else lower
+    state = input.dtype if c_0 is None else c_0.dtype
+    dtype = torch.promote_types(lower, state) if promotes else lower
 
     def cast(tensor: Tensor) -> Tensor:
         eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
@@ -61,7 +67,11 @@ def _by_reference(
 
     with torch.autocast(device, enabled=False):
         output, h_n, c_n, cells, gates = reference.layer(
-            cast(input), cast(h_0), cast(c_0), [cast(w) for w in weights], **options
+            cast(input),
+            None if h_0 is None else cast(h_0),
+            None if c_0 is None else cast(c_0),
+            [cast(w) for w in weights],
+            **options,
         )
         if projected and output.dtype != torch.float64:  # the hidden state is a product
             output, h_n = output.to(lower), h_n.to(lower)
@@ -70,8 +80,8 @@ def _by_reference(
 
 def layer(
     input: Tensor,
-    h_0: Tensor,
-    c_0: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
     weights: Sequence[Tensor],
     *,
     batch_sizes: Tensor | None = None,
@@ -88,9 +98,9 @@ def layer(
 
     Args:
         input: [T, B, D], or [N, D] with `batch_sizes`.
-        h_0: [directions, B, P], the initial hidden state.
+        h_0: [directions, B, P], the initial hidden state; None: zero.
         c_0: [directions, B, H], the initial cell state; in float32 too beside 16-bit input, and
-            the final one is then in float32.
+            the final one is then in float32. None: zero.
         weights: for each direction weight_ih [4H, D], weight_hh [4H, P], then bias_ih and bias_hh
             [4H] if there are biases (in float32 too), then weight_hr [P, H] if there is a
             projection.
@@ -237,8 +247,8 @@ def _check_devices(
 @torch.library.register_fake("fused_lstm::layer")
 def _layer_fake(
     input: Tensor,
-    h_0: Tensor,
-    c_0: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
     weights: list[Tensor],
     *,
     batch_sizes: Tensor | None = None,
@@ -249,14 +259,24 @@ def _layer_fake(
     recompute: bool = False,
 ) -> Result:
     _check_devices(input, h_0, c_0, weights)
-    directions, _, P = h_0.shape
-    H = c_0.size(2)
+    state = h_0 if c_0 is None else c_0
+    directions = reference.directions_of(state, weights)
+    H = weights[0].size(0) // 4 if c_0 is None else c_0.size(2)
+    P = weights[1].size(1) if h_0 is None else h_0.size(2)
     rows = input.shape[:-1]  # [T, B] or [N]
+    B: int | torch.SymInt
+    if state is not None:
+        B = state.size(1)
+    elif batch_sizes is None:
+        B = input.size(1)
+    else:
+        B = torch.library.get_ctx().new_dynamic_size()  # batch_sizes[0]
+    c_type = input.dtype if c_0 is None else torch.promote_types(input.dtype, c_0.dtype)
     kept = [(directions, *rows, H), (directions, *rows, 4 * H)] if keep_states else [(0,), (0,)]
     return (
         input.new_empty((*rows, directions * P)),
-        h_0.new_empty(h_0.shape),
-        c_0.new_empty(c_0.shape, dtype=torch.promote_types(input.dtype, c_0.dtype)),
+        input.new_empty((directions, B, P)),
+        input.new_empty((directions, B, H), dtype=c_type),
         input.new_empty(kept[0], dtype=_accum(input.dtype)),
         input.new_empty(kept[1]),
     )
@@ -270,8 +290,8 @@ def _layer_backward_fake(
     grad_cells: Tensor | None,
     grad_gates: Tensor | None,
     input: Tensor,
-    h_0: Tensor,
-    c_0: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
     weights: list[Tensor],
     output: Tensor | None,
     cells: Tensor | None,
@@ -286,8 +306,8 @@ def _layer_backward_fake(
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
     return (
         input.new_empty(input.shape if input_needed else (0,)),
-        h_0.new_empty(h_0.shape),
-        c_0.new_empty(c_0.shape),
+        input.new_empty((0,)) if h_0 is None else h_0.new_empty(h_0.shape),
+        input.new_empty((0,)) if c_0 is None else c_0.new_empty(c_0.shape),
         [w.new_empty(w.shape) for w in weights] if weights_needed else [],
     )
 

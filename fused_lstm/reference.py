@@ -21,8 +21,8 @@ from torch import Tensor
 
 def layer(
     input: Tensor,
-    h_0: Tensor,
-    c_0: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
     weights: Sequence[Tensor],
     *,
     batch_sizes: Tensor | None = None,
@@ -40,8 +40,10 @@ def layer(
         ended = torch.arange(input.size(0), device=input.device).unsqueeze(1) >= lengths  # [T, B]
         input = input.masked_fill(ended.unsqueeze(2), 0.0)
     steps = input.unbind(0) if batch_sizes is None else input.split(batch_sizes.tolist())
-    directions = h_0.size(0)
+    directions = directions_of(h_0, weights)
     each = len(weights) // directions
+    h_0 = _given(h_0, input, directions, steps, weights[1].size(1))
+    c_0 = _given(c_0, input, directions, steps, weights[0].size(0) // 4)
     accum = torch.promote_types(input.dtype, torch.float32)
     cell_type = torch.promote_types(input.dtype, c_0.dtype)
     c_0 = c_0.to(accum)
@@ -85,6 +87,22 @@ def layer(
         torch.stack(all_cells),
         torch.stack(all_gates),
     )
+
+
+def directions_of(h_0: Tensor | None, weights: Sequence[Tensor]) -> int:
+    """1 or 2, as h_0 [directions, B, P] has; without it as `weights`, [4H, D] and so on, say."""
+    if h_0 is not None:
+        return h_0.size(0)
+    return 2 if len(weights) > 5 or (len(weights) == 4 and weights[2].dim() == 2) else 1
+
+
+def _given(
+    state: Tensor | None, input: Tensor, directions: int, steps: Sequence[Tensor], features: int
+) -> Tensor:
+    """The state [directions, B, features], zero if it is absent."""
+    if state is not None:
+        return state
+    return input.new_zeros(directions, steps[0].size(0), features)
 
 
 def _masks(

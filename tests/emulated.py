@@ -18,10 +18,12 @@ class Counts(NamedTuple):
     """Since the process began."""
 
     launches: int
-    """Of kernels, the refused ones included."""
+    """Of kernels, the refused ones included; not of the libraries' kernels."""
+    gemms: int
+    """Of cuBLAS."""
     refused: int
     allocations: int
-    """Of tensors, in any code; a block from the CPU's pool (FUSED_LSTM_CACHE_MB) is none."""
+    """Of tensors that have elements, in any code."""
     attributes_set: int
     """Calls of cudaFuncSetAttribute."""
     mma: int

@@ -69,6 +69,29 @@ def test_layer_backward(device, layer, options):
     opcheck(torch.ops.fused_lstm.layer_backward.default, call, fewer)
 
 
+@pytest.mark.parametrize("absent", ["h_0", "c_0", "both"])
+@pytest.mark.parametrize(("layer", "options"), CASES)
+def test_absent_states(device, layer, options, absent):
+    """None stands for zeros, and has no gradient."""
+    (x, h_0, c_0, weights), given = arguments(device, layer, options)
+    left = (None if absent != "c_0" else h_0, None if absent != "h_0" else c_0)
+    zeros = (
+        torch.zeros_like(h_0) if left[0] is None else h_0,
+        torch.zeros_like(c_0) if left[1] is None else c_0,
+    )
+    opcheck(torch.ops.fused_lstm.layer.default, (x, *left, weights), given)
+
+    def evaluated(states):
+        leaves = [t.detach().clone().requires_grad_() for t in (x, *weights)]
+        results = ops.layer(leaves[0], *states, leaves[1:], **given)
+        outputs = [r for r in results if r.requires_grad]
+        ones = [torch.ones_like(r) for r in outputs]
+        return [*results, *torch.autograd.grad(outputs, leaves, ones)]
+
+    for one, other in zip(evaluated(left), evaluated(zeros), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 def test_cell(device, bias):
     module = FusedLSTMCell(D, H, bias, device=device)

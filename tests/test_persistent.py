@@ -101,6 +101,32 @@ def test_episodes_and_ends(kernel, device, precision, kind):
     assert_right(module, x, state, **options)
 
 
+@pytest.mark.parametrize("kind", ["padded", "packed", "initial"])
+def test_absent_states(kernel, device, precision, kind):
+    """They are zero: forward, in backward, and where an episode starts from them."""
+    T, B = 5, 11
+    module, x, _ = make(kernel, device, precision, T, B, 3, 24, bidirectional=True)
+    options = {}
+    if kind == "packed":
+        x = pack_padded_sequence(x, torch.tensor([5] * 4 + [3] * 4 + [1] * 3))
+    elif kind == "initial":
+        options = {"reset": torch.rand(T, B, device=device) < 0.4, "reset_to": "initial"}
+    assert_right(module, x, **options)
+
+
+def test_absent_gradients_of_states(kernel, device, precision):
+    """Of h_n and c_n, too, where no initial state wants one."""
+    module, x, (h_0, c_0) = make(kernel, device, precision, 5, 11, 3, 24)
+    zeros = (torch.zeros_like(h_0), torch.zeros_like(c_0))
+    parameters = list(module.parameters())
+    absent, given = (
+        torch.autograd.grad(output.sum(), parameters)
+        for output in (module(x)[0], module(x, zeros)[0])
+    )
+    for one, other in zip(absent, given, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_states_and_their_gradients(kernel, device, precision):
     module, x, state = make(kernel, device, precision, 3, 5, 3, 24)
     assert_right(module, x, state, return_states=True)

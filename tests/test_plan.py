@@ -112,6 +112,21 @@ def test_the_fastest_by_estimate_is_taken():
         assert made["kernel"] == min(able, key=lambda c: c["microseconds"])["kernel"]
 
 
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("precision", ["16 bits", "TF32", "float32"])
+def test_a_narrow_input_of_a_short_sequence_is_multiplied_in_the_kernel(precision, directions):
+    """The GEMM ahead costs its launches once a call: little for many steps."""
+    call = {"precision": precision, "input": 10, "directions": directions}
+    short, long = (plan("H100", 32, 64, length=T, **call) for T in (20, 10_000))
+    assert (short["kernel"], long["kernel"]) == ("block", "cluster")
+    block, cluster = (
+        short["candidates"][k]["microseconds"] - long["candidates"][k]["microseconds"]
+        for k in (0, 1)
+    )
+    assert cluster == pytest.approx(4 * directions * (1 / 20 - 1 / 10_000))
+    assert block < cluster
+
+
 def test_clusters_that_do_not_run_at_once_take_turns():
     """Clusters live inside a GPC: fewer fit than the multiprocessors have room for."""
     gpu = GPUS["H100"]

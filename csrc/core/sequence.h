@@ -34,7 +34,8 @@ struct Boundaries {
   bool reset_to_initial;   // episodes start from h_0 and c_0, not from zero
 };
 
-// A cell state [B, H] of the caller: in the layer's Storage or in Accum. The other pointer is null.
+// A cell state [B, H] of the caller: in the layer's Storage or in Accum, the other pointer null.
+// Both are null for a c_0 that is absent: zero.
 template <class Storage, class Accum>
 struct CellState {
   Storage* storage;
@@ -55,7 +56,7 @@ struct ForwardParams {
   int64_t projection_size;  // P
   bool projected;           // P < H
   int64_t hidden_stride;    // P or more: the device's hidden state is [B, hidden_stride]
-  const Storage* h_0;       // [B, P]
+  const Storage* h_0;       // [B, P], or null: zero
   CellState<const Storage, const Accum> c_0;
 
   Storage* gates;   // [N, 4H] activations, or null
@@ -80,7 +81,7 @@ struct BackwardParams {
   int64_t hidden_size;      // H
   int64_t projection_size;  // P
   bool projected;           // P < H
-  const Storage* h_0;       // [B, P]
+  const Storage* h_0;       // [B, P], or null: zero
   CellState<const Storage, const Accum> c_0;
 
   const Storage* gates;   // [N, 4H]
@@ -91,6 +92,7 @@ struct BackwardParams {
   const Accum* grad_cells;     // [N, H], or null
   const Storage* grad_gates;   // [N, 4H], or null
 
+  // CUDA's persistent kernels take null for a gradient of zero, and then leave none.
   Accum* grad_hidden;            // [B, P] in: gradient of h_n; out: of h_0
   Accum* grad_cell;              // [B, H] in: gradient of c_n; out: of c_0
   Accum* grad_h_0;               // [B, P] accumulated where episodes start from h_0, or null
@@ -163,7 +165,8 @@ FUSED_LSTM_INLINE V end_gradient(V grad, Accum* grad_initial, int64_t index, int
 
 template <class V, class Storage, class Accum>
 FUSED_LSTM_INLINE V load_cell(const CellState<Storage, Accum>& cell, int64_t index, int count) {
-  return cell.accum ? load<V>(cell.accum + index, count) : load<V>(cell.storage + index, count);
+  if (cell.accum) return load<V>(cell.accum + index, count);
+  return cell.storage ? load<V>(cell.storage + index, count) : V{};
 }
 template <class V, class Storage, class Accum>
 FUSED_LSTM_INLINE void store_cell(const CellState<Storage, Accum>& cell, int64_t index, V value,
@@ -193,11 +196,17 @@ FUSED_LSTM_INLINE Gates<V> add(const Gates<V>& a, const Gates<V>& b) {
   return {a.i + b.i, a.f + b.f, a.g + b.g, a.o + b.o};
 }
 
+// h_0 of a forward or backward pass, from element `index` of [B, P] on.
+template <class V, class Params>
+FUSED_LSTM_INLINE V load_h_0(const Params& p, int64_t index, int count) {
+  return p.h_0 ? load<V>(p.h_0 + index, count) : V{};
+}
+
 // The hidden state that enters the first step.
 template <class V, class Types>
 FUSED_LSTM_INLINE V first_hidden(const ForwardParams<Types>& p, const Step& step, int64_t b,
                                  int64_t j, int count) {
-  const auto initial = [&] { return load<V>(p.h_0 + b * p.projection_size + j, count); };
+  const auto initial = [&] { return load_h_0<V>(p, b * p.projection_size + j, count); };
   return entering_state<V>(p.boundaries, p.steps, step.t, b, initial, initial);
 }
 
@@ -215,7 +224,7 @@ FUSED_LSTM_INLINE void emit_hidden(const ForwardParams<Types>& p, const Step& st
     // Rounded to Storage: the next GEMM reads what the caller sees.
     h_next = entering_state<V>(
         p.boundaries, p.steps, step.next, b, [&] { return load<V>(output, count); },
-        [&] { return load<V>(p.h_0 + state, count); });
+        [&] { return load_h_0<V>(p, state, count); });
   } else {
     store<V>(output, V{}, count);
     h_next = load<V>(hidden, count);
@@ -282,7 +291,7 @@ FUSED_LSTM_INLINE void save_h_prev(const BackwardParams<Types>& p, const Step& s
   if (!p.h_prev) return;
   V h = {};
   if (is_valid(p.boundaries, step.t, b)) {
-    const auto initial = [&] { return load<V>(p.h_0 + b * p.projection_size + j, count); };
+    const auto initial = [&] { return load_h_0<V>(p, b * p.projection_size + j, count); };
     const auto previous = [&] {
       if (!has_previous(p.boundaries, step, b)) return initial();
       return load<V>(p.output + (step.previous_offset + b) * p.output_stride + j, count);

@@ -199,12 +199,12 @@ class CpuDevice final : public Device {
   // two library GEMMs over all steps.
   void recompute(const Sequence& sequence, const BackwardTensors& layer) const override {
     const Sizes& s = sequence.sizes;
-    const auto like = [](const at::Tensor& tensor) {
-      return allocate(tensor.sizes(), tensor.options());
-    };
-    const at::Tensor output = allocate_pooled({s.N, s.directions * s.P}, layer.h_0.options());
-    forward(sequence, {layer.weights, layer.input, layer.h_0, layer.c_0, output, like(layer.h_0),
-                       like(layer.c_0), layer.gates, layer.cells});
+    const at::TensorOptions options = layer.gates.options();
+    const at::Tensor output = allocate_pooled({s.N, s.directions * s.P}, options);
+    const at::Tensor h_n = allocate({s.directions, s.B, s.P}, options);
+    const at::Tensor c_n = allocate({s.directions, s.B, s.H}, options);
+    forward(sequence, {layer.weights, layer.input, layer.h_0, layer.c_0, output, h_n, c_n,
+                       layer.gates, layer.cells});
   }
 
   void backward(const Sequence& sequence, const BackwardTensors& layer) const override {
@@ -303,6 +303,10 @@ class CpuDevice final : public Device {
       using Operand = typename Types::Operand;
       at::Tensor x = sequence.lengths ? masked_input(sequence, layer.input) : layer.input;
       if (x.scalar_type() != operands.dtype()) x = x.to(operands.dtype());  // [N, D]
+      const bool reads_h_0 = !layer.h_prev.defined();
+      const at::Tensor h_0 =  // [directions, B, P]
+          reads_h_0 && !layer.h_0.defined() ? allocate_zeros({s.directions, s.B, s.P}, operands)
+                                            : layer.h_0;
       std::vector<cpu::WeightGradientParams<Types>> params;
       // The gradient [M, columns] of a weight, as a factor's.
       const auto allocate_gradient = [&](at::Tensor& grad, int64_t rows,
@@ -322,14 +326,14 @@ class CpuDevice final : public Device {
         }
         cpu::RightFactor<Types> h_prev = matrix(pointer<Operand>(layer.h_prev, d), s.P);
         if (!layer.h_prev.defined() && !layer.output.defined()) {
-          h_prev = matrix(pointer<Operand>(layer.h_0, d), s.P);  // of one step
+          h_prev = matrix(pointer<Operand>(h_0, d), s.P);  // of one step
         } else if (!layer.h_prev.defined()) {
           const int64_t stride = s.directions * s.P, later = s.N - s.B;
-          const Operand* const h_0 = pointer<Operand>(layer.h_0, d);               // [B, P]
+          const Operand* const first = pointer<Operand>(h_0, d);                   // [B, P]
           const Operand* const output = pointer<Operand>(layer.output) + d * s.P;  // [N, stride]
-          h_prev = d == 0 ? cpu::RightFactor<Types>{h_0, output, s.B, s.P, stride, s.P, nullptr}
+          h_prev = d == 0 ? cpu::RightFactor<Types>{first, output, s.B, s.P, stride, s.P, nullptr}
                           : cpu::RightFactor<Types>{
-                                output + s.B * stride, h_0, later, stride, s.P, s.P, nullptr};
+                                output + s.B * stride, first, later, stride, s.P, s.P, nullptr};
         }
         params.push_back({plan.gradient_rows,
                           s.N,

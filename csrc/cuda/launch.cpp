@@ -71,6 +71,13 @@ class CudaDevice final : public Device {
     gemm(out, a, b, accumulate);
   }
 
+  // Without boundaries the hidden states that enter the steps are rows of h_0 and of the output.
+  bool reads_h_prev(const Sequence& sequence, at::ScalarType) const override {
+    return sequence.sizes.packed || sequence.lengths || sequence.reset;
+  }
+  // The persistent kernels have them in registers.
+  bool reads_state_gradients() const override { return false; }
+
   void forward(const Sequence& sequence, const ForwardTensors& layer) const override {
     const c10::cuda::CUDAGuard guard(layer.output.device());
     run(
@@ -90,6 +97,18 @@ class CudaDevice final : public Device {
         sequence.sizes, layer.gates.scalar_type(), /*backward=*/true,
         [&](const Plan& plan) { return cuda::persistent_backward(sequence, layer, plan); },
         [&](const Plan& plan) { cuda::stepwise_backward(sequence, layer, plan); });
+  }
+
+ protected:
+  // While they lie in the L2 cache, adding up the rows twice takes less than a copy's launch.
+  void bias_gradients(const at::Tensor& grad, Weights& weights) const override {
+    constexpr int64_t most = 1 << 20;  // elements: 4 MB in float32
+    if (grad.numel() > most) return Device::bias_gradients(grad, weights);
+    const at::Tensor both = grad.unsqueeze(0)
+                                .expand({2, grad.size(0), grad.size(1)})
+                                .sum(1, /*keepdim=*/false, accum_type(grad.scalar_type()));
+    weights.bias_ih = both.select(0, 0);
+    weights.bias_hh = both.select(0, 1);
   }
 };
 

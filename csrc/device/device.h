@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
 
+#include <cstring>
 #include <optional>
 #include <vector>
 
@@ -52,11 +53,11 @@ struct Weights {
 struct ForwardTensors {
   std::vector<Weights> weights;
   at::Tensor input;  // [N, D]
-  at::Tensor h_0;    // [directions, B, P]
-  at::Tensor c_0;    // [directions, B, H]; CellState says in which type
+  at::Tensor h_0;    // [directions, B, P] optional: zero
+  at::Tensor c_0;    // [directions, B, H] optional: zero; CellState says in which type
   // Outputs:
   at::Tensor output;    // [N, directions * P]
-  at::Tensor h_n, c_n;  // as h_0 and c_0
+  at::Tensor h_n, c_n;  // as h_0 and c_0, never undefined
   at::Tensor gates;     // [directions, N, 4H] optional
   at::Tensor cells;     // [directions, N, H] of accum_type, optional
 };
@@ -71,7 +72,9 @@ struct BackwardTensors {
   at::Tensor grad_cells;          // as cells, optional
   at::Tensor grad_gates;          // as gates, optional
   at::Tensor grad_hidden;         // [directions, B, P] of accum_type; in: the gradient of h_n, out:
-                                  // of the hidden state that entered the first step
+                                  // of the hidden state that entered the first step. Undefined if
+                                  // the former is zero and h_0 absent, and the device does without
+                                  // (reads_state_gradients)
   at::Tensor grad_cell;           // [directions, B, H] likewise
   at::Tensor grad_h_0, grad_c_0;  // as grad_hidden and grad_cell, for resets to the initial state,
                                   // whose gradients are added to them
@@ -121,7 +124,25 @@ class Device {
   virtual bool reads_h_prev(const Sequence& /*sequence*/, at::ScalarType /*storage*/) const {
     return true;
   }
+  // Whether backward needs layer.grad_hidden and layer.grad_cell even where they start from zero
+  // and nothing reads them afterwards.
+  virtual bool reads_state_gradients() const { return true; }
+
+ protected:
+  // The bias's gradient, twice, from that of the preactivations [N, 4H].
+  virtual void bias_gradients(const at::Tensor& grad, Weights& weights) const;
 };
+
+// A part of the hidden states that enter the steps: `hidden` [n, P] enters the rows first .. first
+// + n - 1 of N.
+struct EnteringRows {
+  int64_t first;
+  at::Tensor hidden;
+};
+// Of direction d of sequences without boundaries: rows of h_0 and of the output. Zero enters the
+// other rows.
+std::vector<EnteringRows> entering_rows(const Sequence& sequence, const BackwardTensors& layer,
+                                        int64_t d);
 
 // The input without what lies past the end of its sequences: the gradient there is 0, but 0 * x is
 // NaN if x is, so x must be 0 too.
@@ -147,6 +168,13 @@ inline at::Tensor allocate(at::IntArrayRef sizes, const at::TensorOptions& optio
   return at::empty(sizes, options);
 }
 
+inline at::Tensor allocate_zeros(at::IntArrayRef sizes, const at::TensorOptions& options) {
+  const at::Tensor tensor = allocate(sizes, options);
+  if (!options.device().is_cpu()) return tensor.zero_();
+  if (tensor.numel() > 0) std::memset(tensor.mutable_data_ptr(), 0, tensor.nbytes());
+  return tensor;
+}
+
 // The first element of a tensor, or of its slice [d]; null if it is undefined.
 template <class T>
 T* pointer(const at::Tensor& tensor, int64_t d = 0) {
@@ -155,6 +183,7 @@ T* pointer(const at::Tensor& tensor, int64_t d = 0) {
 // Direction d of c_0 or c_n, [B, H], in a layer whose tensors have type `storage`.
 template <class Storage, class Accum>
 CellState<Storage, Accum> cell_state(const at::Tensor& cell, at::ScalarType storage, int64_t d) {
+  if (!cell.defined()) return {nullptr, nullptr};
   if (cell.scalar_type() == storage) return {pointer<Storage>(cell, d), nullptr};
   return {nullptr, pointer<Accum>(cell, d)};
 }
@@ -170,7 +199,7 @@ Params common_params(const Sequence& sequence, const Layer& layer, int64_t d) {
   p.projection_size = sizes.P;
   p.projected = sizes.projected;
   p.h_0 = pointer<Storage>(layer.h_0, d);
-  p.c_0 = cell_state<const Storage, const Accum>(layer.c_0, layer.h_0.scalar_type(), d);
+  p.c_0 = cell_state<const Storage, const Accum>(layer.c_0, layer.weights[d].ih.scalar_type(), d);
   p.gates = pointer<Storage>(layer.gates, d);
   p.cells = pointer<Accum>(layer.cells, d);
   p.output = pointer<Storage>(layer.output);
@@ -186,7 +215,7 @@ ForwardParams<Types> forward_params(const Sequence& sequence, const ForwardTenso
   using Accum = typename Types::Accum;
   auto p = common_params<ForwardParams<Types>, Storage, Accum>(sequence, layer, d);
   p.h_n = pointer<Storage>(layer.h_n, d);
-  p.c_n = cell_state<Storage, Accum>(layer.c_n, layer.h_0.scalar_type(), d);
+  p.c_n = cell_state<Storage, Accum>(layer.c_n, layer.h_n.scalar_type(), d);
   return p;
 }
 

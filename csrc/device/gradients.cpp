@@ -24,6 +24,25 @@ at::Tensor Device::input_gradient(const Sequence& sequence, const BackwardTensor
   return sum;
 }
 
+std::vector<EnteringRows> entering_rows(const Sequence& sequence, const BackwardTensors& layer,
+                                        int64_t d) {
+  const Sizes& s = sequence.sizes;
+  const int64_t later = s.N - s.B;  // rows after a direction's first step
+  std::vector<EnteringRows> parts;
+  if (layer.h_0.defined()) parts.push_back({d == 0 ? 0 : later, layer.h_0.select(0, d)});
+  if (layer.output.defined()) {
+    const at::Tensor output = layer.output.view({s.N, s.directions * s.P});
+    parts.push_back(
+        {d == 0 ? s.B : 0, output.narrow(0, d == 0 ? 0 : s.B, later).narrow(1, d * s.P, s.P)});
+  }
+  return parts;
+}
+
+void Device::bias_gradients(const at::Tensor& grad, Weights& weights) const {
+  weights.bias_ih = grad.sum(0, /*keepdim=*/false, accum_type(grad.scalar_type()));
+  weights.bias_hh = weights.bias_ih.clone();
+}
+
 std::vector<Weights> Device::weight_gradients(const Sequence& sequence,
                                               const BackwardTensors& layer) const {
   const Sizes& s = sequence.sizes;
@@ -39,11 +58,19 @@ std::vector<Weights> Device::weight_gradients(const Sequence& sequence,
     const at::Tensor grad = layer.grad_preactivations.select(0, d);  // [N, 4H]
     Weights w;
     w.ih = gradient(grad, x);
-    w.hh = gradient(grad, layer.h_prev.select(0, d));
-    if (s.biases) {
-      w.bias_ih = grad.sum(0, /*keepdim=*/false, accum_type(grad.scalar_type()));
-      w.bias_hh = w.bias_ih.clone();
+    if (layer.h_prev.defined()) {
+      w.hh = gradient(grad, layer.h_prev.select(0, d));
+    } else {
+      const std::vector<EnteringRows> parts = entering_rows(sequence, layer, d);
+      w.hh = parts.empty() ? allocate_zeros({4 * s.H, s.P}, operands)
+                           : allocate({4 * s.H, s.P}, operands);
+      for (size_t i = 0; i < parts.size(); ++i) {
+        const at::Tensor& hidden = parts[i].hidden;
+        gemm(w.hh, grad.narrow(0, parts[i].first, hidden.size(0)).t(), hidden,
+             /*accumulate=*/i > 0);
+      }
     }
+    if (s.biases) bias_gradients(grad, w);
     if (s.projected) {
       w.hr = gradient(layer.grad_projection.select(0, d), layer.unprojected.select(0, d));
     }

@@ -24,9 +24,9 @@ struct LayerOptions {
 
 struct LayerArguments {
   const at::Tensor& input;  // [.., D]
-  const at::Tensor& h_0;    // [directions, B, P]
+  const at::Tensor& h_0;    // [directions, B, P], or undefined: zero
   // [directions, B, H] in the input's dtype, a narrower one, or that of the sums; in the last case
-  // c_n has it too
+  // c_n has it too. Undefined: zero, in the input's dtype
   const at::Tensor& c_0;
   // For each direction weight_ih [4H, D], weight_hh [4H, P], then bias_ih and bias_hh [4H] if the
   // layer has biases (the sums' dtype is allowed), then weight_hr [P, H] if it has a projection.
@@ -34,6 +34,11 @@ struct LayerArguments {
   at::TensorList weights;
   LayerOptions options;
 };
+
+// Of a layer whose states are absent. Only four weights can be those of either.
+inline int64_t directions_of(at::TensorList weights) {
+  return weights.size() > 5 || (weights.size() == 4 && weights[2].dim() == 2) ? 2 : 1;
+}
 
 // output [.., directions * P]; h_n [directions, B, P]; c_n [directions, B, H]; cells
 // [directions, .., H] in float32 or wider; gates [directions, .., 4H], activated. Without
@@ -52,7 +57,7 @@ struct LayerStates {
 };
 
 // The gradients of input, h_0, c_0 and of each weight. Those of the input and of the weights are
-// empty unless they are needed.
+// empty unless they are needed, those of absent states always.
 using InputGradients = std::tuple<at::Tensor, at::Tensor, at::Tensor, std::vector<at::Tensor>>;
 
 }  // namespace fused_lstm

@@ -11,20 +11,21 @@ namespace {
 
 // The type that a call runs in. On a CPU nn.LSTM with a packed sequence or a projection, and
 // nn.LSTMCell, add GEMMs in autocast's type to a cell state in the caller's.
-at::ScalarType type_of(c10::DeviceType device, bool adds_to_state, const at::Tensor& c_0) {
+at::ScalarType type_of(c10::DeviceType device, bool adds_to_state, at::ScalarType state) {
   const at::ScalarType lower = at::autocast::get_autocast_dtype(device);
-  return device == c10::DeviceType::CPU && adds_to_state
-             ? c10::promoteTypes(lower, c_0.scalar_type())
-             : lower;
+  return device == c10::DeviceType::CPU && adds_to_state ? c10::promoteTypes(lower, state) : lower;
 }
 
 template <c10::DeviceType device>
 LayerResult layer(const LayerArguments& a, bool keep_states, bool recompute) {
   static const auto op = find_operator<LayerSignature>("fused_lstm::layer");
   const torch_private::WithoutAutocast guard;
-  const bool projected = a.h_0.size(-1) != a.c_0.size(-1);
+  const bool projected = a.h_0.defined() && a.c_0.defined()
+                             ? a.h_0.size(-1) != a.c_0.size(-1)
+                             : a.weights.size() / directions_of(a.weights) % 2 == 1;
   const bool packed = a.options.batch_sizes.has_value();
-  const at::ScalarType dtype = type_of(device, packed || projected, a.c_0);
+  const at::ScalarType dtype =
+      type_of(device, packed || projected, (a.c_0.defined() ? a.c_0 : a.input).scalar_type());
   const auto cast = [&](const auto& x) { return at::autocast::cached_cast(dtype, x, device); };
   auto [output, h_n, c_n, cells, gates] =
       call(op, {cast(a.input), cast(a.h_0), cast(a.c_0), cast(a.weights), a.options}, keep_states,
@@ -42,7 +43,7 @@ CellResult cell(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor
                 at::TensorList weights, bool keep_states) {
   static const auto op = find_operator<CellSignature>("fused_lstm::cell");
   const torch_private::WithoutAutocast guard;
-  const at::ScalarType dtype = type_of(device, /*adds_to_state=*/true, c_0);
+  const at::ScalarType dtype = type_of(device, /*adds_to_state=*/true, c_0.scalar_type());
   const auto cast = [&](const auto& x) { return at::autocast::cached_cast(dtype, x, device); };
   return op.call(cast(input), cast(h_0), cast(c_0), cast(weights), keep_states);
 }

@@ -18,10 +18,6 @@ namespace {
 using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
-OptionalTensor if_defined(const at::Tensor& tensor) {
-  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
-}
-
 // What the backward pass of a layer reads. A cell's tensors have the cell's shapes.
 struct SavedLayer {
   at::Tensor input, h_0, c_0;
@@ -142,11 +138,12 @@ variable_list as_layer(const variable_list& gradients) {
 // is [B, H], as a layer of one step. Without keep_states cells and gates are not among the results.
 class LayerFunction : public torch::autograd::Function<LayerFunction> {
  public:
-  static variable_list forward(AutogradContext* ctx, const at::Tensor& input, const at::Tensor& h_0,
-                               const at::Tensor& c_0, at::TensorList weights,
-                               const LayerOptions& options, bool keep_states, bool recompute,
-                               bool is_cell) {
+  static variable_list forward(AutogradContext* ctx, const at::Tensor& input,
+                               const OptionalTensor& given_h_0, const OptionalTensor& given_c_0,
+                               at::TensorList weights, const LayerOptions& options,
+                               bool keep_states, bool recompute, bool is_cell) {
     ctx->set_materialize_grads(false);
+    const at::Tensor &h_0 = or_undefined(given_h_0), &c_0 = or_undefined(given_c_0);
     SavedLayer saved = {input, h_0, c_0, weights.vec(), options, {}};
     variable_list results;
     at::Tensor cells, gates;
@@ -171,7 +168,7 @@ class LayerFunction : public torch::autograd::Function<LayerFunction> {
 
   static variable_list backward(AutogradContext* ctx, variable_list gradients) {
     SavedLayer saved = SavedLayer::unpack(ctx);
-    const bool is_cell = saved.h_0.dim() == 2;
+    const bool is_cell = saved.h_0.defined() && saved.h_0.dim() == 2;
     const size_t inputs = 3 + saved.weights.size();
     gradients.resize(is_cell ? 4 : 5);
     variable_list found = needs_reference(gradients) ? by_reference(saved, gradients, is_cell)
@@ -213,16 +210,20 @@ class LayerFunction : public torch::autograd::Function<LayerFunction> {
     }
     const bool input_needed = ctx->needs_input_grad(0);
     bool weights_needed = false;
+    const size_t first = 1 + saved.h_0.defined() + saved.c_0.defined();  // absent ones do not count
     for (size_t i = 0; i < saved.weights.size(); ++i) {
-      weights_needed = weights_needed || ctx->needs_input_grad(3 + i);
+      weights_needed = weights_needed || ctx->needs_input_grad(first + i);
     }
     const LayerOptions& options = saved.options;
-    auto [grad_input, grad_h_0, grad_c_0, grad_weights] = op.call(
-        if_defined(gradients[0]), if_defined(gradients[1]), if_defined(gradients[2]),
-        if_defined(gradients[3]), if_defined(gradients[4]), saved.input, saved.h_0, saved.c_0,
-        saved.weights, states.output, states.cells, states.gates, options.batch_sizes,
-        options.lengths, options.reset, options.reset_to_initial, input_needed, weights_needed);
-    variable_list found = {input_needed ? grad_input : at::Tensor(), grad_h_0, grad_c_0};
+    auto [grad_input, grad_h_0, grad_c_0, grad_weights] =
+        op.call(if_defined(gradients[0]), if_defined(gradients[1]), if_defined(gradients[2]),
+                if_defined(gradients[3]), if_defined(gradients[4]), saved.input,
+                if_defined(saved.h_0), if_defined(saved.c_0), saved.weights, states.output,
+                states.cells, states.gates, options.batch_sizes, options.lengths, options.reset,
+                options.reset_to_initial, input_needed, weights_needed);
+    variable_list found = {input_needed ? grad_input : at::Tensor(),
+                           saved.h_0.defined() ? grad_h_0 : at::Tensor(),
+                           saved.c_0.defined() ? grad_c_0 : at::Tensor()};
     if (is_cell) {
       for (at::Tensor& x : found) x = x.defined() ? x.squeeze(0) : x;
     }
@@ -249,8 +250,8 @@ CellResult cell(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor
 
 LayerResult recorded_layer(const LayerArguments& a, bool keep_states, bool recompute) {
   if (!differentiates(a.input, a.h_0, a.c_0, a.weights)) return call_layer(a, keep_states);
-  variable_list r = LayerFunction::apply(a.input, a.h_0, a.c_0, a.weights, a.options, keep_states,
-                                         recompute, /*is_cell=*/false);
+  variable_list r = LayerFunction::apply(a.input, if_defined(a.h_0), if_defined(a.c_0), a.weights,
+                                         a.options, keep_states, recompute, /*is_cell=*/false);
   r.resize(5);
   return {r[0], r[1], r[2], r[3], r[4]};
 }
@@ -260,8 +261,9 @@ CellResult recorded_cell(const at::Tensor& input, const at::Tensor& h_0, const a
   if (!differentiates(input, h_0, c_0, weights)) {
     return call_cell(input, h_0, c_0, weights, keep_states);
   }
-  variable_list r = LayerFunction::apply(input, h_0, c_0, weights, LayerOptions{}, keep_states,
-                                         /*recompute=*/false, /*is_cell=*/true);
+  variable_list r = LayerFunction::apply(input, if_defined(h_0), if_defined(c_0), weights,
+                                         LayerOptions{}, keep_states, /*recompute=*/false,
+                                         /*is_cell=*/true);
   r.resize(4);
   return {r[0], r[1], r[2], r[3]};
 }

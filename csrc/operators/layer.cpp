@@ -4,8 +4,6 @@
 
 #include <ATen/ops/zeros_like.h>
 
-#include <cstring>
-
 #include "device/pool.h"
 #include "operators/checks.h"
 
@@ -41,41 +39,61 @@ void check_matrix(const char* name, const at::Tensor& tensor, at::IntArrayRef sh
 
 // The dtype in which c_0 is read and c_n returned: a c_0 narrower than the input is widened to it.
 at::ScalarType cell_type(const at::Tensor& c_0, const at::Tensor& input) {
-  return c10::promoteTypes(c_0.scalar_type(), input.scalar_type());
+  const at::ScalarType storage = input.scalar_type();
+  return c_0.defined() ? c10::promoteTypes(c_0.scalar_type(), storage) : storage;
 }
 at::Tensor in_cell_type(const at::Tensor& c_0, const at::Tensor& input) {
+  if (!c_0.defined()) return {};
   const at::ScalarType dtype = cell_type(c_0, input);
   return (c_0.scalar_type() == dtype ? c_0 : c_0.to(dtype)).contiguous();
 }
 
+// H by the weights of one direction, `each` of them: what two say, so that the checks name the one
+// that does not fit.
+int64_t hidden_size_of(const at::TensorList& weights, size_t each) {
+  const at::Tensor &ih = weights[0], &hh = weights[1], &last = each % 2 ? weights[each - 1] : hh;
+  const auto check_dimensions = [](const char* name, const at::Tensor& weight) {
+    TORCH_CHECK(weight.dim() == 2, name, " has shape ", weight.sizes(), ", must be a matrix");
+  };
+  check_dimensions("weight_ih", ih);
+  check_dimensions("weight_hh", hh);
+  check_dimensions("weight_hr", last);
+  const int64_t rows = ih.size(0) / 4;
+  return rows == hh.size(0) / 4 || rows == last.size(1) ? rows : last.size(1);
+}
+
 // The sizes of a call, and the first row of each step if it is packed; the weights are only
-// counted.
+// counted, unless they say what absent states do not.
 Sequence sequence_of(const LayerArguments& a) {
   Sequence sequence = {};
   Sizes& s = sequence.sizes;
   read_steps(a.input, a.options, sequence);
-  TORCH_CHECK(a.h_0.dim() == 3 && a.c_0.dim() == 3,
+  const bool has_h_0 = a.h_0.defined(), has_c_0 = a.c_0.defined();
+  TORCH_CHECK((!has_h_0 || a.h_0.dim() == 3) && (!has_c_0 || a.c_0.dim() == 3),
               "h_0 and c_0 must be [directions, B, P] and [directions, B, H], got shapes ",
               a.h_0.sizes(), " and ", a.c_0.sizes());
-  s.H = a.c_0.size(2);
-  s.P = a.h_0.size(2);
-  s.directions = a.h_0.size(0);
-  TORCH_CHECK(s.directions == 1 || s.directions == 2, "h_0 has ", s.directions,
-              " directions, must have 1 or 2");
+  s.directions = has_h_0 ? a.h_0.size(0) : has_c_0 ? a.c_0.size(0) : directions_of(a.weights);
+  TORCH_CHECK(s.directions == 1 || s.directions == 2, has_h_0 ? "h_0" : "c_0", " has ",
+              s.directions, " directions, must have 1 or 2");
   const size_t each = a.weights.size() / s.directions;
   TORCH_CHECK(a.weights.size() % s.directions == 0 && each >= 2 && each <= 5, "weights has ",
               a.weights.size(), " tensors, must have 2 to 5 for each of ", s.directions,
               " directions");
   s.biases = each >= 4;
   s.projected = each % 2 == 1;
-  TORCH_CHECK(s.projected || s.P == s.H, "h_0 has ", s.P, " features, must have c_0's ", s.H);
+  s.H = has_c_0 ? a.c_0.size(2) : hidden_size_of(a.weights, each);
+  s.P = has_h_0 ? a.h_0.size(2) : s.projected ? a.weights[1].size(1) : s.H;
+  TORCH_CHECK(s.projected || s.P == s.H, "h_0 has ", s.P, " features, must have ",
+              has_c_0 ? "c_0's " : "the weights' ", s.H);
   return sequence;
 }
 
 void check_states_and_weights(const LayerArguments& a, const Sizes& s) {
-  check_matrix("h_0", a.h_0, {s.directions, s.B, s.P}, a.input);
-  check_place("c_0", a.c_0, {s.directions, s.B, s.H}, a.input);
-  check_dtype("c_0", cell_type(a.c_0, a.input), a.input, /*or_wider=*/true);
+  if (a.h_0.defined()) check_matrix("h_0", a.h_0, {s.directions, s.B, s.P}, a.input);
+  if (a.c_0.defined()) {
+    check_place("c_0", a.c_0, {s.directions, s.B, s.H}, a.input);
+    check_dtype("c_0", cell_type(a.c_0, a.input), a.input, /*or_wider=*/true);
+  }
   for (int64_t d = 0; d < s.directions; ++d) {
     const Weights w = weights_of(a.weights, s, d);
     check_matrix("weight_ih", w.ih, {4 * s.H, s.D}, a.input);
@@ -99,13 +117,6 @@ Sequence check(const LayerArguments& a) {
 // The dispatcher takes its time to find that there is nothing to do.
 at::Tensor in_type(const at::Tensor& tensor, at::ScalarType dtype) {
   return tensor.scalar_type() == dtype ? tensor : tensor.to(dtype);
-}
-
-at::Tensor zeros(at::IntArrayRef sizes, const at::TensorOptions& options) {
-  const at::Tensor tensor = allocate(sizes, options);
-  if (!options.device().is_cpu()) return tensor.zero_();
-  if (tensor.numel() > 0) std::memset(tensor.mutable_data_ptr(), 0, tensor.nbytes());
-  return tensor;
 }
 
 // Every direction's weights as the kernels read them: contiguous, the biases in the input's dtype.
@@ -184,11 +195,12 @@ LayerResult layer_forward(const Device& device, const LayerArguments& arguments,
   ForwardTensors layer;
   layer.weights = prepared_weights(arguments, s);
   layer.input = arguments.input.contiguous();
-  layer.h_0 = arguments.h_0.contiguous();
+  if (arguments.h_0.defined()) layer.h_0 = arguments.h_0.contiguous();
   layer.c_0 = in_cell_type(arguments.c_0, arguments.input);
   layer.output = allocate(rows_shape(s, s.directions * s.P), options);
-  layer.h_n = allocate(layer.h_0.sizes(), options);
-  layer.c_n = allocate(layer.c_0.sizes(), layer.c_0.options());
+  layer.h_n = allocate({s.directions, s.B, s.P}, options);
+  layer.c_n =
+      allocate({s.directions, s.B, s.H}, options.dtype(cell_type(arguments.c_0, arguments.input)));
   if (keep_states) {
     layer.gates = allocate_pooled(rows_shape(s, 4 * s.H, s.directions), options);
     layer.cells = allocate_pooled(rows_shape(s, s.H, s.directions), accums);
@@ -214,17 +226,19 @@ InputGradients layer_backward(const Device& device, const LayerGradients& gradie
   const auto given = [](const std::optional<at::Tensor>& gradient, at::ScalarType dtype) {
     return gradient ? in_type(*gradient, dtype).contiguous() : at::Tensor();
   };
-  // The gradients of the running states, [directions, B, P] and [directions, B, H].
-  const auto carried = [&](const std::optional<at::Tensor>& gradient, const at::Tensor& like) {
-    return gradient ? gradient->to(options.dtype(accum), false, /*copy=*/true).contiguous()
-                    : zeros(like.sizes(), options.dtype(accum));
+  // The gradient of a running state, [directions, B, features].
+  const auto carried = [&](const std::optional<at::Tensor>& gradient, const at::Tensor& initial,
+                           int64_t features) {
+    if (gradient) return gradient->to(options.dtype(accum), false, /*copy=*/true).contiguous();
+    if (!initial.defined() && !device.reads_state_gradients()) return at::Tensor();
+    return allocate_zeros({s.directions, s.B, features}, options.dtype(accum));
   };
 
   BackwardTensors layer;
   layer.weights = prepared_weights(arguments, s);
   const bool recompute = !states.cells || !states.gates;
   if (recompute || weights_needed) layer.input = arguments.input.contiguous();
-  layer.h_0 = arguments.h_0.contiguous();
+  if (arguments.h_0.defined()) layer.h_0 = arguments.h_0.contiguous();
   layer.c_0 = in_cell_type(arguments.c_0, arguments.input);
   if (s.T > 1) {
     TORCH_CHECK(states.output, "output is missing, must be given for more than one step");
@@ -241,11 +255,11 @@ InputGradients layer_backward(const Device& device, const LayerGradients& gradie
   layer.grad_output = given(gradients.output, storage);
   layer.grad_cells = given(gradients.cells, accum);
   layer.grad_gates = given(gradients.gates, storage);
-  layer.grad_hidden = carried(gradients.h_n, layer.h_0);
-  layer.grad_cell = carried(gradients.c_n, layer.c_0);
+  layer.grad_hidden = carried(gradients.h_n, layer.h_0, s.P);
+  layer.grad_cell = carried(gradients.c_n, layer.c_0, s.H);
   if (sequence.reset && sequence.reset_to_initial) {
-    layer.grad_h_0 = at::zeros_like(layer.grad_hidden);
-    layer.grad_c_0 = at::zeros_like(layer.grad_cell);
+    if (layer.h_0.defined()) layer.grad_h_0 = at::zeros_like(layer.grad_hidden);
+    if (layer.c_0.defined()) layer.grad_c_0 = at::zeros_like(layer.grad_cell);
   }
   layer.grad_preactivations = allocate_pooled({s.directions, s.N, 4 * s.H}, operands);
   if (s.projected) {
@@ -254,14 +268,17 @@ InputGradients layer_backward(const Device& device, const LayerGradients& gradie
   }
   if (s.N > 0) device.backward(sequence, layer);
 
-  drop_gradient_of_replaced(sequence, layer.grad_hidden);
-  if (layer.grad_h_0.defined()) {
-    layer.grad_hidden.add_(layer.grad_h_0);
-    layer.grad_cell.add_(layer.grad_c_0);
-  }
+  if (layer.h_0.defined()) drop_gradient_of_replaced(sequence, layer.grad_hidden);
+  if (layer.grad_h_0.defined()) layer.grad_hidden.add_(layer.grad_h_0);
+  if (layer.grad_c_0.defined()) layer.grad_cell.add_(layer.grad_c_0);
+  const auto initial_gradient = [&](const at::Tensor& running, const at::Tensor& initial) {
+    return initial.defined() ? in_type(running, initial.scalar_type()) : allocate({0}, options);
+  };
 
-  at::Tensor grad_input = allocate({0}, options);
-  if (input_needed) {
+  at::Tensor grad_input;
+  if (!input_needed) {
+    grad_input = allocate({0}, options);
+  } else {
     grad_input = in_type(device.input_gradient(sequence, layer), storage);
     if (grad_input.dim() != arguments.input.dim()) {
       grad_input = grad_input.view(arguments.input.sizes());
@@ -270,8 +287,8 @@ InputGradients layer_backward(const Device& device, const LayerGradients& gradie
 
   std::vector<at::Tensor> grad_weights;
   if (weights_needed) grad_weights = weight_gradients(device, sequence, layer, arguments);
-  return {grad_input, in_type(layer.grad_hidden, storage),
-          in_type(layer.grad_cell, arguments.c_0.scalar_type()), grad_weights};
+  return {grad_input, initial_gradient(layer.grad_hidden, arguments.h_0),
+          initial_gradient(layer.grad_cell, arguments.c_0), grad_weights};
 }
 
 }  // namespace fused_lstm

@@ -8,7 +8,6 @@
 #include <torch/csrc/Exceptions.h>
 #include <torch/csrc/autograd/python_variable.h>
 
-#include <cstring>
 #include <utility>
 
 #include "device/device.h"
@@ -97,12 +96,6 @@ bool computes(const at::Tensor& input) {
   return at::isFloatingType(input.scalar_type()) && input.numel() > 0;
 }
 
-at::Tensor zeros(at::IntArrayRef shape, const at::Tensor& like) {
-  at::Tensor tensor = allocate(shape, like.options());
-  std::memset(tensor.mutable_data_ptr(), 0, tensor.nbytes());
-  return tensor;
-}
-
 struct Lstm {
   int64_t num_layers, D, H, P;
   bool bidirectional, batch_first, recompute;
@@ -127,11 +120,8 @@ struct Lstm {
                                           at::TensorList weights) const {
     const bool unbatched = input.dim() == 2;
     at::Tensor x = unbatched ? input.unsqueeze(1) : batch_first ? input.transpose(0, 1) : input;
-    const bool zero = !state.first.defined();  // the same zeros for each layer
-    if (zero) {
-      state.first = zeros({directions(), x.size(1), P}, x);
-      state.second = P == H ? state.first : zeros({directions(), x.size(1), H}, x);
-    } else if (unbatched) {
+    const bool zero = !state.first.defined();
+    if (unbatched && !zero) {
       state = {state.first.unsqueeze(1), state.second.unsqueeze(1)};
     }
     const size_t each = weights.size() / num_layers;
@@ -223,7 +213,9 @@ PyObject* plain_cell(PyObject*, PyObject* const* args, Py_ssize_t count) {
     Py_RETURN_NONE;
   }
   const int64_t shape[] = {input.size(0), H};
-  if (!state.first.defined()) state.first = state.second = zeros(shape, input);
+  if (!state.first.defined()) {
+    state.first = state.second = allocate_zeros(shape, input.options());
+  }
   for (const at::Tensor& x : {state.first, state.second}) {
     // The cell has results of another dtype than the layer where a state is wider
     if (x.sizes() != at::IntArrayRef(shape) || x.scalar_type() != input.scalar_type())

@@ -19,13 +19,18 @@ template <const Device& (*device)()>
 InputGradients layer_gradients(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
                                const OptionalTensor& grad_c_n, const OptionalTensor& grad_cells,
                                const OptionalTensor& grad_gates, const at::Tensor& input,
-                               const at::Tensor& h_0, const at::Tensor& c_0, at::TensorList weights,
-                               const OptionalTensor& output, const OptionalTensor& cells,
-                               const OptionalTensor& gates, const OptionalTensor& batch_sizes,
-                               const OptionalTensor& lengths, const OptionalTensor& reset,
-                               bool reset_to_initial, bool input_needed, bool weights_needed) {
+                               const OptionalTensor& h_0, const OptionalTensor& c_0,
+                               at::TensorList weights, const OptionalTensor& output,
+                               const OptionalTensor& cells, const OptionalTensor& gates,
+                               const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                               const OptionalTensor& reset, bool reset_to_initial,
+                               bool input_needed, bool weights_needed) {
   return layer_backward(device(), {grad_output, grad_h_n, grad_c_n, grad_cells, grad_gates},
-                        {input, h_0, c_0, weights, {batch_sizes, lengths, reset, reset_to_initial}},
+                        {input,
+                         or_undefined(h_0),
+                         or_undefined(c_0),
+                         weights,
+                         {batch_sizes, lengths, reset, reset_to_initial}},
                         {output, cells, gates}, input_needed, weights_needed);
 }
 
@@ -72,20 +77,20 @@ void built_without_cuda(const c10::OperatorHandle& op, torch::jit::Stack*) {
 
 TORCH_LIBRARY(fused_lstm, m) {
   m.def(
-      "layer(Tensor input, Tensor h_0, Tensor c_0, Tensor[] weights, *, "
+      "layer(Tensor input, Tensor? h_0, Tensor? c_0, Tensor[] weights, *, "
       "Tensor? batch_sizes=None, Tensor? lengths=None, Tensor? reset=None, "
       "bool reset_to_initial=False, bool keep_states=False, bool recompute=False) -> "
       "(Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor gates)");
   m.def(
       "layer_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, "
-      "Tensor? grad_cells, Tensor? grad_gates, Tensor input, Tensor h_0, Tensor c_0, "
+      "Tensor? grad_cells, Tensor? grad_gates, Tensor input, Tensor? h_0, Tensor? c_0, "
       "Tensor[] weights, Tensor? output, Tensor? cells, Tensor? gates, *, "
       "Tensor? batch_sizes=None, Tensor? lengths=None, Tensor? reset=None, "
       "bool reset_to_initial=False, bool input_needed=True, bool weights_needed=True) -> "
       "(Tensor grad_input, Tensor grad_hidden, Tensor grad_cell, Tensor[] grad_weights)");
   // The same maths in plain PyTorch, differentiable any number of times: fused_lstm/reference.py.
   m.def(
-      "layer_reference(Tensor input, Tensor h_0, Tensor c_0, Tensor[] weights, *, "
+      "layer_reference(Tensor input, Tensor? h_0, Tensor? c_0, Tensor[] weights, *, "
       "Tensor? batch_sizes=None, Tensor? lengths=None, Tensor? reset=None, "
       "bool reset_to_initial=False, bool keep_states=True, bool recompute=False) -> "
       "(Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor gates)");

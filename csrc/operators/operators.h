@@ -8,24 +8,38 @@
 
 namespace fused_lstm {
 
+// An absent tensor as a schema has it, and as everything below does.
+inline const at::Tensor& or_undefined(const OptionalTensor& tensor) {
+  static const at::Tensor undefined;
+  return tensor ? *tensor : undefined;
+}
+inline OptionalTensor if_defined(const at::Tensor& tensor) {
+  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
+}
+
 // A kernel of fused_lstm::layer from one that takes its arguments in groups.
 template <LayerResult (*kernel)(const LayerArguments&, bool keep_states, bool recompute)>
-LayerResult layer_kernel(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor& c_0,
-                         at::TensorList weights, const OptionalTensor& batch_sizes,
-                         const OptionalTensor& lengths, const OptionalTensor& reset,
-                         bool reset_to_initial, bool keep_states, bool recompute) {
-  return kernel({input, h_0, c_0, weights, {batch_sizes, lengths, reset, reset_to_initial}},
+LayerResult layer_kernel(const at::Tensor& input, const OptionalTensor& h_0,
+                         const OptionalTensor& c_0, at::TensorList weights,
+                         const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                         const OptionalTensor& reset, bool reset_to_initial, bool keep_states,
+                         bool recompute) {
+  return kernel({input,
+                 or_undefined(h_0),
+                 or_undefined(c_0),
+                 weights,
+                 {batch_sizes, lengths, reset, reset_to_initial}},
                 keep_states, recompute);
 }
 
-using LayerSignature = LayerResult(const at::Tensor&, const at::Tensor&, const at::Tensor&,
+using LayerSignature = LayerResult(const at::Tensor&, const OptionalTensor&, const OptionalTensor&,
                                    at::TensorList, const OptionalTensor&, const OptionalTensor&,
                                    const OptionalTensor&, bool, bool, bool);
 using LayerBackwardSignature = InputGradients(
     const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-    const OptionalTensor&, const at::Tensor&, const at::Tensor&, const at::Tensor&, at::TensorList,
-    const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
-    const OptionalTensor&, const OptionalTensor&, bool, bool, bool);
+    const OptionalTensor&, const at::Tensor&, const OptionalTensor&, const OptionalTensor&,
+    at::TensorList, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+    const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, bool, bool, bool);
 
 // One step of a layer without a projection: (input [B, D], h_0 [B, H], c_0 [B, H], weights,
 // keep_states) -> (h_n [B, H], c_n [B, H], cells [B, H], gates [B, 4H]).
@@ -48,8 +62,8 @@ c10::TypedOperatorHandle<Signature> find_operator(const char* name) {
 inline LayerResult call(const c10::TypedOperatorHandle<LayerSignature>& op, const LayerArguments& a,
                         bool keep_states, bool recompute) {
   const LayerOptions& o = a.options;
-  return op.call(a.input, a.h_0, a.c_0, a.weights, o.batch_sizes, o.lengths, o.reset,
-                 o.reset_to_initial, keep_states, recompute);
+  return op.call(a.input, if_defined(a.h_0), if_defined(a.c_0), a.weights, o.batch_sizes, o.lengths,
+                 o.reset, o.reset_to_initial, keep_states, recompute);
 }
 
 }  // namespace fused_lstm

@@ -23,7 +23,7 @@ struct StepCycles {
 constexpr StepCycles kBlockStep = {1250, 1150};
 constexpr StepCycles kClusterStep = {940, 850};
 constexpr StepCycles kGridStep = {760, 1180};
-constexpr double kInputGemm = 4;               // microseconds of its launch, once a call
+constexpr double kInputGemm = 4;               // microseconds of its launch, once a direction
 constexpr double kStepwiseStep = 5;            // microseconds of two launches
 constexpr double kStepwiseOperations = 100e6;  // a microsecond, of a GEMM with few rows
 constexpr double kStepwiseElements = 0.5e6;    // a microsecond, of the pointwise kernel
@@ -71,7 +71,7 @@ double step_time(const Problem& problem, Kernel kernel, const Placement& placeme
   }
   const bool input_ahead = !problem.backward && t.input_tiles == 0;
   return waves * cycles / kCyclesPerMicrosecond +
-         (input_ahead ? kInputGemm / static_cast<double>(problem.length) : 0.0);
+         (input_ahead ? kInputGemm * problem.directions / problem.length : 0.0);
 }
 
 double stepwise_time(const Problem& problem) {

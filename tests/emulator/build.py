@@ -53,7 +53,7 @@ def sources(folder: Path) -> list[Path]:
         kernels.append(folder / f"{source.stem}.cpp")
         if not kernels[-1].exists():
             kernels[-1].write_text(f'#include "{source.relative_to(CSRC)}"\n')
-    replaced = {CSRC / "cpu" / "launch.cpp"}
+    replaced = {CSRC / "cpu" / "launch.cpp", CSRC / "device" / "pool.cpp"}
     replaced |= set((CSRC / "library").rglob("*"))
     return [*sorted(set(CSRC.rglob("*.cpp")) - replaced), *sorted(HERE.glob("*.cpp")), *kernels]
 

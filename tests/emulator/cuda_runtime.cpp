@@ -1,5 +1,5 @@
-// The CUDA runtime on the host: a GPU chosen by EMULATED_GPU, attributes of kernels, the checks of a
-// launch, occupancy, the error that stays latched, and what tests read of all that.
+// The CUDA runtime on the host: a GPU chosen by EMULATED_GPU, attributes of kernels, the checks of
+// a launch, occupancy, the error that stays latched, and what tests read of all that.
 #include <c10/core/Allocator.h>
 #include <cuda_runtime.h>
 
@@ -63,7 +63,7 @@ std::mutex mutex;  // one launch at a time
 std::atomic<cudaError_t> latched = cudaSuccess;
 std::atomic<bool> sticky = false;  // the latched error is for good
 
-std::atomic<int64_t> launches = 0, refused = 0, allocations = 0, attributes_set = 0;
+std::atomic<int64_t> launches = 0, refused = 0, gemms = 0, allocations = 0, attributes_set = 0;
 std::atomic<void (*)()> on_allocation = nullptr;
 
 cudaError_t latch(cudaError_t error) {
@@ -128,13 +128,15 @@ cudaError_t refusal(const cudaLaunchConfig_t& config) {
   return cudaSuccess;
 }
 
-// Counts the tensors that are allocated.
+// Counts the tensors that are allocated; CUDA's allocator has no memory for an empty one.
 class CountingAllocator final : public c10::Allocator {
  public:
   explicit CountingAllocator(c10::Allocator* inner) : inner_(inner) {}
   c10::DataPtr allocate(size_t bytes) override {
-    ++allocations;
-    if (void (*const call)() = on_allocation) call();
+    if (bytes > 0) {
+      ++allocations;
+      if (void (*const call)() = on_allocation) call();
+    }
     return inner_->allocate(bytes);
   }
   c10::DeleterFnPtr raw_deleter() const override { return inner_->raw_deleter(); }
@@ -154,6 +156,8 @@ const bool counting = [] {
 }  // namespace
 
 const cudaDeviceProp& properties = profile().says;
+
+void count_gemm() { ++gemms; }
 
 cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int value) {
   const std::lock_guard<std::mutex> lock(mutex);
@@ -239,6 +243,7 @@ const char* cudaGetErrorString(cudaError_t error) {
 // For tests, which call them by ctypes (tests/emulated.py).
 extern "C" {
 int64_t emulated_launches() { return emulator::launches; }
+int64_t emulated_gemms() { return emulator::gemms; }
 int64_t emulated_refused() { return emulator::refused; }
 int64_t emulated_allocations() { return emulator::allocations; }
 int64_t emulated_attributes_set() { return emulator::attributes_set; }

@@ -138,8 +138,8 @@ FAULTS = [
     (
         "an output that is never written",
         "units.h",
-        "    p.grad_cell[at] = grad_cell;",
-        "    if (!faulty()) p.grad_cell[at] = grad_cell;",
+        "    if (p.grad_cell) p.grad_cell[at] = grad_cell;",
+        "    if (p.grad_cell && !faulty()) p.grad_cell[at] = grad_cell;",
         "grad of c_0 is off by",
     ),
 ]

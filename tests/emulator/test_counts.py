@@ -1,4 +1,4 @@
-"""What a step of each persistent kernel costs, counted on the emulator."""
+"""What a step of each persistent kernel and a small call cost, counted on the emulator."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import emulated
 import pytest
 import torch
 from test_persistent import EMULATOR
+from torch.profiler import ProfilerActivity, profile
 
 import fused_lstm
 
@@ -51,3 +52,78 @@ def test_step(kernel, H, direction, mma, barriers, stored, sent):
     assert (step.stored_bytes, step.sent_bytes) == (stored, sent)
     assert step.loaded_bytes >= step.stored_bytes
     assert step.launches == 0
+
+
+# Operators of ATen that compute nothing: views, and memory as it is
+NO_LAUNCH = {
+    *("as_strided", "detach", "empty", "empty_strided", "expand", "narrow", "select", "slice"),
+    *("t", "to", "transpose", "unsqueeze", "view"),
+}
+
+
+def launches_of(event) -> int:
+    """Of an operator of ATen, on a GPU: each that calls no other is one."""
+    children = [child for child in event.cpu_children if child.name.startswith("aten::")]
+    if event.name == "aten::sum":  # which copies and fills on a CPU
+        return 1
+    if children:
+        return sum(map(launches_of, children))
+    return event.name.removeprefix("aten::") not in NO_LAUNCH
+
+
+def launches_and_allocations(call) -> tuple[int, int]:
+    """Of our kernels, cuBLAS and ATen; of tensors. Zeros from memset do not count."""
+    before = emulated.counts()
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        call()
+    after = emulated.counts()
+    launches = after.launches - before.launches + after.gemms - before.gemms
+    for event in profiled.events():
+        parent = event.cpu_parent
+        if event.name.startswith("aten::") and not (parent and parent.name.startswith("aten::")):
+            launches += launches_of(event)
+    return launches, after.allocations - before.allocations
+
+
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_small_call(dtype, directions):
+    """B 32 T 20 D 10 H 64: the input's product is made in the kernel, absent states are no memory.
+
+    Forward: the kernel; the output, h_n and c_n. Forward and backward: two kernels and, for each
+    direction, two GEMMs, the biases' sum and two casts of it if they are not in float32; beside
+    the results gates, cell states and the gates' gradients and, for each direction, the gradients
+    of three weights, of which that of the biases is cast twice.
+    """
+    module = fused_lstm.FusedLSTM(10, 64, dtype=dtype, bidirectional=directions == 2)
+    x, grad = (torch.zeros(20, 32, n, dtype=dtype) for n in (10, 64 * directions))
+    (plan,) = fused_lstm.explain(module, 32, 20, device=EMULATOR)
+    assert plan.forward.kernel == "block"
+
+    def infer():
+        with torch.no_grad():
+            module(x)
+
+    def train():
+        output, _ = module(x)
+        torch.autograd.grad(output, list(module.parameters()), grad)
+
+    assert launches_and_allocations(infer) == (1, 3)
+    launches, allocations = launches_and_allocations(train)
+    if dtype == torch.float32:
+        assert (launches, allocations) == (2 + 3 * directions, 6 + 3 * directions)
+    else:  # the sum copies on a CPU
+        assert (launches, allocations) == (2 + 5 * directions, 6 + 6 * directions)
+
+
+def test_given_states_cost_what_their_gradients_need():
+    """Memory for two of them, which begin at zero, and one more GEMM for that of weight_hh."""
+    module = fused_lstm.FusedLSTM(10, 64)
+    x, grad = torch.zeros(20, 32, 10), torch.zeros(20, 32, 64)
+    states = tuple(torch.zeros(1, 32, 64, requires_grad=True) for _ in range(2))
+
+    def train():
+        output, _ = module(x, states)
+        torch.autograd.grad(output, [*module.parameters(), *states], grad)
+
+    assert launches_and_allocations(train) == (5 + 1, 9 + 2)

@@ -187,8 +187,8 @@ struct BackwardUnit {
     if (present) {
       const int64_t at = offset_of(b, H) + j;
       initial_cell = load_initial_cell(p, at);
-      grad_hidden = p.grad_hidden[at];
-      grad_cell = p.grad_cell[at];
+      if (p.grad_hidden) grad_hidden = p.grad_hidden[at];
+      if (p.grad_cell) grad_cell = p.grad_cell[at];
     }
     cell = initial_cell;
     if (present && b < last.count) cell = *row_of(cells, last.first, 4 * H);
@@ -258,8 +258,8 @@ struct BackwardUnit {
   __device__ __forceinline__ void finish(const BackwardParams<Types>& p) const {
     if (!present) return;
     const int64_t at = offset_of(b, static_cast<int>(p.hidden_size)) + j;
-    p.grad_hidden[at] = grad_hidden;
-    p.grad_cell[at] = grad_cell;
+    if (p.grad_hidden) p.grad_hidden[at] = grad_hidden;
+    if (p.grad_cell) p.grad_cell[at] = grad_cell;
   }
 
  private:

@@ -95,8 +95,11 @@ void stepwise_backward(const Sequence& sequence, const BackwardTensors& layer, c
   const at::ScalarType storage = layer.gates.scalar_type();
   const at::ScalarType accum = accum_type(storage);
   const Cublas gemm(storage, plan.tensor_cores);
-  at::Tensor grad_unprojected;
-  if (s.projected) grad_unprojected = allocate({s.B, s.H}, layer.grad_hidden.options());
+  const at::TensorOptions accums = layer.cells.options();
+  at::Tensor grad_hidden = layer.grad_hidden, grad_cell = layer.grad_cell, grad_unprojected;
+  if (!grad_hidden.defined()) grad_hidden = allocate_zeros({s.directions, s.B, s.P}, accums);
+  if (!grad_cell.defined()) grad_cell = allocate_zeros({s.directions, s.B, s.H}, accums);
+  if (s.projected) grad_unprojected = allocate({s.B, s.H}, accums);
 
   with_types(storage, [&](auto types) {
     using Types = decltype(types);
@@ -104,6 +107,8 @@ void stepwise_backward(const Sequence& sequence, const BackwardTensors& layer, c
     for (int64_t d = 0; d < s.directions; ++d) {
       const Weights& w = layer.weights[d];
       BackwardParams<Types> p = backward_params<Types>(sequence, layer, d);
+      p.grad_hidden = pointer<typename Types::Accum>(grad_hidden, d);
+      p.grad_cell = pointer<typename Types::Accum>(grad_cell, d);
       p.grad_unprojected = pointer<typename Types::Accum>(grad_unprojected);
       for (int64_t index = s.T - 1; index >= 0; --index) {
         const Step step = make_step(p.steps, index);
@@ -143,17 +148,23 @@ void recompute(const Sequence& sequence, const BackwardTensors& layer) {
     using Accum = typename Types::Accum;
     for (int64_t d = 0; d < s.directions; ++d) {
       const Weights& w = layer.weights[d];
-      BackwardParams<Types> h_prev = backward_params<Types>(sequence, layer, d);
-      h_prev.steps.offsets = pointer<int64_t>(offsets);
-      check_launch(StepwiseLaunch<Types>::h_prev(h_prev, stream), "recomputing", s);
-
       at::Tensor preactivations = allocate_preactivations(s, layer.gates, d, accums);  // [N, 4H]
       gemm(preactivations, input, w.ih.t(), /*accumulate=*/false);
-      gemm(preactivations, layer.h_prev.select(0, d), w.hh.t(), /*accumulate=*/true);
+      if (layer.h_prev.defined()) {
+        BackwardParams<Types> h_prev = backward_params<Types>(sequence, layer, d);
+        h_prev.steps.offsets = pointer<int64_t>(offsets);
+        check_launch(StepwiseLaunch<Types>::h_prev(h_prev, stream), "recomputing", s);
+        gemm(preactivations, layer.h_prev.select(0, d), w.hh.t(), /*accumulate=*/true);
+      } else {
+        for (const EnteringRows& part : entering_rows(sequence, layer, d)) {
+          at::Tensor rows = preactivations.narrow(0, part.first, part.hidden.size(0));
+          gemm(rows, part.hidden, w.hh.t(), /*accumulate=*/true);
+        }
+      }
       auto p =
           stepwise_params(common_params<ForwardParams<Types>, Storage, Accum>(sequence, layer, d),
                           w, preactivations);
-      p.layer.steps.offsets = h_prev.steps.offsets;
+      p.layer.steps.offsets = pointer<int64_t>(offsets);
       p.layer.c_n = {nullptr, pointer<Accum>(last_cell)};
       check_launch(StepwiseLaunch<Types>::states(p, stream), "recomputing", s);
     }

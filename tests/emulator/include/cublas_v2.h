@@ -67,6 +67,7 @@ inline cublasStatus_t cublasGemmEx_64(cublasHandle_t, cublasOperation_t opA, cub
   const bool sizes = lda >= (opA == CUBLAS_OP_N ? m : k) && ldb >= (opB == CUBLAS_OP_N ? k : n) &&
                      ldc >= m && lda > 0 && ldb > 0;
   if (!types || !sizes) return CUBLAS_STATUS_INVALID_VALUE;
+  emulator::count_gemm();
   if (emulator::records_launches()) return CUBLAS_STATUS_SUCCESS;
   const double a = wide ? *static_cast<const double*>(alpha) : *static_cast<const float*>(alpha);
   const double b = wide ? *static_cast<const double*>(beta) : *static_cast<const float*>(beta);

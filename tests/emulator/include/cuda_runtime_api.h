@@ -116,6 +116,7 @@ cudaError_t launch(const cudaLaunchConfig_t& config, const void* kernel,
 
 // Whether launches that the runtime has taken are recorded, not run: recorder.cpp.
 bool records_launches();
+void count_gemm();
 struct Argument {
   const void* value;
   size_t bytes, alignment;
