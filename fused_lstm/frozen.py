@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor, fx, nn
@@ -20,6 +20,9 @@ from fused_lstm.cell import FusedLSTMCell
 from fused_lstm.leaf import is_traced, leaf_call
 from fused_lstm.lstm import FusedLSTM, State
 from fused_lstm.replace import obstacle
+
+if TYPE_CHECKING:
+    from fused_lstm._C import Stream
 
 Format = Literal["float32", "bfloat16", "int8"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -271,7 +274,11 @@ class FrozenLSTM(_Frozen):
         return layers
 
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
-        """The dtype, dimensions and features of an input, in the words of nn.RNNBase."""
+        """Raises for an input [T, B, D] or, with batch_sizes [T], [N, D] that does not fit.
+
+        In the words of nn.RNNBase: ValueError for its dtype, RuntimeError for its dimensions and
+        features.
+        """
         if input.dtype not in _DTYPES:
             raise ValueError(
                 f"input has dtype {input.dtype}, must be float32, bfloat16 or float16: a frozen "
@@ -303,7 +310,7 @@ class FrozenLSTM(_Frozen):
             input: [T, B, D]; [B, T, D] with batch_first; [T, D] without a batch; or a
                 PackedSequence.
             hx: the initial hidden [n L, B, P] and cell state [n L, B, H]; zeros if None.
-            lengths, reset, reset_to: as in FusedLSTM.forward.
+            lengths [B], reset [T, B] laid out as the input, reset_to: as in FusedLSTM.forward.
             return_states: must be False.
 
         Returns:
@@ -334,7 +341,7 @@ class FrozenLSTM(_Frozen):
         )
         return lstm.laid_out(self, input, output), lstm.laid_out_state(input, (h_n, c_n))
 
-    def stream(self, batch_size: int = 1) -> ops.Stream:
+    def stream(self, batch_size: int = 1) -> Stream:
         """A stream: sequences that go on from call to call, whose state it owns.
 
             stream = frozen.stream()

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from fused_lstm import _extension, _torch, reference  # noqa: F401  (before _C: it may not fit)
-from fused_lstm._C import Stream as Stream  # csrc/operators/stream_type.h
 from fused_lstm._C import frozen_pack as frozen_pack  # csrc/operators/frozen.h
 from fused_lstm._C import frozen_unpack as frozen_unpack
-from fused_lstm._C import make_stream as make_stream
+from fused_lstm._C import make_stream as make_stream  # csrc/operators/stream_type.h
 from fused_lstm._C import plain_cell as plain_cell  # csrc/operators/module_calls.h
 from fused_lstm._C import plain_lstm as plain_lstm
 
@@ -188,8 +187,9 @@ def frozen_lstm(
     Args:
         input: [T, B, D], or [N, D] with `batch_sizes`; float32, bfloat16 or float16.
         hx: the initial states [n L, B, P] and [n L, B, H], each in one of these dtypes; or None.
-        packed: `frozen_pack`'s bytes of each layer.
-        batch_sizes, lengths, reset, reset_to_initial: as in `layer`.
+        packed: the bytes of each layer, [bytes] uint8, as `frozen_pack` makes them.
+        hidden_size, proj_size, bidirectional: as in FusedLSTM.
+        batch_sizes [T], lengths [B], reset [T, B], reset_to_initial: as in `layer`.
 
     Returns:
         output [T, B, n P] or [N, n P], h_n [n L, B, P], c_n [n L, B, H], in the input's dtype;

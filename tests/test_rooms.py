@@ -31,7 +31,7 @@ IMPORTS = {
     "init": set(),
     "cell": {"init", "leaf", "legacy_onnx", "ops"},
     "lstm": {"init", "leaf", "legacy_onnx", "ops"},
-    "frozen": {"cell", "leaf", "lstm", "ops", "replace"},
+    "frozen": {"_C", "cell", "leaf", "lstm", "ops", "replace"},
     "models": {"frozen", "init", "lstm", "ops"},
 }
 
