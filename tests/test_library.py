@@ -720,6 +720,27 @@ def test_the_example_decodes(built, tmp_path):
     assert_same(found, model.generate(x[None], 24, x[None, -1, :1])[0])
 
 
+@pytest.mark.skipif(not hasattr(fused_lstm, "freeze"), reason="needs fused_lstm.freeze")
+@pytest.mark.parametrize("weights", ["float32", "bfloat16", "int8"])
+def test_the_example_runs_the_models_of_the_demo(built, tmp_path, weights):
+    """The outputs that Python wrote beside them."""
+    pytest.importorskip("safetensors")
+    source = str(Path(fused_lstm.__file__).parents[1])
+    command = [sys.executable, "-m", "fused_lstm", "demo", "--device", "cpu", "--steps", "2"]
+    options = ["--out", "report.html", "--save", tmp_path, "--weights", weights]
+    run(*command, *options, cwd=tmp_path, env=os.environ | {"PYTHONPATH": source})
+    seq2seq = ["--prefix", "encoder.lstm.", "--decoder", "decoder.lstm."]
+    seq2seq += ["--head", "decoder.fc", "--steps", "24"]
+    for task, arguments in {"classifier": [], "predictor": [], "forecaster": seq2seq}.items():
+        table = tmp_path / f"{task}.csv"
+        titles, *lines = table.read_text().splitlines()
+        outputs = [line.split(",")[titles.count("x") :] for line in lines]
+        expected = torch.tensor([[float(y) for y in row] for row in outputs if row])
+        model = tmp_path / f"{task}.safetensors"
+        found = rows_of(run(built / "stream", model, table, *arguments))
+        torch.testing.assert_close(found.view(expected.shape), expected, rtol=1e-5, atol=5e-6)
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [("1,2\n", "fewer numbers"), ("1" * 70000, "too long"), ("RIFF    WAVEjunk", "no samples")],
