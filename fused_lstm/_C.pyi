@@ -86,3 +86,15 @@ def plain_cell(
     hidden_size: int,
     /,
 ) -> tuple[Tensor, Tensor] | None: ...
+def plain_frozen(
+    input: object,
+    hx: object,
+    reset_to: object,
+    packed: list[Tensor],
+    input_size: int,
+    hidden_size: int,
+    proj_size: int,
+    bidirectional: bool,
+    batch_first: bool,
+    /,
+) -> tuple[Tensor, tuple[Tensor, Tensor]] | None: ...

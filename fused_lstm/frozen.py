@@ -321,6 +321,25 @@ class FrozenLSTM(_Frozen):
             RuntimeError: a size, dtype or device that does not fit; an input or a state that
                 requires grad, where grad is enabled.
         """
+        if (
+            not torch.compiler.is_compiling()
+            and lengths is None
+            and reset is None
+            and return_states is False
+        ):
+            plain = ops.plain_frozen(
+                input,
+                hx,
+                reset_to,
+                self._packed(),
+                self.input_size,
+                self.hidden_size,
+                self.proj_size,
+                self.bidirectional,
+                self.batch_first,
+            )
+            if plain is not None:
+                return plain
         options = (lengths, reset, reset_to, return_states)
         if isinstance(input, fx.Proxy) or (hx is not None and is_traced(hx)):
             return leaf_call(self, FrozenLSTM.forward, input, hx, *options)

@@ -13,6 +13,7 @@ from fused_lstm._C import frozen_pack as frozen_pack  # csrc/operators/frozen.h
 from fused_lstm._C import frozen_unpack as frozen_unpack
 from fused_lstm._C import make_stream as make_stream  # csrc/operators/stream_type.h
 from fused_lstm._C import plain_cell as plain_cell  # csrc/operators/module_calls.h
+from fused_lstm._C import plain_frozen as plain_frozen
 from fused_lstm._C import plain_lstm as plain_lstm
 
 Result = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]

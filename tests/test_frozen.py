@@ -37,7 +37,16 @@ from torch.library import opcheck
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
 import fused_lstm
-from fused_lstm import _C, FrozenLSTM, FrozenLSTMCell, FusedLSTM, FusedLSTMCell, freeze, models
+from fused_lstm import (
+    _C,
+    FrozenLSTM,
+    FrozenLSTMCell,
+    FusedLSTM,
+    FusedLSTMCell,
+    freeze,
+    models,
+    ops,
+)
 
 FORMATS = ["float32", "bfloat16", "int8"]
 T, B, D, H = 7, 5, 9, 19
@@ -883,3 +892,59 @@ def test_a_task_model(monkeypatch):
     model = models.LSTMSequencePredictor(3, 8, 2, summary="final_states").eval()
     x, lengths = rand(4, 6, 3, dtype=torch.float32), torch.tensor([6, 0, 2, 5])
     torch.testing.assert_close(freeze(model)(x, lengths=lengths), model(x, lengths=lengths))
+
+
+@pytest.fixture
+def taken(monkeypatch):
+    """Whether each call of a layer went straight to the kernels."""
+    outcomes, function = [], ops.plain_frozen
+
+    def call(*arguments):
+        result = function(*arguments)
+        outcomes.append(result is not None)
+        return result
+
+    monkeypatch.setattr(ops, "plain_frozen", call)
+    return outcomes
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_plain_calls(name, kind, taken, monkeypatch):
+    """Straight to the kernels, with the bits and strides of the whole way."""
+    module = layer(name)
+    frozen = freeze(module, kind)
+    x, hx = padded(module), rand_state(module, B)
+    one = x[0] if module.batch_first else x[:, 0]
+    plain = [(x,), (x, hx), (x, list(hx)), (one,), (one, rand_state(module, None))]
+    plain += [cast((x, hx), torch.bfloat16), (x.transpose(0, 1).contiguous().transpose(0, 1),)]
+    found = [flatten(frozen(*arguments)) for arguments in plain]
+    with torch.inference_mode():
+        frozen(x.clone())
+    with torch.no_grad():
+        frozen(x.clone().requires_grad_())
+    assert taken == [True] * (len(plain) + 2)
+    monkeypatch.setattr(ops, "plain_frozen", lambda *_: None)
+    for arguments, ours in zip(plain, found, strict=True):
+        theirs = flatten(frozen(*arguments))
+        for result in ours:
+            torch.testing.assert_close(
+                ours[result], theirs[result], rtol=0, atol=0, check_stride=True
+            )
+
+
+def test_calls_that_are_not_plain(taken):
+    frozen = freeze(layer())
+    x = padded(frozen)
+    frozen(x, lengths=torch.full((B,), T))
+    frozen(x, reset=torch.zeros(T, B, dtype=torch.bool))
+    assert taken == []
+    frozen(x, None, None, None, "initial")
+    frozen(x.as_subclass(type("Subclass", (torch.Tensor,), {})))
+    frozen(pack_sequence([x[:3, 0], x[:2, 1]]))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert frozen(x)[0].dtype == torch.float32
+    with torch.profiler.profile() as profiler:
+        frozen(x)
+    assert "fused_lstm::frozen_lstm" in {event.key for event in profiler.key_averages()}
+    assert taken == [False] * 5

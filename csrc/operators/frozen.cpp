@@ -180,52 +180,8 @@ FrozenResult frozen_lstm(const at::Tensor& input, const OptionalTensor& h_0,
                          int64_t proj_size, bool bidirectional, const OptionalTensor& batch_sizes,
                          const OptionalTensor& lengths, const OptionalTensor& reset,
                          bool reset_to_initial) {
-  const LayerOptions options = {batch_sizes, lengths, reset, reset_to_initial};
-  Sequence sequence = {};
-  Sizes& s = sequence.sizes;
-  read_steps(input, options, sequence);
-  s.H = hidden_size;
-  s.P = proj_size > 0 ? proj_size : hidden_size;
-  s.directions = bidirectional ? 2 : 1;
-  check_dtype("input", input);
-  const std::vector<FrozenLayer> layers = frozen_layers(packed);
-  check_layers(layers, s, proj_size > 0);
-  read_boundaries(input, options, sequence);
-
-  const int64_t states = static_cast<int64_t>(layers.size()) * s.directions;
-  const at::Tensor h = initial_state("h_0", h_0, {states, s.B, s.P}, input);
-  const at::Tensor c = initial_state("c_0", c_0, {states, s.B, s.H}, input);
-  const at::TensorOptions floats(at::kFloat);
-  const at::Tensor h_n = allocate(h.sizes(), floats), c_n = allocate(c.sizes(), floats);
-  std::vector<int64_t> shape(input.sizes().begin(), input.sizes().end());
-  shape.back() = s.directions * s.P;
-
-  at::Tensor x = in_float(input);
-  for (size_t k = 0; k < layers.size() && s.N > 0; ++k) {
-    const frozen::Layer& layer = layers[k].layer;
-    const bool last = k + 1 == layers.size();
-    const at::Tensor output = last ? allocate(shape, floats) : allocate_pooled(shape, floats);
-    const int64_t first = static_cast<int64_t>(k) * s.directions;
-    const frozen::Batch batch = {s.T,
-                                 s.B,
-                                 sequence.steps(false).offsets,
-                                 sequence.boundaries(),
-                                 pointer<float>(x),
-                                 pointer<float>(h, first),
-                                 pointer<float>(c, first),
-                                 pointer<float>(output),
-                                 pointer<float>(h_n, first),
-                                 pointer<float>(c_n, first)};
-    const cpu::Slices slices =
-        frozen::plan_slices(layer, batch, at::get_num_threads(), kConcurrentThreads, cpu_machine());
-    const at::Tensor scratch = allocate_bytes(layer.scratch_bytes(s.T, s.B, slices));
-    layer.forward(batch, slices, scratch.mutable_data_ptr(), kParallelFor);
-    x = output;
-  }
-  if (s.N == 0) x = allocate(shape, floats);
-  const at::ScalarType storage = input.scalar_type();
-  const at::ScalarType cells = c_0 ? c10::promoteTypes(storage, c_0->scalar_type()) : storage;
-  return {in_type(x, storage), in_type(h_n, storage), in_type(c_n, cells)};
+  return frozen_forward(input, h_0, c_0, packed, hidden_size, proj_size, bidirectional,
+                        {batch_sizes, lengths, reset, reset_to_initial});
 }
 
 FrozenResult without_gradients(const at::Tensor& input, const OptionalTensor& h_0,
@@ -324,6 +280,56 @@ std::vector<FrozenLayer> frozen_layers(at::TensorList packed) {
     layers.push_back(runnable("packed[" + std::to_string(k) + "]", packed[k]));
   }
   return layers;
+}
+
+FrozenResult frozen_forward(const at::Tensor& input, const OptionalTensor& h_0,
+                            const OptionalTensor& c_0, at::TensorList packed, int64_t hidden_size,
+                            int64_t proj_size, bool bidirectional, const LayerOptions& options) {
+  Sequence sequence = {};
+  Sizes& s = sequence.sizes;
+  read_steps(input, options, sequence);
+  s.H = hidden_size;
+  s.P = proj_size > 0 ? proj_size : hidden_size;
+  s.directions = bidirectional ? 2 : 1;
+  check_dtype("input", input);
+  const std::vector<FrozenLayer> layers = frozen_layers(packed);
+  check_layers(layers, s, proj_size > 0);
+  read_boundaries(input, options, sequence);
+
+  const int64_t states = static_cast<int64_t>(layers.size()) * s.directions;
+  const at::Tensor h = initial_state("h_0", h_0, {states, s.B, s.P}, input);
+  const at::Tensor c = initial_state("c_0", c_0, {states, s.B, s.H}, input);
+  const at::TensorOptions floats(at::kFloat);
+  const at::Tensor h_n = allocate(h.sizes(), floats), c_n = allocate(c.sizes(), floats);
+  std::vector<int64_t> shape(input.sizes().begin(), input.sizes().end());
+  shape.back() = s.directions * s.P;
+
+  at::Tensor x = in_float(input);
+  for (size_t k = 0; k < layers.size() && s.N > 0; ++k) {
+    const frozen::Layer& layer = layers[k].layer;
+    const bool last = k + 1 == layers.size();
+    const at::Tensor output = last ? allocate(shape, floats) : allocate_pooled(shape, floats);
+    const int64_t first = static_cast<int64_t>(k) * s.directions;
+    const frozen::Batch batch = {s.T,
+                                 s.B,
+                                 sequence.steps(false).offsets,
+                                 sequence.boundaries(),
+                                 pointer<float>(x),
+                                 pointer<float>(h, first),
+                                 pointer<float>(c, first),
+                                 pointer<float>(output),
+                                 pointer<float>(h_n, first),
+                                 pointer<float>(c_n, first)};
+    const cpu::Slices slices =
+        frozen::plan_slices(layer, batch, at::get_num_threads(), kConcurrentThreads, cpu_machine());
+    const at::Tensor scratch = allocate_bytes(layer.scratch_bytes(s.T, s.B, slices));
+    layer.forward(batch, slices, scratch.mutable_data_ptr(), kParallelFor);
+    x = output;
+  }
+  if (s.N == 0) x = allocate(shape, floats);
+  const at::ScalarType storage = input.scalar_type();
+  const at::ScalarType cells = c_0 ? c10::promoteTypes(storage, c_0->scalar_type()) : storage;
+  return {in_type(x, storage), in_type(h_n, storage), in_type(c_n, cells)};
 }
 
 TORCH_LIBRARY_IMPL(fused_lstm, CPU, m) { m.impl("frozen_lstm", frozen_lstm); }

@@ -36,6 +36,10 @@ std::vector<FrozenLayer> frozen_layers(at::TensorList packed);
 
 // output [.., directions * P]; h_n [L * directions, B, P]; c_n [L * directions, B, H]
 using FrozenResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
+// The operator's kernel: see its schema.
+FrozenResult frozen_forward(const at::Tensor& input, const OptionalTensor& h_0,
+                            const OptionalTensor& c_0, at::TensorList packed, int64_t hidden_size,
+                            int64_t proj_size, bool bidirectional, const LayerOptions& options);
 using FrozenSignature = FrozenResult(const at::Tensor&, const OptionalTensor&,
                                      const OptionalTensor&, at::TensorList, int64_t, int64_t, bool,
                                      const OptionalTensor&, const OptionalTensor&,

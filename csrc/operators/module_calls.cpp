@@ -12,6 +12,7 @@
 
 #include "device/device.h"
 #include "device/torch_private.h"
+#include "operators/frozen.h"
 #include "operators/operators.h"
 
 namespace fused_lstm {
@@ -65,6 +66,15 @@ class Reader {
   bool truth(PyObject* object) {
     const bool value = PyObject_IsTrue(object) == 1;
     return !failed() && value;
+  }
+  // The tensors of a list.
+  Tensors tensors(PyObject* list) {
+    plain_ = plain_ && PyList_CheckExact(list);
+    Tensors tensors;
+    for (Py_ssize_t i = 0; plain_ && i < PyList_GET_SIZE(list); ++i) {
+      tensors.push_back(tensor(PyList_GET_ITEM(list, i)));
+    }
+    return tensors;
   }
   // Whether the dispatcher would hand the call to autograd, if it records, to the kernel of a CPU,
   // and to nothing else, and Python would not interfere.
@@ -164,6 +174,17 @@ PyObject* run(const Body& body, const Wrap& wrap) {
   END_HANDLE_TH_ERRORS
 }
 
+// output, (h_n, c_n)
+PyObject* wrap_result(const std::pair<at::Tensor, State>& result) {
+  const auto& [output, final] = result;
+  return Py_BuildValue("N(NN)", THPVariable_Wrap(output), THPVariable_Wrap(final.first),
+                       THPVariable_Wrap(final.second));
+}
+
+bool is_zero(PyObject* reset_to) {
+  return PyUnicode_Check(reset_to) && PyUnicode_CompareWithASCIIString(reset_to, "zero") == 0;
+}
+
 // plain_lstm(input, hx, reset_to, weights, names, parameters, num_layers, input_size, hidden_size,
 //            proj_size, bidirectional, batch_first, recompute): attributes of an nn.RNNBase
 PyObject* plain_lstm(PyObject*, PyObject* const* args, Py_ssize_t count) {
@@ -171,8 +192,7 @@ PyObject* plain_lstm(PyObject*, PyObject* const* args, Py_ssize_t count) {
   Reader read;
   const at::Tensor input = read.tensor(args[0]);
   const State state = read.state(args[1]);
-  const bool reset_to_zero =
-      PyUnicode_Check(args[2]) && PyUnicode_CompareWithASCIIString(args[2], "zero") == 0;
+  const bool reset_to_zero = is_zero(args[2]);
   const Tensors weights = read.weights(args[3], args[4], args[5]);
   const int64_t layers = read.integer(args[6]);
   const int64_t D = read.integer(args[7]), H = read.integer(args[8]), P = read.integer(args[9]);
@@ -187,12 +207,7 @@ PyObject* plain_lstm(PyObject*, PyObject* const* args, Py_ssize_t count) {
       !lstm.takes(input, state)) {
     Py_RETURN_NONE;
   }
-  return run([&] { return lstm(input, state, weights); },
-             [](const std::pair<at::Tensor, State>& result) {
-               const auto& [output, final] = result;
-               return Py_BuildValue("N(NN)", THPVariable_Wrap(output),
-                                    THPVariable_Wrap(final.first), THPVariable_Wrap(final.second));
-             });
+  return run([&] { return lstm(input, state, weights); }, wrap_result);
 }
 
 // plain_cell(input, hx, parameters, bias, input_size, hidden_size)
@@ -232,6 +247,48 @@ PyObject* plain_cell(PyObject*, PyObject* const* args, Py_ssize_t count) {
       });
 }
 
+// plain_frozen(input, hx, reset_to, packed, input_size, hidden_size, proj_size, bidirectional,
+//              batch_first)
+PyObject* plain_frozen(PyObject*, PyObject* const* args, Py_ssize_t count) {
+  if (count != 9) return PyErr_Format(PyExc_TypeError, "plain_frozen takes 9 arguments");
+  Reader read;
+  const at::Tensor input = read.tensor(args[0]);
+  const State state = read.state(args[1]);
+  const bool reset_to_zero = is_zero(args[2]);
+  const Tensors packed = read.tensors(args[3]);
+  const int64_t D = read.integer(args[4]), H = read.integer(args[5]), P = read.integer(args[6]);
+  const Lstm lstm = {static_cast<int64_t>(packed.size()),
+                     D,
+                     H,
+                     P == 0 ? H : P,
+                     read.truth(args[7]),
+                     read.truth(args[8]),
+                     /*recompute=*/false};
+  const auto records = [](const at::Tensor& x) { return x.defined() && x.requires_grad(); };
+  if (!read.plain() || !reset_to_zero || packed.empty() || !computes(input) ||
+      !lstm.takes(input, state) ||
+      (at::GradMode::is_enabled() &&
+       (records(input) || records(state.first) || records(state.second)))) {
+    Py_RETURN_NONE;
+  }
+  return run(
+      [&]() -> std::pair<at::Tensor, State> {
+        const auto batched = [&](const at::Tensor& x) {
+          return input.dim() == 2 ? x.unsqueeze(1) : x;
+        };
+        const auto optional = [&](const at::Tensor& x) {
+          return x.defined() ? OptionalTensor(batched(x)) : std::nullopt;
+        };
+        const bool transposed = lstm.batch_first && input.dim() == 3;
+        auto [output, h, c] = frozen_forward(transposed ? input.transpose(0, 1) : batched(input),
+                                             optional(state.first), optional(state.second), packed,
+                                             H, P, lstm.bidirectional, {});
+        if (input.dim() == 2) return {output.squeeze(1), {h.squeeze(1), c.squeeze(1)}};
+        return {transposed ? output.transpose(0, 1) : output, {h, c}};
+      },
+      wrap_result);
+}
+
 PyCFunction method(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
   return reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(function));
 }
@@ -240,6 +297,7 @@ PyCFunction method(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t
 
 PyMethodDef module_calls[] = {{"plain_lstm", method(plain_lstm), METH_FASTCALL, nullptr},
                               {"plain_cell", method(plain_cell), METH_FASTCALL, nullptr},
+                              {"plain_frozen", method(plain_frozen), METH_FASTCALL, nullptr},
                               {nullptr, nullptr, 0, nullptr}};
 
 }  // namespace fused_lstm
