@@ -360,8 +360,8 @@ void Layer::forward(const Batch& batch, const cpu::Slices& slices, void* memory,
       p.projection_size = s.projection_size;
       p.projected = s.projected;
       p.hidden_stride = scratch.stride;
-      p.h_0 = batch.h_0 + d * batch.B * s.projection_size;
-      p.c_0 = {batch.c_0 + d * batch.B * s.hidden_size, nullptr};
+      if (batch.h_0) p.h_0 = batch.h_0 + d * batch.B * s.projection_size;
+      if (batch.c_0) p.c_0 = {batch.c_0 + d * batch.B * s.hidden_size, nullptr};
       p.output = batch.output + d * s.projection_size;
       p.output_stride = s.directions * s.projection_size;
       p.h_n = batch.h_n + d * batch.B * s.projection_size;

@@ -60,11 +60,11 @@ struct Batch {
   const int64_t* offsets;  // [T + 1]: first row of each step of a packed sequence, or null
   Boundaries boundaries;
   const float* input;  // [N, D]
-  const float* h_0;    // [directions, B, P]
-  const float* c_0;    // [directions, B, H]
+  const float* h_0;    // [directions, B, P], or null: zero
+  const float* c_0;    // [directions, B, H], or null: zero
   float* output;       // [N, directions * P]
-  float* h_n;          // as h_0; may be the same memory
-  float* c_n;          // as c_0; likewise
+  float* h_n;          // [directions, B, P]; may be h_0's memory
+  float* c_n;          // [directions, B, H]; may be c_0's
 };
 
 // A loop over 0 .. n in ranges, on the caller's threads.

@@ -131,14 +131,10 @@ at::Tensor in_type(const at::Tensor& tensor, at::ScalarType dtype) {
   return tensor.scalar_type() == dtype ? tensor : tensor.to(dtype);
 }
 
-// A state [L * directions, B, width] in float32, zeros unless it is given.
+// A state [L * directions, B, width] in float32; undefined unless it is given.
 at::Tensor initial_state(const char* name, const OptionalTensor& given, at::IntArrayRef shape,
                          const at::Tensor& input) {
-  if (!given) {
-    const at::Tensor zeros = allocate(shape, at::TensorOptions(at::kFloat));
-    if (zeros.numel() > 0) std::memset(zeros.mutable_data_ptr(), 0, zeros.nbytes());
-    return zeros;
-  }
+  if (!given) return {};
   check_place(name, *given, shape, input);
   check_dtype(name, *given);
   return in_float(*given);
@@ -297,10 +293,11 @@ FrozenResult frozen_forward(const at::Tensor& input, const OptionalTensor& h_0,
   read_boundaries(input, options, sequence);
 
   const int64_t states = static_cast<int64_t>(layers.size()) * s.directions;
-  const at::Tensor h = initial_state("h_0", h_0, {states, s.B, s.P}, input);
-  const at::Tensor c = initial_state("c_0", c_0, {states, s.B, s.H}, input);
   const at::TensorOptions floats(at::kFloat);
-  const at::Tensor h_n = allocate(h.sizes(), floats), c_n = allocate(c.sizes(), floats);
+  const at::Tensor h_n = allocate({states, s.B, s.P}, floats);
+  const at::Tensor c_n = allocate({states, s.B, s.H}, floats);
+  const at::Tensor h = initial_state("h_0", h_0, h_n.sizes(), input);
+  const at::Tensor c = initial_state("c_0", c_0, c_n.sizes(), input);
   std::vector<int64_t> shape(input.sizes().begin(), input.sizes().end());
   shape.back() = s.directions * s.P;
 
