@@ -230,7 +230,11 @@ def test_frozen_layers_in_emulated_tiles(tmp_path, error_of_an_unknown_name):
         pytest.skip("needs g++ and a processor with AVX512-BF16 and AVX512-VNNI")
     processors = TESTS / "processors"
     isa = [CSRC / f"cpu/isa_{name}.cpp" for name in ("amx", "avx512bf16", "avx512vnni")]
-    plain = [CSRC / "frozen/layer.cpp", CSRC / "cpu/barrier.cpp", *(CSRC / "plan").glob("*.cpp")]
+    plain = [
+        CSRC / "frozen/packed_layer.cpp",
+        CSRC / "cpu/barrier.cpp",
+        *(CSRC / "plan").glob("*.cpp"),
+    ]
     options = [compiler, "-std=c++17", "-O2", "-pthread", f"-I{CSRC}"]
     # Before what it includes is compiled for the instruction set, as its intrinsics are
     tiles = ["-mavx512f", "-mamx-tile", "-include", processors / "amx_tiles.h"]

@@ -70,7 +70,7 @@ def test_no_include_climbs_and_no_kernel_file_knows_torch(room):
         ("cuda/launch.cpp", '"cpu/kernels.h"'),
         ("cuda/launch.cpp", '"operators/layer.h"'),
         ("device/device.h", '"operators/layer.h"'),
-        ("frozen/layer.h", '"library/model.h"'),
+        ("frozen/packed_layer.h", '"library/model.h"'),
         ("library/model.h", '"device/device.h"'),
         ("library/fused_lstm.cpp", "<torch/library.h>"),
     ],

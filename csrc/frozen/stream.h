@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "frozen/layer.h"
+#include "frozen/packed_layer.h"
 
 namespace fused_lstm::frozen {
 

@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "frozen/layer.h"
+#include "frozen/packed_layer.h"
 
 namespace fused_lstm::library {
 

@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-#include "frozen/layer.h"
+#include "frozen/packed_layer.h"
 #include "library/fused_lstm.h"
 
 namespace fused_lstm::library {

@@ -8,7 +8,7 @@
 #include <utility>
 #include <vector>
 
-#include "frozen/layer.h"
+#include "frozen/packed_layer.h"
 #include "operators/arguments.h"
 
 namespace fused_lstm {

@@ -1,4 +1,4 @@
-#include "frozen/layer.h"
+#include "frozen/packed_layer.h"
 
 #include <cstddef>
 #include <cstring>
