@@ -279,8 +279,9 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
 #pragma unroll
         for (int i = 0; i < kSends; ++i) {
           if (i * kPacked >= blocks) break;
-          store_async(destination[i] + at, words, destination[i] + barrier,
-                      lane_unit % kPacked + i * kPacked < blocks && has_rows(r));
+          if (lane_unit % kPacked + i * kPacked < blocks && has_rows(r)) {
+            store_async(destination[i] + at, words, destination[i] + barrier);
+          }
         }
       }
       if (kInputTiles > 0) store_input(version + 1, input_ahead);

@@ -56,13 +56,6 @@ __device__ __forceinline__ void load_vector(const Storage* row, int column, int 
   }
 }
 
-// The largest divisor of `count` up to `most`.
-FUSED_LSTM_INLINE constexpr int divisor_up_to(int most, int count) {
-  int found = 1;
-  for (int i = 2; i <= most && i <= count; ++i) found = count % i == 0 ? i : found;
-  return found;
-}
-
 template <class Mma, int kRowTiles, int kDepthTiles, int kResident>
 class Fragments {
   using Fragment = typename Mma::Fragment;
@@ -71,7 +64,7 @@ class Fragments {
   static constexpr int kParts = Mma::kWords / 4;  // of 16 bytes, in a fragment
   // Registers that loads in flight may have, with their addresses, and those of a vector of
   // `words`.
-  static constexpr int kLoadRegisters = kResident >= 20 || Mma::kSplit ? 48 : 72;
+  static constexpr int kLoadRegisters = kResident > 24 || Mma::kSplit ? 48 : 72;
   template <bool kVectors, int words>
   static constexpr int kVectorRegisters = 2 + words * (kVectors ? 1 : 4 / Mma::kElementBytes);
 
@@ -186,29 +179,29 @@ class Fragments {
     constexpr int steps = kAll / Steps::kFragments, resident = resident_steps<Steps>();
     constexpr int registers = Steps::kLoads * kRegisters;
     constexpr int at_once = registers < kLoadRegisters ? kLoadRegisters / registers : 1;
-    constexpr int batch = divisor_up_to(at_once, steps - resident);
+    constexpr int rolled = (steps - resident) / at_once * at_once, unrolled = steps - rolled;
 #pragma unroll 1
-    for (int from = resident; from < steps; from += batch) {
-      uint32_t words[batch][Steps::kWords];
+    for (int from = unrolled; from < steps; from += at_once) {
+      uint32_t words[at_once][Steps::kWords];
 #pragma unroll
-      for (int i = 0; i < batch; ++i) load(from + i, words[i]);
+      for (int i = 0; i < at_once; ++i) load(from + i, words[i]);
 #pragma unroll
-      for (int i = 0; i < batch * Steps::kFragments; ++i) {
+      for (int i = 0; i < at_once * Steps::kFragments; ++i) {
         const int step = i / Steps::kFragments, its = i % Steps::kFragments;
         spill(Steps::first(from + step) + its * Steps::kStride, fragment(its, words[step]));
       }
     }
 #pragma unroll
-    for (int from = 0; from < resident; from += at_once) {
+    for (int from = 0; from < unrolled; from += at_once) {
       uint32_t words[at_once][Steps::kWords];
 #pragma unroll
       for (int i = 0; i < at_once; ++i) {
-        if (from + i < resident) load(from + i, words[i]);
+        if (from + i < unrolled) load(from + i, words[i]);
       }
 #pragma unroll
       for (int i = 0; i < at_once * Steps::kFragments; ++i) {
         const int step = i / Steps::kFragments, its = i % Steps::kFragments;
-        if (from + step >= resident) continue;
+        if (from + step >= unrolled) continue;
         const int f = Steps::first(from + step) + its * Steps::kStride;
         if (f < kResident) {
           resident_[f] = fragment(its, words[step]);
