@@ -114,6 +114,90 @@ __device__ __forceinline__ bool any_of_warp(bool condition) {
   return __any_sync(0xffffffff, condition);
 }
 
+// *from, or `otherwise` where it does not exist: by a predicate rather than a branch, so that the
+// loads after it are issued before its result has come.
+template <class T>
+__device__ __forceinline__ T load_if(bool exists, const T* from, T otherwise = T{}) {
+  static_assert(sizeof(T) == 2, "a 16-bit type, or one of those below");
+  asm volatile(
+      "{ .reg .pred exists; setp.ne.u32 exists, %2, 0;\n"
+      "@exists ld.global.u16 %0, [%1]; }"
+      : "+h"(otherwise.bits)
+      : "l"(from), "r"(static_cast<unsigned>(exists)));
+  return otherwise;
+}
+__device__ __forceinline__ uint32_t load_if(bool exists, const uint32_t* from,
+                                            uint32_t otherwise = 0) {
+  asm volatile(
+      "{ .reg .pred exists; setp.ne.u32 exists, %2, 0;\n"
+      "@exists ld.global.u32 %0, [%1]; }"
+      : "+r"(otherwise)
+      : "l"(from), "r"(static_cast<unsigned>(exists)));
+  return otherwise;
+}
+__device__ __forceinline__ float load_if(bool exists, const float* from, float otherwise = 0) {
+  asm volatile(
+      "{ .reg .pred exists; setp.ne.u32 exists, %2, 0;\n"
+      "@exists ld.global.f32 %0, [%1]; }"
+      : "+f"(otherwise)
+      : "l"(from), "r"(static_cast<unsigned>(exists)));
+  return otherwise;
+}
+// 1, 2 or 4 words in one access.
+template <int count, class T>
+__device__ __forceinline__ void load_words_if(bool exists, const T* from, uint32_t* words) {
+  static_assert(count == 1 || count == 2 || count == 4, "an access of 4, 8 or 16 bytes");
+#pragma unroll
+  for (int i = 0; i < count; ++i) words[i] = 0;
+  if constexpr (count == 1) {
+    asm volatile(
+        "{ .reg .pred exists; setp.ne.u32 exists, %2, 0;\n"
+        "@exists ld.global.u32 %0, [%1]; }"
+        : "+r"(words[0])
+        : "l"(from), "r"(static_cast<unsigned>(exists)));
+  } else if constexpr (count == 2) {
+    asm volatile(
+        "{ .reg .pred exists; setp.ne.u32 exists, %3, 0;\n"
+        "@exists ld.global.v2.u32 {%0, %1}, [%2]; }"
+        : "+r"(words[0]), "+r"(words[1])
+        : "l"(from), "r"(static_cast<unsigned>(exists)));
+  } else {
+    asm volatile(
+        "{ .reg .pred exists; setp.ne.u32 exists, %5, 0;\n"
+        "@exists ld.global.v4.u32 {%0, %1, %2, %3}, [%4]; }"
+        : "+r"(words[0]), "+r"(words[1]), "+r"(words[2]), "+r"(words[3])
+        : "l"(from), "r"(static_cast<unsigned>(exists)));
+  }
+}
+// A byte, widened.
+__device__ __forceinline__ uint32_t load_if(bool exists, const uint8_t* from) {
+  uint32_t byte = 0;
+  asm volatile(
+      "{ .reg .pred exists; setp.ne.u32 exists, %2, 0;\n"
+      "@exists ld.global.u8 %0, [%1]; }"
+      : "+r"(byte)
+      : "l"(from), "r"(static_cast<unsigned>(exists)));
+  return byte;
+}
+
+// *to = x where it exists, likewise.
+template <class T>
+__device__ __forceinline__ void store_if(bool exists, T* to, T x) {
+  static_assert(sizeof(T) == 2, "a 16-bit type, or float");
+  asm volatile(
+      "{ .reg .pred exists; setp.ne.u32 exists, %2, 0;\n"
+      "@exists st.global.u16 [%0], %1; }" ::"l"(to),
+      "h"(x.bits), "r"(static_cast<unsigned>(exists))
+      : "memory");
+}
+__device__ __forceinline__ void store_if(bool exists, float* to, float x) {
+  asm volatile(
+      "{ .reg .pred exists; setp.ne.u32 exists, %2, 0;\n"
+      "@exists st.global.f32 [%0], %1; }" ::"l"(to),
+      "f"(x), "r"(static_cast<unsigned>(exists))
+      : "memory");
+}
+
 // Words in global memory that other blocks write or read meanwhile. Each 32-bit word is read and
 // written whole; accesses to different words are in no order.
 __device__ __forceinline__ uint4 load_relaxed(const uint4* from) {
@@ -188,12 +272,24 @@ __device__ __forceinline__ void store_async(ClusterAddress to, uint32_t word,
       "r"(word), "r"(barrier)
       : "memory");
 }
-__device__ __forceinline__ void store_async(ClusterAddress to, uint2 words,
-                                            ClusterAddress barrier) {
+// Those of two and four words: where it `exists`.
+__device__ __forceinline__ void store_async(ClusterAddress to, uint2 words, ClusterAddress barrier,
+                                            bool exists = true) {
   asm volatile(
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];" ::"r"(
-          to),
-      "r"(words.x), "r"(words.y), "r"(barrier)
+      "{ .reg .pred exists; setp.ne.u32 exists, %4, 0;\n"
+      "@exists st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3]; "
+      "}" ::"r"(to),
+      "r"(words.x), "r"(words.y), "r"(barrier), "r"(static_cast<unsigned>(exists))
+      : "memory");
+}
+__device__ __forceinline__ void store_async(ClusterAddress to, uint4 words, ClusterAddress barrier,
+                                            bool exists = true) {
+  asm volatile(
+      "{ .reg .pred exists; setp.ne.u32 exists, %6, 0;\n"
+      "@exists st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], "
+      "{%1, %2, %3, %4}, [%5]; }" ::"r"(to),
+      "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w), "r"(barrier),
+      "r"(static_cast<unsigned>(exists))
       : "memory");
 }
 #else
@@ -205,7 +301,12 @@ __device__ __forceinline__ void barrier_init_fence() { __trap(); }
 __device__ __forceinline__ void barrier_expect(uint64_t*, unsigned) { __trap(); }
 __device__ __forceinline__ void barrier_wait(uint64_t*, unsigned) { __trap(); }
 __device__ __forceinline__ void store_async(ClusterAddress, uint32_t, ClusterAddress) { __trap(); }
-__device__ __forceinline__ void store_async(ClusterAddress, uint2, ClusterAddress) { __trap(); }
+__device__ __forceinline__ void store_async(ClusterAddress, uint2, ClusterAddress, bool = true) {
+  __trap();
+}
+__device__ __forceinline__ void store_async(ClusterAddress, uint4, ClusterAddress, bool = true) {
+  __trap();
+}
 #endif
 
 }  // namespace

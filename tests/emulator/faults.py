@@ -21,7 +21,7 @@ FAULTS = [
         "forward.h",
         "      barrier_wait(barrier, version / 2 % 2);",
         "      if (!faulty()) barrier_wait(barrier, version / 2 % 2);",
-        "an asynchronous write by st.async",
+        "an asynchronous write by",
     ),
     (
         "a wait that orders memory within the block alone",
@@ -49,18 +49,18 @@ FAULTS = [
     (
         "a word of a phase that is not awaited",
         "grid_forward.h",
-        "phase_of(version + 1, kPhase)",
-        "phase_of(version + 1 + 2 * faulty(), kPhase)",
+        "phase = phase_of(version + 1, kPhase);",
+        "phase = phase_of(version + 1 + 2 * faulty(), kPhase);",
         "a word in global memory",
     ),
     (
         "a buffer of the grid is cleared a step early",
         "grid_forward.h",
-        "    if (kBuffers == 1) __syncthreads();\n    if (kRagged) {",
+        "    if (kBuffers == 1) __syncthreads();\n    if (kRagged) find_replaced(",
         "    if (kBuffers == 1) __syncthreads();\n"
         "    if (faulty() && version > 0) {\n"
         "      store_relaxed(row_of(exchange, version % 2, buffer_bytes) + threadIdx.x, 0);\n"
-        "    }\n    if (kRagged) {",
+        "    }\n    if (kRagged) find_replaced(",
         "is off by",
     ),
     (
@@ -124,8 +124,8 @@ FAULTS = [
     (
         "sums are read before all warps have written them",
         "grid_forward.h",
-        "kSequences, tile, sums);\n    }\n    __syncthreads();",
-        "kSequences, tile, sums);\n    }\n    if (!faulty()) __syncthreads();",
+        "kPartials;\n    __syncthreads();",
+        "kPartials;\n    if (!faulty()) __syncthreads();",
         "a race in byte",
     ),
     (

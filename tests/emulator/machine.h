@@ -56,7 +56,7 @@ struct Delivery {
   size_t at;       // in its memory, in bytes
   size_t barrier;  // in the same memory
   size_t bytes;
-  unsigned char data[8];
+  unsigned char data[16];
   races::Moment sent;
   const void* code;
 };

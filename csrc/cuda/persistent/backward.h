@@ -9,9 +9,8 @@
 //                                  |
 //     warp w: R row tiles of 16 units of the layer, [16 R, 4 U] weights in registers
 //              |
-//              +-- 16 x 8 partial sums of dL/dh of each tile ---> received [m, unit, sequence] of
-//              the
-//                                                                 block that has those units
+//              +-- 16 x 8 partial sums of dL/dh of each tile ---> received [m, U / 2, sequence, 2]
+//                                                                 of the block that has the units
 //     thread: dL/dh += the sum of `received` over the blocks, in their order
 //
 // Version v of the sums comes from the v-th iteration. Within a block threads meet after dL/da and
@@ -22,6 +21,8 @@
 // version v - 1 when the block's own sums of it have come, but not once it has met the block's
 // threads again.
 #pragma once
+
+#include <type_traits>
 
 #include "cuda/persistent/fragments.h"
 #include "cuda/persistent/params.h"
@@ -45,7 +46,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   const Placement& placement = params.placement;
   const int blocks = kCluster ? placement.blocks : 1;
   const int member = kCluster ? blockIdx.x % blocks : 0, block_group = blockIdx.x / blocks;
-  const int slice = block_group % placement.slices, direction = block_group / placement.slices;
+  const int direction = block_group >= placement.slices;  // of two at most
+  const int slice = block_group - direction * placement.slices;
   const BackwardParams<Types>& p = params.layer[direction];
   const Timeline<kRagged> timeline(p.steps);
   const int H = in_register(static_cast<int>(p.hidden_size));
@@ -59,34 +61,54 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   const int buffer = blocks * kUnits * kTileSequences;  // floats
   uint64_t* const barriers = reinterpret_cast<uint64_t*>(shared + params.layout.barriers);
 
-  // Element 4 k + gate of the depth is a gate of the block's unit k.
-  Fragments<Mma, kRowTiles, kDepthTiles, kResident> weights(shared + params.layout.weights);
-  const Storage* const weight_hh = params.weight_hh[direction];
-  weights.gather([&](int row, int depth, Storage(&elements)[Mma::kLaneElements]) {
-    const int unit = warp * kRowTiles * kTileRows + row;
-#pragma unroll
-    for (int e = 0; e < Mma::kLaneElements; ++e) {
-      const int k = first_unit + (depth + e) / kGates, gate = (depth + e) % kGates;
-      elements[e] = unit < H && k < H ? weight_hh[offset_of(gate * H + k, H) + unit] : Storage{};
-    }
-  });
-
   int index = timeline.length - 1;
   if (kRagged) {
     while (timeline.rows(index).count <= first_sequence) --index;
   }
   Rows now = timeline.rows(index), next = timeline.rows(index - 1);
+  auto after_next = timeline.load_rows(index - 2);
 
   BackwardUnit<Types, kRagged> units[kThreadUnits];
+  const auto start_units = [&] {
 #pragma unroll
-  for (int i = 0; i < kThreadUnits; ++i) {
-    const int pair = i * kBlockThreads + threadIdx.x;
-    const int sequence = pair % kTileSequences, unit = pair / kTileSequences;
-    units[i].start(p, timeline, now, first_unit + unit, first_sequence + sequence,
-                   unit < kUnits && sequence < placement.sequences);
-    units[i].load(now, next, index > 0);
-    units[i].episodes.load_start(timeline, index);
+    for (int i = 0; i < kThreadUnits; ++i) {
+      const int pair = i * kBlockThreads + threadIdx.x;
+      const int sequence = pair % kTileSequences, unit = pair / kTileSequences;
+      units[i].start(p, timeline, now, first_unit + unit, first_sequence + sequence,
+                     unit < kUnits && sequence < placement.sequences);
+      units[i].load(now, next, index > 0);
+      units[i].episodes.load_start(timeline, index);
+    }
+  };
+
+  // Element 4 k + gate of the depth is a gate of the block's unit k.
+  constexpr int kNeighbours = 2 * kNeighbourTiles<kRowTiles>;  // rows of a lane
+  const auto lane_row = [&](int tile) {
+    return warp * kRowTiles * kTileRows + neighbour_row<kRowTiles>(tile, 0);
+  };
+  Fragments<Mma, kRowTiles, kDepthTiles, kResident> weights(shared + params.layout.weights);
+  const Storage* const weight_hh = params.weight_hh[direction];
+  const auto gather = [&](auto vectors) {
+    constexpr bool kVectors = decltype(vectors)::value;
+    weights.template gather_columns<kVectors>([&](int tile, int depth, uint32_t* words) {
+      const int k = first_unit + depth / kGates;
+      load_vector<kVectors, decltype(weights)::kColumnWords>(
+          element_at(weight_hh, depth % kGates * H + k, H, 0), lane_row(tile), k < H ? H : 0,
+          words);
+    });
+  };
+  // Where there are registers for it, all loads are in flight at once.
+  constexpr bool kAtOnce = kThreadUnits == 1 && kResident <= 16;
+  if (kAtOnce) start_units();
+  if (takes_vectors(weight_hh, H, kNeighbours * Mma::kElementBytes)) {
+    gather(std::true_type{});
+  } else {
+    gather(std::false_type{});
   }
+  if (!kAtOnce) start_units();
+
+#pragma unroll
+  for (int i = 0; i < kThreadUnits; ++i) units[i].finish_start(p, now, next, index > 0);
 
   if (kCluster) {
     if (threadIdx.x == 0) {
@@ -111,10 +133,12 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     for (int i = 0; i < kThreadUnits; ++i) {
       const int pair = i * kBlockThreads + threadIdx.x;
       if (pair >= kUnits * kTileSequences) continue;
+      const int unit = pair / kTileSequences, sequence = pair % kTileSequences;
+      const int at = unit / 2 * 2 * kTileSequences + 2 * sequence + unit % 2;
       float sum = 0;
 #pragma unroll
       for (int source = 0; source < (kCluster ? kMaxCluster : 1); ++source) {
-        if (source < blocks) sum += from[source * kUnits * kTileSequences + pair];
+        if (source < blocks) sum += from[source * kUnits * kTileSequences + at];
       }
       units[i].grad_hidden += sum;
     }
@@ -160,36 +184,37 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       const int into = kCluster ? version % 2 * buffer : 0;
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r) {
-        const int unit = (warp * kRowTiles + r) * kTileRows;
-        if (unit >= blocks * kUnits) continue;
+        const int unit = lane_row(r);  // and the one after it
+        float each[4];
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {  // rows g and g + 8
-          float2 both;
-          both.x = sums[0][r][2 * half];
-          both.y = sums[0][r][2 * half + 1];
+        for (int i = 0; i < 4; ++i) {
+          each[i] = sums[0][r][i];
 #pragma unroll
-          for (int chain = 1; chain < kChains; ++chain) {
-            both.x += sums[chain][r][2 * half];
-            both.y += sums[chain][r][2 * half + 1];
-          }
-          const int at = into +
-                         (member * kUnits + unit % kUnits + lane / 4 + 8 * half) * kTileSequences +
-                         2 * (lane % 4);
-          if (kCluster) {
-            const unsigned rank = unit / kUnits;
-            store_async(cluster_address(received + at, rank),
-                        make_uint2(__float_as_uint(both.x), __float_as_uint(both.y)),
-                        cluster_address(&barriers[version % 2], rank));
-          } else {
-            *reinterpret_cast<float2*>(received + at) = both;
-          }
+          for (int chain = 1; chain < kChains; ++chain) each[i] += sums[chain][r][i];
+        }
+        const int at = into + (member * kUnits + unit % kUnits) * kTileSequences + 4 * (lane % 4);
+        const bool exists = unit < blocks * kUnits;
+        if (kCluster) {
+          const unsigned rank = exists ? unit / kUnits : 0;
+          store_async(cluster_address(received + at, rank),
+                      make_uint4(__float_as_uint(each[0]), __float_as_uint(each[2]),
+                                 __float_as_uint(each[1]), __float_as_uint(each[3])),
+                      cluster_address(&barriers[version % 2], rank), exists);
+        } else if (exists) {
+          float4 all;
+          all.x = each[0];
+          all.y = each[2];
+          all.z = each[1];
+          all.w = each[3];
+          *reinterpret_cast<float4*>(received + at) = all;
         }
       }
     }
     if (!kCluster) __syncthreads();
 
     // What no other thread waits for.
-    const Rows previous = timeline.rows_after(next, index - 2, -1);
+    const Rows previous = timeline.rows_after(next, after_next, -1);
+    after_next = timeline.load_rows(index - 3);
 #pragma unroll
     for (int i = 0; i < kThreadUnits; ++i) units[i].emit(now, grads[i]);
     const bool more = index > 0 && (!kRagged || next.count > first_sequence);

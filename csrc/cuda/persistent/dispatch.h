@@ -47,13 +47,25 @@ cudaError_t launch_placed(void (*function)(Params), const Params& params, cudaSt
   return launch(function, params, blocks, kBlockThreads, params.layout.total, together, stream);
 }
 
+// Whether the caller has gradients of cell states and gates, which only the kernels of ragged
+// sequences take.
+template <class Types>
+bool has_output_gradients(const BackwardParams<Types>& layer) {
+  return layer.grad_cells || layer.grad_gates;
+}
+template <class Types>
+bool has_output_gradients(const ForwardParams<Types>&) {
+  return false;
+}
+
 // Of slices of several tiles of sequences, only the kernels of ragged sequences are compiled.
 template <class Mma, Precision precision, Kernel kernel, bool kBackward, class Params,
           int... indices>
 cudaError_t launch_tiling(const Params& params, cudaStream_t stream,
                           std::integer_sequence<int, indices...>) {
   const auto& layer = params.layer[0];
-  const bool ragged = layer.steps.offsets || layer.boundaries.lengths || layer.boundaries.reset;
+  const bool ragged = layer.steps.offsets || layer.boundaries.lengths || layer.boundaries.reset ||
+                      has_output_gradients(layer);
   cudaError_t error = cudaErrorInvalidConfiguration;  // of a tiling that is not compiled
   const auto each = [&](auto index) {
     constexpr int i = decltype(index)::value;

@@ -21,6 +21,8 @@
 // version v - 1.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/persistent/fragments.h"
 #include "cuda/persistent/params.h"
 #include "cuda/persistent/units.h"
@@ -45,7 +47,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   const Placement& placement = params.placement;
   const int blocks = kCluster ? placement.blocks : 1;
   const int member = kCluster ? blockIdx.x % blocks : 0, block_group = blockIdx.x / blocks;
-  const int slice = block_group % placement.slices, direction = block_group / placement.slices;
+  const int direction = block_group >= placement.slices;  // of two at most
+  const int slice = block_group - direction * placement.slices;
   const ForwardParams<Types>& p = params.layer[direction];
   const Timeline<kRagged> timeline(p.steps);
   const int H = in_register(static_cast<int>(p.hidden_size)), T = timeline.length,
@@ -65,38 +68,78 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   char* const operand = shared + params.layout.operand;
   uint64_t* const barriers = reinterpret_cast<uint64_t*>(shared + params.layout.barriers);
 
-  // Row `row` of the warp's tiles is a gate of a unit.
-  Fragments<Mma, kRowTiles, kTiles, kResident> weights(shared + params.layout.weights);
-  const auto weight_row = [&](int row) {
-    const int unit = first_unit + row / kTileRows * kTileUnits + row % kTileUnits;
-    const int gate = row % kTileRows / kTileUnits;
-    return unit < H && has_rows(row / kTileRows) ? gate * H + unit : -1;
+  // Skips the steps that no sequence of the slice has: of a packed sequence, the first ones in the
+  // reverse direction.
+  int index = 0;
+  if (kRagged) {
+    while (timeline.rows(index).count <= first_sequence) ++index;
+  }
+  Rows now = timeline.rows(index), next = timeline.rows(index + 1);
+  auto after_next = timeline.load_rows(index + 2);
+
+  ForwardUnit<Types, kRagged, kRowTiles <= 2> units[kRowTiles];
+  bool starts[kRowTiles];  // whether an episode starts at the step
+  Episodes<kRagged> first_episodes[kRowTiles];
+  Episodes<kRagged> episodes(p.boundaries, timeline, first_sequence + warp);
+  constexpr int kInitial = kDepthTiles * Mma::kTileElements / kWarpThreads;  // elements of a lane
+  Storage initial[kInitial];
+  const auto start_units = [&] {
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r) {
+      units[r].start(params, direction, timeline, first_unit + r * kTileUnits + lane_unit,
+                     first_sequence + lane_sequence,
+                     has_rows(r) && lane_sequence < placement.sequences);
+      if (kInputTiles == 0) units[r].load(now);
+      first_episodes[r] = units[r].episodes;
+      first_episodes[r].load_start(timeline, index);
+      units[r].episodes.load_start(timeline, index + 1);
+    }
+
+    // Version 0 of the operand: the hidden state that enters the first step, zero where there is no
+    // unit. Each warp has a sequence of it.
+    static_assert(kBlockWarps == kTileSequences, "a warp for each sequence");
+    episodes.load_start(timeline, 0);
+#pragma unroll
+    for (int i = 0; i < kInitial; ++i) {
+      const int b = first_sequence + warp, j = lane + i * kWarpThreads;
+      initial[i] = load_if(p.h_0 && warp < placement.sequences && b < B && j < H,
+                           element_at(p.h_0, b, H, j));
+    }
   };
+
+  // Row g of a row tile is gate g / kTileUnits of a unit.
+  Fragments<Mma, kRowTiles, kTiles, kResident> weights(shared + params.layout.weights);
   const Storage* const weight_hh = params.weight_hh[direction];
-  const auto gather = [&](const auto& load) {
-    weights.gather([&](int row, int depth, Storage(&elements)[Mma::kLaneElements]) {
+  const auto gather = [&](auto vectors) {
+    constexpr bool kVectors = decltype(vectors)::value;
+    weights.template gather<kVectors>([&](int tile, int half, int depth, uint32_t* words) {
       constexpr int hidden_elements = kDepthTiles * Mma::kTileElements;
-      const int at = weight_row(row);
+      const int row = lane / 4 + 8 * half;
+      const int unit = first_unit + tile * kTileUnits + row % kTileUnits;
+      const int at = row / kTileUnits * H + unit;
+      const bool exists = unit < H && has_rows(tile);
       if (depth < hidden_elements) {
-        load(weight_hh + offset_of(at, H), depth, at < 0 ? 0 : H, elements);
+        load_vector<kVectors, 4>(element_at(weight_hh, at, H, 0), depth, exists ? H : 0, words);
       } else {
-        load_neighbours(params.weight_ih[direction] + offset_of(at, params.input_size),
-                        depth - hidden_elements, at < 0 ? 0 : params.input_size, elements);
+        load_vector<false, 4>(element_at(params.weight_ih[direction], at, params.input_size, 0),
+                              depth - hidden_elements, exists ? params.input_size : 0, words);
       }
     });
   };
-  if (takes_vectors(weight_hh, H)) {
-    gather([](const Storage* row, int column, int columns, auto& elements) {
-      load_vector(row, column, columns, elements);
-    });
+  // Where there are registers for it, all loads are in flight at once.
+  constexpr bool kAtOnce = kRowTiles <= 2 && kResident <= 16;
+  if (kAtOnce) start_units();
+  if (takes_vectors(weight_hh, H, 16)) {
+    gather(std::true_type{});
   } else {
-    gather([](const Storage* row, int column, int columns, auto& elements) {
-      load_neighbours(row, column, columns, elements);
-    });
+    gather(std::false_type{});
   }
+  if (!kAtOnce) start_units();
 
-  for (int i = threadIdx.x; i < 2 * kBuffer / 4; i += kBlockThreads) {
-    reinterpret_cast<uint32_t*>(operand)[i] = 0;
+#pragma unroll
+  for (int i = 0; i < kBuffer / 8; i += kBlockThreads) {
+    const int at = i + static_cast<int>(threadIdx.x);
+    if (at < kBuffer / 8) reinterpret_cast<uint4*>(operand)[at] = make_uint4(0, 0, 0, 0);
   }
   if (kCluster && threadIdx.x == 0) {
     barrier_init(&barriers[0], 1);
@@ -113,19 +156,10 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       *reinterpret_cast<uint32_t*>(to) = Mma::bits(x);
     }
   };
-  // What enters a step: at the start of an episode not the hidden state before it.
-  const auto enters = [&](const Episodes<kRagged>& episodes, int b, int j, Storage hidden) {
-    if (!episodes.starts()) return hidden;
-    return p.boundaries.reset_to_initial && p.h_0 && b < B && j < H ? p.h_0[offset_of(b, H) + j]
-                                                                    : Storage{};
-  };
-  // Version 0: the hidden state that enters the first step, zero where there is no unit.
-  for (int i = threadIdx.x; i < H * kTileSequences; i += kBlockThreads) {
-    const int j = i % H, sequence = i / H, b = first_sequence + sequence;
-    if (sequence >= placement.sequences || b >= B || !p.h_0) continue;
-    Episodes<kRagged> episodes(p.boundaries, timeline, b);
-    episodes.load_start(timeline, 0);
-    store_operand(0, j, sequence, enters(episodes, b, j, p.h_0[offset_of(b, H) + j]));
+  const bool zero = episodes.starts() && !p.boundaries.reset_to_initial;
+#pragma unroll
+  for (int i = 0; i < kInitial; ++i) {
+    store_operand(0, lane + i * kWarpThreads, warp, zero ? Storage{} : initial[i]);
   }
 
   // The thread's element of the input, with input_tiles.
@@ -139,11 +173,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
                                offset_of(first_sequence + input_sequence, input_size) +
                                input_column;
   const auto load_input = [&](const Rows& rows) {
-    Storage x = {};
-    if (takes_input && (!kRagged || first_sequence + input_sequence < rows.count)) {
-      x = *row_of(input, rows.first, input_size * static_cast<int>(sizeof(Storage)));
-    }
-    return x;
+    return load_if(takes_input && (!kRagged || first_sequence + input_sequence < rows.count),
+                   row_of(input, rows.first, input_size * static_cast<int>(sizeof(Storage))));
   };
   const auto store_input = [&](int version, Storage x) {
     if (input_sequence < kTileSequences) {
@@ -151,22 +182,10 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     }
   };
 
-  // Skips the steps that no sequence of the slice has: of a packed sequence, the first ones in the
-  // reverse direction.
-  int index = 0;
-  if (kRagged) {
-    while (timeline.rows(index).count <= first_sequence) ++index;
-  }
-  Rows now = timeline.rows(index), next = timeline.rows(index + 1);
-
-  ForwardUnit<Types, kRagged, kRowTiles <= 2> units[kRowTiles];
 #pragma unroll
   for (int r = 0; r < kRowTiles; ++r) {
-    units[r].start(params, direction, timeline, first_unit + r * kTileUnits + lane_unit,
-                   first_sequence + lane_sequence,
-                   has_rows(r) && lane_sequence < placement.sequences);
-    if (kInputTiles == 0) units[r].load(now);
-    units[r].episodes.load_start(timeline, index);
+    units[r].finish_start(p);
+    starts[r] = first_episodes[r].starts();
   }
 
   // Where the lane sends: every kPacked-th block of the cluster.
@@ -230,13 +249,13 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       float total[4];
 #pragma unroll
       for (int gate = 0; gate < 4; ++gate) total[gate] = own[gate] + units[r].preactivation(gate);
-      gates[r] = units[r].step(p, now, t, total);
-      units[r].episodes.load_start(timeline, index + 1);
+      gates[r] = units[r].step(now, t, starts[r], total);
+      starts[r] = units[r].episodes.starts();  // at the next step
     }
     if (more) {
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r) {
-        const Storage h = enters(units[r].episodes, units[r].b, units[r].j, units[r].hidden);
+        const Storage h = starts[r] ? units[r].first_hidden : units[r].hidden;
         const int element = first_unit + r * kTileUnits + lane_unit;
         if (!kCluster) {
           if (has_rows(r)) store_operand(version + 1, element, lane_sequence, h);
@@ -253,14 +272,14 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
           const uint32_t other = __shfl_xor_sync(kFullMask, word, 4);
           words = lane_unit % 2 ? make_uint2(other, word) : make_uint2(word, other);
         }
-        if (!has_rows(r)) continue;
         const int at =
             operand_at + (version + 1) % 2 * kBuffer +
             operand_offset(element / kPacked * kPacked, lane_sequence, Mma::kElementBytes);
         const int barrier = barriers_at + (version + 1) % 2 * 8;
 #pragma unroll
         for (int i = 0; i < kSends; ++i) {
-          if (lane_unit % kPacked + i * kPacked < blocks) {
+          if (i * kPacked >= blocks) break;
+          if (lane_unit % kPacked + i * kPacked < blocks && has_rows(r)) {
             store_async(destination[i] + at, words, destination[i] + barrier);
           }
         }
@@ -274,13 +293,16 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     for (int r = 0; r < kRowTiles; ++r) units[r].emit(now, t, gates[r]);
     if (!more) break;
     now = next;
-    next = timeline.rows_after(now, index + 2, 1);
+    next = timeline.rows_after(now, after_next, 1);
+    after_next = timeline.load_rows(index + 3);
     if (kInputTiles > 0) {
       if (index + 2 < T) input_ahead = load_input(next);
     } else {
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r) units[r].load(now);
     }
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r) units[r].episodes.load_start(timeline, index + 2);
     if (kCluster) {
       uint64_t* const barrier = &barriers[(version + 1) % 2];
       barrier_wait(barrier, version / 2 % 2);

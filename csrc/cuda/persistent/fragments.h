@@ -3,49 +3,126 @@
 #pragma once
 
 #include "cuda/persistent/mma.h"
+#include "cuda/persistent/rows.h"
 
 namespace fused_lstm {
 namespace cuda {
 namespace {
+
+// Of rows that can be in any order within the warp's row tiles, a lane gets neighbours: two of each
+// tile, or, where there are pairs of tiles, four of each pair. So what it loads of them, or stores
+// of their sums, are vectors.
+template <int kRowTiles>
+constexpr int kNeighbourTiles = kRowTiles % 2 == 0 ? 2 : 1;
+
+// The row that is row g (half 0) or g + 8 (half 1) of the lane in row tile `tile`.
+template <int kRowTiles>
+__device__ __forceinline__ int neighbour_row(int tile, int half) {
+  constexpr int tiles = kNeighbourTiles<kRowTiles>;
+  const int g = threadIdx.x % kWarpThreads / 4;
+  return tile / tiles * tiles * kTileRows + 2 * tiles * g + 2 * (tile % tiles) + half;
+}
+
+// Whether vectors of `bytes` can be loaded from the rows of a matrix.
+template <class Storage>
+__device__ __forceinline__ bool takes_vectors(const Storage* matrix, int columns, int bytes) {
+  return columns * sizeof(Storage) % bytes == 0 && reinterpret_cast<uintptr_t>(matrix) % bytes == 0;
+}
+
+// A vector of `kWords` words of a row of a matrix, from column `column` of `columns` on; zero past
+// its end. kVectors: whether the matrix takes_vectors of this size.
+template <bool kVectors, int kWords, class Storage>
+__device__ __forceinline__ void load_vector(const Storage* row, int column, int columns,
+                                            uint32_t* words) {
+  const Storage* const from = row + column;
+  if constexpr (kVectors) {
+    load_words_if<kWords>(column < columns, from, words);
+  } else {
+    constexpr int each = 4 / sizeof(Storage);  // elements of a word
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) {
+      words[i] = 0;
+#pragma unroll
+      for (int e = 0; e < each; ++e) {
+        const int at = each * i + e;
+        const Storage x = load_if(column + at < columns, from + at);
+        if constexpr (each == 2) {
+          words[i] |= static_cast<uint32_t>(x.bits) << (16 * e);
+        } else {
+          words[i] = __float_as_uint(x);
+        }
+      }
+    }
+  }
+}
 
 template <class Mma, int kRowTiles, int kDepthTiles, int kResident>
 class Fragments {
   using Fragment = typename Mma::Fragment;
   using Storage = typename Mma::Storage;
   static constexpr int kAll = kRowTiles * kDepthTiles;
-  static constexpr int kVectors = Mma::kWords / 4;  // of 16 bytes in a fragment
+  static constexpr int kParts = Mma::kWords / 4;  // of 16 bytes, in a fragment
+  // Registers that loads in flight may have, with their addresses, and those of a vector of
+  // `words`.
+  static constexpr int kLoadRegisters = kResident > 24 || Mma::kSplit ? 48 : 72;
+  template <bool kVectors, int words>
+  static constexpr int kVectorRegisters = 2 + words * (kVectors ? 1 : 4 / Mma::kElementBytes);
 
  public:
-  // spilled: shared [kAll - kResident, kVectors, threads] uint4.
+  // spilled: shared [kAll - kResident, kParts, threads] uint4.
   __device__ __forceinline__ explicit Fragments(char* spilled)
       : spilled_(reinterpret_cast<uint4*>(spilled) + threadIdx.x) {}
 
-  // elements(row, depth, e): sets e to the kLaneElements elements from `depth` on of row `row` of
-  // the warp's kRowTiles row tiles; zero outside the matrix.
-  template <class Elements>
-  __device__ __forceinline__ void gather(const Elements& elements) {
-    const int g = threadIdx.x % kWarpThreads / 4, q = threadIdx.x % 4;
+  // From a matrix whose rows go along the depth. vector(tile, half, depth, words) sets 4 words to
+  // the 16 bytes from `depth` on of row g (half 0) or g + 8 (half 1) of the lane in row tile
+  // `tile`; zero outside the matrix. kVectors: whether it loads them at once.
+  template <bool kVectors, class Vector>
+  __device__ __forceinline__ void gather(const Vector& vector) {
+    take_steps<PairOfDepths, kVectorRegisters<kVectors, 4>>(
+        [&](int step, uint32_t (&words)[8]) {
+          const int depth = kSequenceBytes * (step / kRowTiles) + 16 * (threadIdx.x % 4);
+          vector(step % kRowTiles, 0, depth / Mma::kElementBytes, words);
+          vector(step % kRowTiles, 1, depth / Mma::kElementBytes, words + 4);
+        },
+        [&](int i, const uint32_t (&words)[8]) {
+          return Mma::fragment(make_uint2(words[2 * i], words[2 * i + 1]),
+                               make_uint2(words[4 + 2 * i], words[4 + 2 * i + 1]));
+        });
+  }
+
+  // From a matrix whose columns go along the depth. vector(tile, depth, words) sets kColumnWords
+  // words to the element `depth` of the lane's neighbours in the kNeighbourTiles row tiles from
+  // `tile` on.
+  static constexpr int kColumnWords = 2 * kNeighbourTiles<kRowTiles> * Mma::kElementBytes / 4;
+  template <bool kVectors, class Vector>
+  __device__ __forceinline__ void gather_columns(const Vector& vector) {
+    constexpr int all = Mma::kLaneElements * kColumnWords;
+    take_steps<Neighbours, kVectorRegisters<kVectors, kColumnWords>>(
+        [&](int step, uint32_t (&words)[all]) {
+          const int tile = Neighbours::first(step) / kRowTiles;
+          const int depth =
+              (kSequenceBytes * (tile / 2) + 16 * (threadIdx.x % 4) + 8 * (tile % 2)) /
+              Mma::kElementBytes;
 #pragma unroll
-    for (int f = 0; f < kAll; ++f) {
-      const int tile = f / kRowTiles, row = f % kRowTiles * kTileRows + g;
-      const int depth =
-          (kSequenceBytes * (tile / 2) + 16 * q + 8 * (tile % 2)) / Mma::kElementBytes;
-      Storage first[Mma::kLaneElements], second[Mma::kLaneElements];
-      if (f % 4 == 3) __syncwarp();  // no more loads in flight than there are registers
-      elements(row, depth, first);
-      elements(row + 8, depth, second);
-      const Fragment fragment = Mma::fragment(first, second);
-      if (f < kResident) {
-        resident_[f] = fragment;
-        continue;
-      }
+          for (int e = 0; e < Mma::kLaneElements; ++e) {
+            vector(Neighbours::first(step) % kRowTiles, depth + e, words + e * kColumnWords);
+          }
+        },
+        [&](int i, const uint32_t (&words)[all]) {
+          uint2 row[2];
 #pragma unroll
-      for (int v = 0; v < kVectors; ++v) {
-        spilled_[((f - kResident) * kVectors + v) * kBlockThreads] =
-            make_uint4(fragment.word[4 * v], fragment.word[4 * v + 1], fragment.word[4 * v + 2],
-                       fragment.word[4 * v + 3]);
-      }
-    }
+          for (int half = 0; half < 2; ++half) {
+            if constexpr (Mma::kElementBytes == 2) {  // words of two rows to words of two elements
+              const int selector = half ? 0x7632 : 0x5410;
+              row[half] = make_uint2(
+                  __byte_perm(words[i], words[kColumnWords + i], selector),
+                  __byte_perm(words[2 * kColumnWords + i], words[3 * kColumnWords + i], selector));
+            } else {
+              row[half] = make_uint2(words[2 * i + half], words[kColumnWords + 2 * i + half]);
+            }
+          }
+          return Mma::fragment(row[0], row[1]);
+        });
   }
 
   // sums[r] += the weights of row tile r and depth tile `tile` times the operand.
@@ -61,8 +138,8 @@ class Fragments {
       }
       Fragment fragment;
 #pragma unroll
-      for (int v = 0; v < kVectors; ++v) {
-        const uint4 words = spilled_[((f - kResident) * kVectors + v) * kBlockThreads];
+      for (int v = 0; v < kParts; ++v) {
+        const uint4 words = spilled_[((f - kResident) * kParts + v) * kBlockThreads];
         fragment.word[4 * v] = words.x;
         fragment.word[4 * v + 1] = words.y;
         fragment.word[4 * v + 2] = words.z;
@@ -73,41 +150,81 @@ class Fragments {
   }
 
  private:
+  // What a step of a gather loads: a row tile and two depth tiles, or neighbouring row tiles and a
+  // depth tile. Of kFragments, the i-th is first(step) + i kStride.
+  struct PairOfDepths {
+    static constexpr int kFragments = 2, kStride = kRowTiles, kLoads = 2, kWords = 8;
+    static FUSED_LSTM_INLINE constexpr int first(int step) {
+      return step / kRowTiles * 2 * kRowTiles + step % kRowTiles;
+    }
+  };
+  struct Neighbours {
+    static constexpr int kFragments = kNeighbourTiles<kRowTiles>, kStride = 1,
+                         kLoads = Mma::kLaneElements,
+                         kWords = kLoads * 2 * kFragments * Mma::kElementBytes / 4;
+    static FUSED_LSTM_INLINE constexpr int first(int step) { return step * kFragments; }
+  };
+  // The steps of a gather up to the last one that has a resident fragment.
+  template <class Steps>
+  static FUSED_LSTM_INLINE constexpr int resident_steps() {
+    int steps = 0;
+    while (steps < kAll / Steps::kFragments && Steps::first(steps) < kResident) ++steps;
+    return steps;
+  }
+
+  // load(step, words) loads, fragment(i, words) is then the step's i-th fragment. As many loads are
+  // in flight at once as there are registers.
+  template <class Steps, int kRegisters, class Load, class MakeFragment>
+  __device__ __forceinline__ void take_steps(const Load& load, const MakeFragment& fragment) {
+    constexpr int steps = kAll / Steps::kFragments, resident = resident_steps<Steps>();
+    constexpr int registers = Steps::kLoads * kRegisters;
+    constexpr int at_once = registers < kLoadRegisters ? kLoadRegisters / registers : 1;
+    constexpr int rolled = (steps - resident) / at_once * at_once, unrolled = steps - rolled;
+#pragma unroll 1
+    for (int from = unrolled; from < steps; from += at_once) {
+      uint32_t words[at_once][Steps::kWords];
+#pragma unroll
+      for (int i = 0; i < at_once; ++i) load(from + i, words[i]);
+#pragma unroll
+      for (int i = 0; i < at_once * Steps::kFragments; ++i) {
+        const int step = i / Steps::kFragments, its = i % Steps::kFragments;
+        spill(Steps::first(from + step) + its * Steps::kStride, fragment(its, words[step]));
+      }
+    }
+#pragma unroll
+    for (int from = 0; from < unrolled; from += at_once) {
+      uint32_t words[at_once][Steps::kWords];
+#pragma unroll
+      for (int i = 0; i < at_once; ++i) {
+        if (from + i < unrolled) load(from + i, words[i]);
+      }
+#pragma unroll
+      for (int i = 0; i < at_once * Steps::kFragments; ++i) {
+        const int step = i / Steps::kFragments, its = i % Steps::kFragments;
+        if (from + step >= unrolled) continue;
+        const int f = Steps::first(from + step) + its * Steps::kStride;
+        if (f < kResident) {
+          resident_[f] = fragment(its, words[step]);
+        } else {
+          spill(f, fragment(its, words[step]));
+        }
+      }
+      __syncwarp();  // keeps later loads behind
+    }
+  }
+
+  __device__ __forceinline__ void spill(int f, const Fragment& fragment) {
+#pragma unroll
+    for (int v = 0; v < kParts; ++v) {
+      spilled_[((f - kResident) * kParts + v) * kBlockThreads] =
+          make_uint4(fragment.word[4 * v], fragment.word[4 * v + 1], fragment.word[4 * v + 2],
+                     fragment.word[4 * v + 3]);
+    }
+  }
+
   Fragment resident_[kResident];
   uint4* spilled_;
 };
-
-// `count` neighbours of a row of a matrix, from column `column` of `columns` on; zero past its end.
-template <class Storage, int count>
-__device__ __forceinline__ void load_neighbours(const Storage* row, int column, int columns,
-                                                Storage (&elements)[count]) {
-#pragma unroll
-  for (int e = 0; e < count; ++e) {
-    elements[e] = column + e < columns ? row[column + e] : Storage{};
-  }
-}
-
-// The same in one access: rows begin and end at multiples of 8 bytes.
-template <class Storage, int count>
-__device__ __forceinline__ void load_vector(const Storage* row, int column, int columns,
-                                            Storage (&elements)[count]) {
-  static_assert(count * sizeof(Storage) == 8, "one access of 8 bytes");
-  uint2 words = make_uint2(0, 0);
-  if (column < columns) words = *reinterpret_cast<const uint2*>(row + column);
-  const uint32_t both[2] = {words.x, words.y};
-#pragma unroll
-  for (int e = 0; e < count; ++e) {
-    if constexpr (sizeof(Storage) == 2) {
-      elements[e].bits = static_cast<uint16_t>(both[e / 2] >> (16 * (e % 2)));
-    } else {
-      elements[e] = __uint_as_float(both[e]);
-    }
-  }
-}
-template <class Storage>
-__device__ __forceinline__ bool takes_vectors(const Storage* matrix, int columns) {
-  return columns * sizeof(Storage) % 8 == 0 && reinterpret_cast<uintptr_t>(matrix) % 8 == 0;
-}
 
 }  // namespace
 }  // namespace cuda

@@ -49,7 +49,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_backward_kernel(
 
   const Placement& placement = params.placement;
   const int member = blockIdx.x % placement.blocks, block_group = blockIdx.x / placement.blocks;
-  const int slice = block_group % placement.slices, direction = block_group / placement.slices;
+  const int direction = block_group >= placement.slices;  // of two at most
+  const int slice = block_group - direction * placement.slices;
   const int gate = member % kGateBlocks, cluster = member / kGateBlocks;
   const BackwardParams<Types>& p = params.layer[direction];
   const Timeline<kRagged> timeline(p.steps);
@@ -74,14 +75,21 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_backward_kernel(
   };
   Fragments<Mma, kRowTiles, kDepthTiles, kResident> weights(shared + params.layout.weights);
   const Storage* const weight_hh = params.weight_hh[direction];
-  weights.gather([&](int row, int depth, Storage(&elements)[Mma::kLaneElements]) {
-    const int unit = first_row + row;
-#pragma unroll
-    for (int e = 0; e < Mma::kLaneElements; ++e) {
-      const int k = warp * kGroups * kGroupElements + depth_of(depth + e);
-      elements[e] = unit < H && k < H ? weight_hh[offset_of(gate * H + k, H) + unit] : Storage{};
-    }
-  });
+  constexpr int kNeighbours = 2 * kNeighbourTiles<kRowTiles>;  // rows of a lane
+  const auto gather = [&](auto vectors) {
+    constexpr bool kVectors = decltype(vectors)::value;
+    weights.template gather_columns<kVectors>([&](int tile, int depth, uint32_t* words) {
+      const int k = warp * kGroups * kGroupElements + depth_of(depth);
+      load_vector<kVectors, decltype(weights)::kColumnWords>(
+          element_at(weight_hh, gate * H + k, H, 0), first_row + neighbour_row<kRowTiles>(tile, 0),
+          k < H ? H : 0, words);
+    });
+  };
+  if (takes_vectors(weight_hh, H, kNeighbours * Mma::kElementBytes)) {
+    gather(std::true_type{});
+  } else {
+    gather(std::false_type{});
+  }
 
   // As in grid_forward.h: what no block sends meets weights of zero.
   int at[kGroups];
@@ -98,6 +106,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_backward_kernel(
     while (timeline.rows(index).count <= first_sequence) --index;
   }
   Rows now = timeline.rows(index), next = timeline.rows(index - 1);
+  auto after_next = timeline.load_rows(index - 2);
 
   BackwardUnit<Types, kRagged> units[kThreadUnits];
   uint32_t* word_of[kThreadUnits];  // of the exchange, of the first gate in the first buffer
@@ -117,6 +126,9 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_backward_kernel(
                         4 +
                     element % kGroupElements);
   }
+
+#pragma unroll
+  for (int i = 0; i < kThreadUnits; ++i) units[i].finish_start(p, now, next, index > 0);
 
   const int sequence_tiles = (placement.sequences + kTileSequences - 1) / kTileSequences;
   const unsigned bytes = kGateBlocks * sequence_tiles * kTileSequences * kUnits * 4;
@@ -219,7 +231,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_backward_kernel(
     }
 
     // What no other block waits for.
-    const Rows previous = timeline.rows_after(next, index - 2, -1);
+    const Rows previous = timeline.rows_after(next, after_next, -1);
+    after_next = timeline.load_rows(index - 3);
     const bool more = index > 0 && (!kRagged || next.count > first_sequence);
 #pragma unroll
     for (int i = 0; i < kThreadUnits; ++i) {

@@ -69,21 +69,18 @@ struct Mma {
     }
   }
 
-  // Fragment of rows g (first) and g + 8 (second), from their elements.
-  static __device__ __forceinline__ Fragment fragment(const Storage (&first)[kLaneElements],
-                                                      const Storage (&second)[kLaneElements]) {
+  // Fragment of the lane's 8 bytes of rows g (first) and g + 8 (second), as they are stored.
+  static __device__ __forceinline__ Fragment fragment(uint2 first, uint2 second) {
     Fragment f = {};
-    for (int half = 0; half < 2; ++half) {
+    const uint32_t stored[4] = {first.x, second.x, first.y, second.y};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
       if constexpr (kElementBytes == 2) {
-        f.word[2 * half] = bits(first[2 * half]) | bits(first[2 * half + 1]) << 16;
-        f.word[2 * half + 1] = bits(second[2 * half]) | bits(second[2 * half + 1]) << 16;
+        f.word[i] = stored[i];
       } else {
-        const float rows[2] = {first[half], second[half]};
-        for (int row = 0; row < 2; ++row) {
-          const float high = to_tf32(rows[row]);
-          f.word[2 * half + row] = __float_as_uint(high);
-          if constexpr (kSplit) f.word[4 + 2 * half + row] = __float_as_uint(rows[row] - high);
-        }
+        const float x = __uint_as_float(stored[i]), high = to_tf32(x);
+        f.word[i] = __float_as_uint(high);
+        if constexpr (kSplit) f.word[4 + i] = __float_as_uint(x - high);
       }
     }
     return f;

@@ -14,11 +14,22 @@ namespace fused_lstm {
 namespace cuda {
 namespace {
 
-template <class LayerParams>
-__device__ __forceinline__ float load_initial_cell(const LayerParams& p, int64_t at) {
-  if (p.c_0.accum) return p.c_0.accum[at];
-  return p.c_0.storage ? widened(p.c_0.storage[at]) : 0.0f;
-}
+// The initial cell state of a unit, of which one pointer is null, as it is stored.
+template <class Storage>
+struct InitialCell {
+  float accum;
+  Storage storage;
+
+  template <class LayerParams>
+  __device__ __forceinline__ void load(const LayerParams& p, int b, int H, int j, bool exists) {
+    accum = load_if(exists && p.c_0.accum, element_at(p.c_0.accum, b, H, j));
+    storage = load_if(exists && p.c_0.storage, element_at(p.c_0.storage, b, H, j));
+  }
+  template <class LayerParams>
+  __device__ __forceinline__ float value(const LayerParams& p) const {
+    return p.c_0.accum ? accum : widened(storage);
+  }
+};
 
 // kPointers: whether to keep them in registers, rather than to compute them at each step.
 template <class Types, bool kRagged, bool kPointers>
@@ -37,6 +48,12 @@ struct ForwardUnit {
   float bias[4], ahead[4];      // of the next step: its preactivations but for the recurrent GEMM
   float cell;
   Storage hidden;  // after the last valid step
+  // Of the state from which episodes start.
+  float first_cell;
+  Storage first_hidden;
+  // As start has loaded them:
+  InitialCell<Storage> initial_cell;
+  Storage biases[2][4];
 
   __device__ __forceinline__ void start(const PersistentForwardParams<Types>& params, int direction,
                                         const Timeline<kRagged>& timeline, int unit, int sequence,
@@ -53,29 +70,40 @@ struct ForwardUnit {
     gates = element_of(p.gates, 4 * H);
     cells = element_of(p.cells, H);
     episodes = Episodes<kRagged>(p.boundaries, timeline, sequence);
-    cell = 0.0f;
-    hidden = Storage{};
-    const int64_t at = offset_of(b, H) + j;
-    if (present) {
-      if (p.h_0) hidden = p.h_0[at];
-      cell = load_initial_cell(p, at);
+    hidden = load_if(present && p.h_0, element_at(p.h_0, b, H, j));
+    initial_cell.load(p, b, H, j, present);
+    const Storage* const arrays[2] = {params.bias_ih[direction], params.bias_hh[direction]};
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+#pragma unroll
+      for (int gate = 0; gate < 4; ++gate) {
+        biases[i][gate] = load_if(arrays[i] && unit < H, element_at(arrays[i], gate, H, unit));
+      }
     }
 #pragma unroll
+    for (int gate = 0; gate < 4; ++gate) ahead[gate] = 0.0f;
+  }
+
+  // Once other loads have been issued, too.
+  __device__ __forceinline__ void finish_start(const ForwardParams<Types>& p) {
+    cell = initial_cell.value(p);
+    const bool initial = p.boundaries.reset_to_initial;
+    first_hidden = initial ? hidden : Storage{};
+    first_cell = initial ? cell : 0.0f;
+#pragma unroll
     for (int gate = 0; gate < 4; ++gate) {
-      bias[gate] = ahead[gate] = 0.0f;
-      if (unit >= H) continue;
-      const int row = gate * H + unit;
-      if (params.bias_ih[direction]) bias[gate] += widened(params.bias_ih[direction][row]);
-      if (params.bias_hh[direction]) bias[gate] += widened(params.bias_hh[direction][row]);
+      bias[gate] = widened(biases[0][gate]) + widened(biases[1][gate]);
     }
   }
 
   // Loads what was made ahead of the step's preactivations.
   __device__ __forceinline__ void load(const Rows& rows) {
-    if (!present || (kRagged && b >= rows.count)) return;
+    const bool exists = present && (!kRagged || b < rows.count);
     const float* const from = row_of(preactivations, rows.first, 16 * H);
 #pragma unroll
-    for (int gate = 0; gate < 4; ++gate) ahead[gate] = *row_of(from, gate, 4 * H);
+    for (int gate = 0; gate < 4; ++gate) {
+      ahead[gate] = load_if(exists, row_of(from, gate, 4 * H), ahead[gate]);
+    }
   }
 
   // What the recurrent GEMM of the next step is added to.
@@ -83,41 +111,34 @@ struct ForwardUnit {
     return ahead[gate] + bias[gate];
   }
 
-  // One step, from its preactivations. Returns the gates, zero at a step that is
-  // not valid.
-  __device__ __forceinline__ Gates<FastFloat> step(const ForwardParams<Types>& p, const Rows& rows,
-                                                   int t, const float (&sums)[4]) {
-    if (kRagged && episodes.starts()) {
-      cell = p.boundaries.reset_to_initial && present
-                 ? load_initial_cell(p, offset_of(b, static_cast<int>(p.hidden_size)) + j)
-                 : 0.0f;
-    }
+  // One step, from its preactivations; starts: an episode. Returns the gates, zero at a step that
+  // is not valid.
+  __device__ __forceinline__ Gates<FastFloat> step(const Rows& rows, int t, bool starts,
+                                                   const float (&sums)[4]) {
+    if (kRagged) cell = starts ? first_cell : cell;
     Gates<FastFloat> gate = activate(Gates<FastFloat>{sums[0], sums[1], sums[2], sums[3]});
     const FastFloat next = next_cell<FastFloat>(gate, cell);
     const Storage h = rounded<Storage>(next_hidden<FastFloat>(gate.o, next).value);
-    if (episodes.valid(rows, b, t)) {
-      cell = next.value;
-      hidden = h;
-    } else {
-      gate = {0.0f, 0.0f, 0.0f, 0.0f};
-    }
-    return gate;
+    const bool valid = episodes.valid(rows, b, t);
+    cell = valid ? next.value : cell;
+    hidden = valid ? h : hidden;
+    return valid ? gate : Gates<FastFloat>{0.0f, 0.0f, 0.0f, 0.0f};
   }
 
   // Stores what the caller sees of the step.
   __device__ __forceinline__ void emit(const Rows& rows, int t,
                                        const Gates<FastFloat>& gate) const {
-    if (!present || (kRagged && b >= rows.count)) return;
+    const bool exists = present && (!kRagged || b < rows.count);
     constexpr int bytes = sizeof(Storage);
-    *row_of(output, rows.first, output_bytes) = episodes.valid(rows, b, t) ? hidden : Storage{};
-    if (gates) {
-      Storage* const to = row_of(gates, rows.first, 4 * bytes * H);
-      *to = rounded<Storage>(gate.i.value);
-      *row_of(to, 1, bytes * H) = rounded<Storage>(gate.f.value);
-      *row_of(to, 2, bytes * H) = rounded<Storage>(gate.g.value);
-      *row_of(to, 3, bytes * H) = rounded<Storage>(gate.o.value);
-    }
-    if (cells) *row_of(cells, rows.first, 4 * H) = cell;
+    store_if(exists, row_of(output, rows.first, output_bytes),
+             episodes.valid(rows, b, t) ? hidden : Storage{});
+    const bool stores_gates = exists && gates;
+    Storage* const to = row_of(gates, rows.first, 4 * bytes * H);
+    store_if(stores_gates, to, rounded<Storage>(gate.i.value));
+    store_if(stores_gates, row_of(to, 1, bytes * H), rounded<Storage>(gate.f.value));
+    store_if(stores_gates, row_of(to, 2, bytes * H), rounded<Storage>(gate.g.value));
+    store_if(stores_gates, row_of(to, 3, bytes * H), rounded<Storage>(gate.o.value));
+    store_if(exists && cells, row_of(cells, rows.first, 4 * H), cell);
   }
 
   __device__ __forceinline__ void finish(const ForwardParams<Types>& p) const {
@@ -151,13 +172,15 @@ struct BackwardUnit {
   const Storage* gates;          // [N, 4H]
   const float* cells;            // [N, H]
   const Storage* grad_outputs;   // [N, output_stride], or null
-  const float* grad_cells;       // [N, H], or null
-  const Storage* grad_gates;     // [N, 4H], or null
+  const float* grad_cells;       // [N, H], or null: kRagged alone
+  const Storage* grad_gates;     // [N, 4H], or null: kRagged alone
   Storage* grad_preactivations;  // [N, 4H]
   int H, output_bytes;           // output_bytes: of a row of grad_outputs
-  float initial_cell;            // c_0
-  float grad_hidden, grad_cell;  // of the states after the step, from the steps after it
-  float cell;                    // after the step, as stored
+  InitialCell<Storage> stored_initial_cell;
+  float initial_cell;              // c_0
+  float grad_hidden, grad_cell;    // of the states after the step, from the steps after it
+  float ended_hidden, ended_cell;  // of the states that episodes have started from
+  float cell;                      // after the step, as stored
   // Of the next step, as stored:
   Storage gate[4], grad_gate[4], grad_output;
   float grad_cell_output;  // the caller's gradient of the cell state
@@ -180,39 +203,44 @@ struct BackwardUnit {
     grad_preactivations = element_of(p.grad_preactivations, 4 * H);
     episodes = Episodes<kRagged>(p.boundaries, timeline, sequence);
     ends = false;
-    initial_cell = grad_hidden = grad_cell = grad_cell_output = previous_cell = 0.0f;
+    ended_hidden = ended_cell = 0.0f;
+    grad_cell_output = previous_cell = initial_cell = 0.0f;
 #pragma unroll
     for (int i = 0; i < 4; ++i) gate[i] = grad_gate[i] = Storage{};
     grad_output = Storage{};
-    if (present) {
-      const int64_t at = offset_of(b, H) + j;
-      initial_cell = load_initial_cell(p, at);
-      if (p.grad_hidden) grad_hidden = p.grad_hidden[at];
-      if (p.grad_cell) grad_cell = p.grad_cell[at];
-    }
-    cell = initial_cell;
-    if (present && b < last.count) cell = *row_of(cells, last.first, 4 * H);
+    stored_initial_cell.load(p, b, H, j, present);
+    grad_hidden = load_if(present && p.grad_hidden, element_at(p.grad_hidden, b, H, j));
+    grad_cell = load_if(present && p.grad_cell, element_at(p.grad_cell, b, H, j));
+    cell = load_if(present && b < last.count, row_of(cells, last.first, 4 * H));
+  }
+
+  // Once other loads have been issued, too.
+  __device__ __forceinline__ void finish_start(const BackwardParams<Types>& p, const Rows& last,
+                                               const Rows& previous, bool has_previous) {
+    initial_cell = stored_initial_cell.value(p);
+    cell = b < last.count ? cell : initial_cell;
+    previous_cell = has_previous && b < previous.count ? previous_cell : initial_cell;
   }
 
   // Loads what the step with `rows` reads; it comes after the one with `previous` in time's order,
   // if it has one.
   __device__ __forceinline__ void load(const Rows& rows, const Rows& previous, bool has_previous) {
     constexpr int bytes = sizeof(Storage);
-    if (!present) return;
-    previous_cell = initial_cell;
-    if (has_previous && (!kRagged || b < previous.count)) {
-      previous_cell = *row_of(cells, previous.first, 4 * H);
-    }
-    if (kRagged && b >= rows.count) return;
+    previous_cell = load_if(present && has_previous && (!kRagged || b < previous.count),
+                            row_of(cells, previous.first, 4 * H), initial_cell);
+    const bool exists = present && (!kRagged || b < rows.count);
     const Storage* const from = row_of(gates, rows.first, 4 * bytes * H);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) gate[i] = *row_of(from, i, bytes * H);
-    if (grad_outputs) grad_output = *row_of(grad_outputs, rows.first, output_bytes);
-    if (grad_cells) grad_cell_output = *row_of(grad_cells, rows.first, 4 * H);
-    if (grad_gates) {
-      const Storage* const grads = row_of(grad_gates, rows.first, 4 * bytes * H);
+    for (int i = 0; i < 4; ++i) gate[i] = load_if(exists, row_of(from, i, bytes * H), gate[i]);
+    grad_output = load_if(exists && grad_outputs, row_of(grad_outputs, rows.first, output_bytes),
+                          grad_output);
+    if (!kRagged) return;
+    grad_cell_output =
+        load_if(exists && grad_cells, row_of(grad_cells, rows.first, 4 * H), grad_cell_output);
+    const Storage* const grads = row_of(grad_gates, rows.first, 4 * bytes * H);
 #pragma unroll
-      for (int i = 0; i < 4; ++i) grad_gate[i] = *row_of(grads, i, bytes * H);
+    for (int i = 0; i < 4; ++i) {
+      grad_gate[i] = load_if(exists && grad_gates, row_of(grads, i, bytes * H), grad_gate[i]);
     }
   }
 
@@ -221,7 +249,7 @@ struct BackwardUnit {
   __device__ __forceinline__ Gates<FastFloat> step(const BackwardParams<Types>& p, const Rows& rows,
                                                    int t) {
     const bool valid = episodes.valid(rows, b, t), episode = episodes.starts();
-    if (kRagged && ends && valid) end_gradient_at(p, p.grad_h_0, grad_hidden);
+    if (kRagged) end_gradient(ends && valid, grad_hidden, ended_hidden);
     const bool exists = !kRagged || b < rows.count;
     const FastFloat grad_h = grad_hidden + widened(grad_output);
     const FastFloat grad_c = grad_cell + (exists ? grad_cell_output : 0.0f);
@@ -241,18 +269,17 @@ struct BackwardUnit {
     grad_hidden = valid ? 0.0f : grad_hidden;
     grad_cell = valid ? grad.cell.value : grad_c.value;
     ends = episode;
-    if (episode) end_gradient_at(p, p.grad_c_0, grad_cell);
-    if (valid) return grad.preactivations;
-    return {0.0f, 0.0f, 0.0f, 0.0f};
+    end_gradient(episode, grad_cell, ended_cell);
+    return valid ? grad.preactivations : Gates<FastFloat>{0.0f, 0.0f, 0.0f, 0.0f};
   }
 
   // Stores the gradients of the preactivations, rounded.
   __device__ __forceinline__ void emit(const Rows& rows, const Storage (&grad)[4]) const {
-    if (!present || (kRagged && b >= rows.count)) return;
+    const bool exists = present && (!kRagged || b < rows.count);
     constexpr int bytes = sizeof(Storage);
     Storage* const to = row_of(grad_preactivations, rows.first, 4 * bytes * H);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) *row_of(to, i, bytes * H) = grad[i];
+    for (int i = 0; i < 4; ++i) store_if(exists, row_of(to, i, bytes * H), grad[i]);
   }
 
   __device__ __forceinline__ void finish(const BackwardParams<Types>& p) const {
@@ -260,6 +287,8 @@ struct BackwardUnit {
     const int64_t at = offset_of(b, static_cast<int>(p.hidden_size)) + j;
     if (p.grad_hidden) p.grad_hidden[at] = grad_hidden;
     if (p.grad_cell) p.grad_cell[at] = grad_cell;
+    if (kRagged && p.grad_h_0) p.grad_h_0[at] += ended_hidden;
+    if (kRagged && p.grad_c_0) p.grad_c_0[at] += ended_cell;
   }
 
  private:
@@ -267,11 +296,10 @@ struct BackwardUnit {
   __device__ __forceinline__ T* element_of(T* array, int width) const {
     return in_register(array ? array + offset_of(b, width) + j : nullptr);
   }
-  // The gradient of the state that entered an episode: it is that of the initial state, or of zero.
-  __device__ __forceinline__ void end_gradient_at(const BackwardParams<Types>& p, float* initial,
-                                                  float& grad) const {
-    if (initial && present) initial[offset_of(b, static_cast<int>(p.hidden_size)) + j] += grad;
-    grad = 0.0f;
+  // Where an episode starts, the gradient is that of the state that it starts from.
+  static __device__ __forceinline__ void end_gradient(bool ends, float& grad, float& ended) {
+    ended += ends ? grad : 0.0f;
+    grad = ends ? 0.0f : grad;
   }
 };
 

@@ -127,8 +127,13 @@ inline ClusterAddress cluster_address(const void* shared, unsigned rank) {
 inline void store_async(ClusterAddress to, uint32_t value, ClusterAddress barrier) {
   emulator::store_async(to, &value, sizeof(value), barrier);
 }
-inline void store_async(ClusterAddress to, uint2 value, ClusterAddress barrier) {
-  emulator::store_async(to, &value, sizeof(value), barrier);
+inline void store_async(ClusterAddress to, uint2 value, ClusterAddress barrier,
+                        bool exists = true) {
+  if (exists) emulator::store_async(to, &value, sizeof(value), barrier);
+}
+inline void store_async(ClusterAddress to, uint4 value, ClusterAddress barrier,
+                        bool exists = true) {
+  if (exists) emulator::store_async(to, &value, sizeof(value), barrier);
 }
 inline void barrier_init(uint64_t* barrier, unsigned arrivals) {
   emulator::barrier_init(barrier, arrivals);
@@ -139,6 +144,22 @@ inline void barrier_expect(uint64_t* barrier, unsigned bytes) {
 }
 inline void barrier_wait(uint64_t* barrier, unsigned parity) {
   emulator::barrier_wait(barrier, parity);
+}
+
+template <int count, class T>
+void load_words_if(bool exists, const T* from, uint32_t* words) {
+  for (int i = 0; i < count; ++i) {
+    words[i] = exists ? reinterpret_cast<const uint32_t*>(from)[i] : 0;
+  }
+}
+template <class T>
+T load_if(bool exists, const T* from, T otherwise = T{}) {
+  return exists ? *from : otherwise;
+}
+inline uint32_t load_if(bool exists, const uint8_t* from) { return exists ? *from : 0; }
+template <class T>
+void store_if(bool exists, T* to, T x) {
+  if (exists) *to = x;
 }
 
 template <class T>
