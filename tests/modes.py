@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 TESTS = Path(__file__).parent
-SETS = ["portable", "avx2", "avx512", "avx512vnni", "avx512bf16", "amx"]
+SETS = ["portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx"]
 
 
 def has(name: str) -> bool:

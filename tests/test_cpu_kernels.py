@@ -21,7 +21,7 @@ from fused_lstm import _C, FusedLSTM
 TESTS = Path(__file__).parent
 CSRC = TESTS.parent / "csrc"
 ISA = "FUSED_LSTM_CPU_ISA"
-SETS = ["portable", "avx2", "avx512", "avx512vnni", "avx512bf16", "amx"]
+SETS = ["portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx"]
 
 
 def python(*arguments, **environment):
@@ -83,9 +83,10 @@ def test_linkage_of_each_instruction_set(name):
     # "name type value size"; V is data, such as the exceptions' tables
     code = {s.rsplit(maxsplit=3)[0] for s in symbols.splitlines() if s.rsplit(maxsplit=3)[1] != "V"}
     tables = {
+        "avxvnni": ("frozen_int8",),
         "avx512vnni": ("frozen_int8",),
         "avx512bf16": ("bf16_operands", "frozen_bfloat16"),
-        "amx": ("bf16_operands", "frozen_bfloat16"),
+        "amx": ("bf16_operands", "frozen_bfloat16", "frozen_int8"),
     }.get(name, ("kernels", "frozen"))
     assert code == {f"fused_lstm::cpu::{table}_{name}()" for table in tables}
 
