@@ -21,6 +21,8 @@ from fused_lstm import _C, FusedLSTM
 TESTS = Path(__file__).parent
 CSRC = TESTS.parent / "csrc"
 ISA = "FUSED_LSTM_CPU_ISA"
+# Those of INT8 differ from the one before in frozen layers alone (test_frozen.py)
+INT8 = ["avxvnni", "avx512vnni"]
 SETS = ["portable", "avx2", "avxvnni", "avx512", "avx512vnni", "avx512bf16", "amx"]
 
 
@@ -54,7 +56,7 @@ def test_an_empty_name_counts_as_none():
     assert python("-c", call, FUSED_LSTM_CPU_ISA="").stdout.strip() in SETS
 
 
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", [name for name in SETS if name not in INT8])
 def test_accuracy_of_each_instruction_set(error_of_an_unknown_name, name):
     if name not in error_of_an_unknown_name.stderr:
         refused = python("-c", "from fused_lstm import _C; _C.cpu_instruction_set()", **{ISA: name})
