@@ -68,10 +68,12 @@ FUSED_LSTM_INLINE typename Lanes<V>::Integer quantized(V x, float inverse) {
   constexpr float rounder = 12582912;  // 1.5 * 2^23: the sum's low bits are the integer
   V product = x * inverse;
   // Opaque: with an FMA, rounded once, some processors would have other integers.
-#ifdef __x86_64__
+#if defined(__x86_64__)
   __asm__("" : "+x"(product));
-#else
+#elif defined(__aarch64__)
   __asm__("" : "+w"(product));
+#else
+  __asm__("" : "+m"(product));
 #endif
   return bits_as<Integer>(product + rounder) - bits_as<int32_t>(rounder);
 }
