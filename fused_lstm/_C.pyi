@@ -1,5 +1,7 @@
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import Parameter
 
@@ -51,6 +53,18 @@ def frozen_pack(
     weights: list[Tensor], scales: list[Tensor], format: str, directions: int
 ) -> Tensor: ...
 def frozen_unpack(packed: Tensor) -> tuple[list[Tensor], list[Tensor]]: ...
+def frozen_keeps_fragments(device: torch.device) -> bool: ...
+def frozen_pack_fragments(weights: list[Tensor], directions: int) -> list[Tensor]: ...
+def frozen_step(
+    input: Tensor,
+    h_0: Tensor,
+    c_0: Tensor,
+    h_n: Tensor,
+    c_n: Tensor,
+    packed: Sequence[Tensor],
+    hidden_size: int,
+    proj_size: int,
+) -> Tensor: ...
 
 class Stream:
     state: tuple[Tensor, Tensor]

@@ -1,4 +1,5 @@
-"""freeze: LSTMs for inference, whose weights are packed once, in float32, bfloat16 or int8."""
+"""freeze: LSTMs for inference, whose weights are packed once, in float32, bfloat16, int8 (on a CPU)
+or float16 (on a GPU)."""
 
 from __future__ import annotations
 
@@ -15,8 +16,9 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from fused_lstm import cell, lstm, ops
+from fused_lstm import _C, cell, lstm, ops
 from fused_lstm.cell import FusedLSTMCell
+from fused_lstm.graph_stream import GraphStream
 from fused_lstm.leaf import is_traced, leaf_call
 from fused_lstm.lstm import FusedLSTM, State
 from fused_lstm.replace import obstacle
@@ -24,7 +26,7 @@ from fused_lstm.replace import obstacle
 if TYPE_CHECKING:
     from fused_lstm._C import Stream
 
-Format = Literal["float32", "bfloat16", "int8"]
+Format = Literal["float32", "bfloat16", "float16", "int8"]
 FORMATS: tuple[Format, ...] = get_args(Format)
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -44,10 +46,12 @@ class _Layer(NamedTuple):
 
 
 class _Frozen(nn.Module):
-    """What FrozenLSTM and FrozenLSTMCell share: weights in panels, that are stored as plain ones.
+    """What FrozenLSTM and FrozenLSTMCell share: packed weights, that are stored as plain ones.
 
-    Each layer's packed bytes are a buffer, uint8, whose contents depend on the processor. Whatever
-    leaves the process (state_dict, pickle) has the weights unpacked.
+    On a CPU each layer's weights are packed bytes, a uint8 buffer whose contents depend on the
+    processor. On a GPU its buffers are the weights in the format's dtype, and once more as the
+    fragments that kernels load. Whatever leaves the process (state_dict, pickle) has the weights
+    unpacked.
     """
 
     input_size: int
@@ -58,12 +62,17 @@ class _Frozen(nn.Module):
     def __init__(self, layer: Any, weights: Format) -> None:
         super().__init__()
         if weights not in FORMATS:
-            raise ValueError(f"weights is {weights!r}, must be 'float32', 'bfloat16' or 'int8'")
+            raise ValueError(
+                f"weights is {weights!r}, must be 'float32', 'bfloat16' or, on a CPU, 'int8', on a "
+                "GPU 'float16'"
+            )
         self.input_size = layer.input_size
         self.hidden_size = layer.hidden_size
         self.bias = layer.bias
         self.format = weights
         self.training = False
+        self._names: list[str] = []  # of the buffers that the operator takes
+        self._keeps_fragments = False
 
     def _layers(self) -> Sequence[_Layer]:
         raise NotImplementedError
@@ -77,10 +86,47 @@ class _Frozen(nn.Module):
         return _Layer(matrices, biases, tuple(names), shapes, directions)
 
     def _packed(self) -> list[Tensor]:
-        return [getattr(self, f"packed_l{k}") for k in range(self.num_layers)]
+        return [getattr(self, name) for name in self._names]
+
+    def _keep(self, buffers: Mapping[str, Tensor]) -> None:
+        for name, tensor in buffers.items():
+            self.register_buffer(name, tensor, persistent=False)
 
     def _pack(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes the weights, in a floating dtype or, with their scales, in int8."""
+        device = next(iter(tensors.values())).device
+        self._keeps_fragments = ops.frozen_keeps_fragments(device)
+        lacking: Format = "int8" if self._keeps_fragments else "float16"
+        if self.format == lacking:
+            formats = [repr(name) for name in FORMATS if name != lacking]
+            raise ValueError(
+                f"weights is {lacking!r}, must be {', '.join(formats[:-1])} or {formats[-1]} for a "
+                f"layer on {device}"
+            )
+        if self._keeps_fragments:
+            packed = self._pack_fragments(tensors)
+        else:
+            packed = self._pack_bytes(tensors)
+        self._names = list(packed)
+        self._keep(packed)
+
+    def _pack_fragments(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        dtype: torch.dtype = getattr(torch, self.format)
+        packed: dict[str, Tensor] = {}
+        for k, layer in enumerate(self._layers()):
+            weights = []
+            for name in layer.names:
+                to = torch.float32 if name in layer.biases else dtype
+                weights.append(tensors[name].detach().to(to))
+                if to != dtype:  # the operator's have that of the matrices
+                    self._keep({f"stored_{name}": weights[-1].clone()})
+            made = ops.frozen_pack_fragments(weights, layer.directions)
+            count = len(layer.names)
+            packed |= {f"packed_{name}": t for name, t in zip(layer.names, made, strict=False)}
+            packed |= {f"packed_l{k}_{i}": tensor for i, tensor in enumerate(made[count:])}
+        return packed
+
+    def _pack_bytes(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         packed = []
         for layer in self._layers():
             weights, scales = [], []
@@ -97,18 +143,25 @@ class _Frozen(nn.Module):
                     scales.append(tensors[f"{name}_scale"].detach().contiguous())
                 weights.append(tensor.contiguous())
             packed.append(ops.frozen_pack(weights, scales, self.format, layer.directions))
-        for k, tensor in enumerate(packed):
-            self.register_buffer(f"packed_l{k}", tensor, persistent=False)
+        return {f"packed_l{k}": tensor for k, tensor in enumerate(packed)}
 
     def _unpacked(self) -> dict[str, Tensor]:
         """The weights in the format; of int8 each with its scales, [rows] float32."""
+        if self._keeps_fragments:
+            names = [name for layer in self._layers() for name in layer.names]
+            buffers = self._buffers
+            kept = {
+                name: buffers.get(f"stored_{name}", buffers[f"packed_{name}"]) for name in names
+            }
+            return {name: tensor.clone() for name, tensor in kept.items() if tensor is not None}
         tensors: dict[str, Tensor] = {}
         for layer, packed in zip(self._layers(), self._packed(), strict=True):
             weights, scales = ops.frozen_unpack(packed)
             tensors.update(zip(layer.names, weights, strict=True))
             if scales:
-                names = (f"{name}_scale" for name in layer.matrices)
-                tensors.update(zip(names, scales, strict=True))
+                tensors.update(
+                    zip((f"{name}_scale" for name in layer.matrices), scales, strict=True)
+                )
         return tensors
 
     def _save_to_state_dict(
@@ -138,6 +191,7 @@ class _Frozen(nn.Module):
                 unexpected_keys,
                 error_msgs,
             )
+        device = self._packed()[0].device
         tensors: dict[str, Tensor] = {}
         known: set[str] = set()
         wrong: list[str] = []
@@ -153,7 +207,7 @@ class _Frozen(nn.Module):
                 names = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
                 wrong.append(f"{prefix}{name} has dtype {found.dtype}, must be one of {names}")
             else:
-                tensors[name] = found
+                tensors[name] = found.to(device)
                 return found
             return None
 
@@ -197,11 +251,12 @@ class _Frozen(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         """For `.to`, `.half` and the like; inputs may be float32, bfloat16 or float16 as it is."""
-        device = fn(torch.empty(0, dtype=torch.uint8)).device
-        if device.type != "cpu":
+        own = self._packed()[0].device
+        device = fn(torch.empty(0, dtype=torch.uint8, device=own)).device
+        if device != own:
             raise RuntimeError(
-                f"a {type(self).__name__} is moved to {device}, must stay on the CPU: move the "
-                "layer that it was frozen from"
+                f"a {type(self).__name__} is moved to {device}, must stay on "
+                f"{'the CPU' if own.type == 'cpu' else own}: move the layer that it was frozen from"
             )
         dtype = fn(torch.empty(0)).dtype
         if dtype not in _DTYPES:
@@ -209,7 +264,12 @@ class _Frozen(nn.Module):
                 f"a {type(self).__name__} is converted to {dtype}, but it computes in float32: "
                 "convert the layer that it was frozen from"
             )
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            result = fn(tensor)
+            return result if result.dtype == tensor.dtype else tensor
+
+        return super()._apply(keep_dtype, recurse)  # type: ignore[no-untyped-call]
 
     def train(self, mode: bool = True) -> Any:
         """Stays in eval mode.
@@ -230,17 +290,22 @@ class _Frozen(nn.Module):
 
 
 class FrozenLSTM(_Frozen):
-    """An nn.LSTM or FusedLSTM for inference on a CPU, with packed weights of its own.
+    """An nn.LSTM or FusedLSTM for inference, with packed weights of its own.
 
     Called as FusedLSTM is. Input and states are float32, bfloat16 or float16, the results have the
     input's dtype; sums, gates and states are in float32 inside. There are no gradients. Threads may
     call one layer at once. `state_dict`, pickle and copies have nn.LSTM's names, with the weights
-    as the format has them: float32; bfloat16; int8, beside a `weight_ih_l0_scale` [rows] float32 of
-    each matrix, whose rows are the elements times the scale.
+    as the format has them: float32; bfloat16; float16; int8, beside a `weight_ih_l0_scale` [rows]
+    float32 of each matrix, whose rows are the elements times the scale.
+
+    On a GPU the products are FusedLSTM's of a layer in the format's dtype: the output and the
+    hidden state are rounded to it, the cell state is not; float32 is multiplied as
+    `torch.backends.cudnn` says.
 
     Args:
-        layer: the layer, on the CPU, in float32, bfloat16 or float16. It is only read.
-        weights: the format.
+        layer: the layer, in float32, bfloat16 or float16, on the device where it will run. It is
+            only read.
+        weights: the format; int8 is for a CPU, float16 for a GPU.
 
     Raises:
         TypeError: `layer` is no LSTM.
@@ -326,6 +391,7 @@ class FrozenLSTM(_Frozen):
             and lengths is None
             and reset is None
             and return_states is False
+            and not self._keeps_fragments
         ):
             plain = ops.plain_frozen(
                 input,
@@ -360,7 +426,7 @@ class FrozenLSTM(_Frozen):
         )
         return lstm.laid_out(self, input, output), lstm.laid_out_state(input, (h_n, c_n))
 
-    def stream(self, batch_size: int = 1) -> Stream:
+    def stream(self, batch_size: int = 1) -> Stream | GraphStream:
         """A stream: sequences that go on from call to call, whose state it owns.
 
             stream = frozen.stream()
@@ -375,6 +441,9 @@ class FrozenLSTM(_Frozen):
         on its own. Streams share the layer's weights, as they were when the stream was made. One
         stream is not for two threads at once.
 
+        On a GPU a step is a captured CUDA graph, which runs on the caller's current stream, and
+        its result is what the next calls write.
+
         Args:
             batch_size: B.
 
@@ -387,6 +456,9 @@ class FrozenLSTM(_Frozen):
                 "the layer is bidirectional, must have one direction to be a stream: the reverse "
                 "one starts at the end"
             )
+        if self._keeps_fragments:
+            sizes = (self.input_size, self.hidden_size, self.proj_size, self.num_layers)
+            return GraphStream(self._packed(), sizes, batch_size)
         return ops.make_stream(self._packed(), batch_size)
 
     def extra_repr(self) -> str:
@@ -401,11 +473,12 @@ class FrozenLSTM(_Frozen):
 
 
 class FrozenLSTMCell(_Frozen):
-    """An nn.LSTMCell or FusedLSTMCell for inference on a CPU: FrozenLSTM's packed weights.
+    """An nn.LSTMCell or FusedLSTMCell for inference: FrozenLSTM's packed weights.
 
     Args:
-        layer: the cell, on the CPU, in float32, bfloat16 or float16. It is only read.
-        weights: the format.
+        layer: the cell, in float32, bfloat16 or float16, on the device where it will run. It is
+            only read.
+        weights: the format; int8 is for a CPU, float16 for a GPU.
 
     Raises:
         TypeError: `layer` is no cell.
@@ -479,18 +552,22 @@ def freeze(model: Module, weights: Format = "float32") -> Module:
 
     An LSTM that `replace_lstm` would leave is left in the copy, and a warning says why.
 
+    On a GPU a frozen layer keeps its recurrent weights once more, as the fragments that the kernels
+    of small batches load when they are launched; other calls gather them from the weights, with
+    the same results. Frozen layers stay on the device where they were frozen.
+
     Args:
-        model: any module that contains LSTMs, or is one; on the CPU, in float32, bfloat16 or
-            float16.
-        weights: "float32", "bfloat16" or "int8".
+        model: any module that contains LSTMs, or is one; in float32, bfloat16 or float16, on the
+            device where the copy will run.
+        weights: "float32", "bfloat16" or, on a CPU, "int8", on a GPU, "float16".
 
     Returns:
         The copy; for a bare layer a FrozenLSTM or FrozenLSTMCell.
 
     Raises:
         TypeError: `model` is not a module.
-        ValueError: `weights` is none of these; no LSTM is in `model` that can be frozen; one is on
-            a GPU, in float64, or, for int8, has infinite or NaN weights.
+        ValueError: `weights` is none of these; no LSTM is in `model` that can be frozen; one is in
+            float64, on a device without kernels, or, for int8, has infinite or NaN weights.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}, must be a torch.nn.Module")
@@ -552,8 +629,8 @@ def _present(layer: nn.Module, names: Sequence[str]) -> dict[str, Tensor]:
                 f"{name} has dtype {tensor.dtype}, must be float32, bfloat16 or float16: a frozen "
                 "layer computes in float32"
             )
-        if tensor.device.type != "cpu":
-            raise ValueError(
-                f"{name} is on {tensor.device}, must be on the CPU: a frozen layer computes there"
-            )
+        with_cuda = _C.build_info()["cuda"]
+        if tensor.device.type not in ("cpu", "cuda" if with_cuda else "cpu"):
+            also = " or a CUDA device" if with_cuda else ": fused_lstm was built without CUDA"
+            raise ValueError(f"{name} is on {tensor.device}, must be on the CPU{also}")
     return found

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from fused_lstm import _extension, _torch, reference  # noqa: F401  (before _C: it may not fit)
+from fused_lstm._C import (  # csrc/operators/frozen_fragments.h
+    frozen_keeps_fragments as frozen_keeps_fragments,
+)
 from fused_lstm._C import frozen_pack as frozen_pack  # csrc/operators/frozen.h
+from fused_lstm._C import frozen_pack_fragments as frozen_pack_fragments
+from fused_lstm._C import frozen_step as frozen_step
 from fused_lstm._C import frozen_unpack as frozen_unpack
 from fused_lstm._C import make_stream as make_stream  # csrc/operators/stream_type.h
 from fused_lstm._C import plain_cell as plain_cell  # csrc/operators/module_calls.h
@@ -181,14 +186,15 @@ def frozen_lstm(
     reset: Tensor | None = None,
     reset_to_initial: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A stack of frozen layers over all time steps, for inference on a CPU.
+    """A stack of frozen layers over all time steps, for inference.
 
     T steps, B sequences, P = proj_size or hidden_size, L layers, n = 2 if bidirectional else 1.
 
     Args:
         input: [T, B, D], or [N, D] with `batch_sizes`; float32, bfloat16 or float16.
         hx: the initial states [n L, B, P] and [n L, B, H], each in one of these dtypes; or None.
-        packed: the bytes of each layer, [bytes] uint8, as `frozen_pack` makes them.
+        packed: the bytes of each layer, [bytes] uint8, as `frozen_pack` makes them; or, on a GPU,
+            each layer's tensors, as `frozen_pack_fragments` makes them.
         hidden_size, proj_size, bidirectional: as in FusedLSTM.
         batch_sizes [T], lengths [B], reset [T, B], reset_to_initial: as in `layer`.
 
@@ -350,7 +356,10 @@ def _frozen_lstm_fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check_devices(input, h_0, c_0, packed, "packed")
     directions, P = 2 if bidirectional else 1, proj_size or hidden_size
-    states = directions * len(packed)
+    # Of each layer bytes, or weights and then fragments in as many tensors for each
+    is_bytes = [tensor.dtype == torch.uint8 for tensor in packed]
+    starts = [not one and before for one, before in zip(is_bytes, [True, *is_bytes], strict=False)]
+    states = directions * (sum(starts) or len(packed))
     B: Any
     if h_0 is not None:
         B = h_0.size(1)

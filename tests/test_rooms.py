@@ -21,7 +21,7 @@ BELOW = {
     "library": ("core", "plan", "cpu", "frozen"),
 }
 # Files that know ATen: the interface of a device, and those of cpu/ and cuda/ that implement it
-ATEN = re.compile(r"^device/|/(.*launch\.cpp|cublas\.(h|cpp)|passes\.h)$")
+ATEN = re.compile(r"^device/|/(.*launch\.cpp|(cublas|packed_fragments)\.(h|cpp)|passes\.h)$")
 TORCH = re.compile(r"(torch|ATen|c10)/")
 # What each Python file may import of the package
 IMPORTS = {
@@ -31,7 +31,8 @@ IMPORTS = {
     "init": set(),
     "cell": {"init", "leaf", "legacy_onnx", "ops"},
     "lstm": {"init", "leaf", "legacy_onnx", "ops"},
-    "frozen": {"_C", "cell", "leaf", "lstm", "ops", "replace"},
+    "frozen": {"_C", "cell", "graph_stream", "leaf", "lstm", "ops", "replace"},
+    "graph_stream": {"ops"},
     "models": {"frozen", "init", "lstm", "ops"},
 }
 

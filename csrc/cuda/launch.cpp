@@ -10,6 +10,7 @@
 
 #include "cuda/cublas.h"
 #include "cuda/passes.h"
+#include "cuda/persistent/packed_fragments.h"
 #include "cuda/persistent/params.h"
 #include "device/device.h"
 #include "plan/kernel_override.h"
@@ -39,10 +40,8 @@ void remember(int device, Kernel kernel, int64_t blocks, cudaError_t error) {
   its = {blocks, known().obstacles.insert(obstacle).first->c_str()};
 }
 
-// Runs the pass that the plan names, and the plan's next choice if the driver refuses it.
-template <class Persistent, class Stepwise>
-void run(const Sizes& s, at::ScalarType storage, bool backward, const Persistent& persistent,
-         const Stepwise& stepwise) {
+// A pass on the current device.
+Problem current_problem(const Sizes& s, at::ScalarType storage, bool backward) {
   Problem problem = problem_of(s);
   problem.backward = backward;
   problem.element_bytes = static_cast<int>(at::elementSize(storage));
@@ -50,13 +49,23 @@ void run(const Sizes& s, at::ScalarType storage, bool backward, const Persistent
   const int device = at::cuda::current_device();
   problem.kernel_override = kernel_override();
   if (!problem.kernel_override) problem.kernel_override = measured_kernel(device, problem);
+  problem.gpu = gpu_of(device);
+  return problem;
+}
+
+// Runs the pass that the plan names, and the plan's next choice if the driver refuses it.
+template <class Persistent, class Stepwise>
+void run(const Sizes& s, at::ScalarType storage, bool backward, const Persistent& persistent,
+         const Stepwise& stepwise) {
+  Problem problem = current_problem(s, storage, backward);
+  const int device = at::cuda::current_device();
   for (;;) {
-    problem.gpu = gpu_of(device);
     const Plan plan = make_plan(problem);
     if (plan.kernel == Kernel::stepwise) return stepwise(plan);
     const cudaError_t error = persistent(plan);
     if (error == cudaSuccess) return;
     remember(device, plan.kernel, blocks_together(problem, plan.kernel, plan.placement), error);
+    problem.gpu = gpu_of(device);
   }
 }
 
@@ -84,6 +93,15 @@ class CudaDevice final : public Device {
         sequence.sizes, layer.output.scalar_type(), /*backward=*/false,
         [&](const Plan& plan) { return cuda::persistent_forward(sequence, layer, plan); },
         [&](const Plan& plan) { cuda::stepwise_forward(sequence, layer, plan); });
+  }
+
+  bool keeps_fragments() const override { return true; }
+  at::Tensor fragments(const Sizes& sizes, const std::vector<Weights>& weights) const override {
+    const at::Tensor& hh = weights.front().hh;
+    const c10::cuda::CUDAGuard guard(hh.device());
+    const Plan plan = make_plan(current_problem(sizes, hh.scalar_type(), /*backward=*/false));
+    if (plan.kernel == Kernel::stepwise) return {};
+    return cuda::pack_fragments(plan.kernel, plan.placement, weights);
   }
 
   void recompute(const Sequence& sequence, const BackwardTensors& layer) const override {

@@ -52,14 +52,16 @@ struct Weights {
 // packed sequence.
 struct ForwardTensors {
   std::vector<Weights> weights;
-  at::Tensor input;  // [N, D]
-  at::Tensor h_0;    // [directions, B, P] optional: zero
-  at::Tensor c_0;    // [directions, B, H] optional: zero; CellState says in which type
+  at::Tensor input;          // [N, D]
+  at::Tensor h_0;            // [directions, B, P] optional: zero
+  at::Tensor c_0;            // [directions, B, H] optional: zero; CellState says in which type
   // Outputs:
   at::Tensor output;    // [N, directions * P]
   at::Tensor h_n, c_n;  // as h_0 and c_0, never undefined
   at::Tensor gates;     // [directions, N, 4H] optional
   at::Tensor cells;     // [directions, N, H] of accum_type, optional
+  // Input, of a frozen layer: what Device::fragments made.
+  at::TensorList fragments;
 };
 
 struct BackwardTensors {
@@ -123,6 +125,14 @@ class Device {
   // Whether recompute or weight_gradients reads layer.h_prev, which they or backward then fill.
   virtual bool reads_h_prev(const Sequence& /*sequence*/, at::ScalarType /*storage*/) const {
     return true;
+  }
+  // Whether a frozen layer keeps fragments here, rather than panels.
+  virtual bool keeps_fragments() const { return false; }
+  // The weights once more, as the kernel that such a call takes loads them; undefined where it
+  // reads them as they are.
+  virtual at::Tensor fragments(const Sizes& /*sizes*/,
+                               const std::vector<Weights>& /*weights*/) const {
+    return {};
   }
   // Whether backward needs layer.grad_hidden and layer.grad_cell even where they start from zero
   // and nothing reads them afterwards.

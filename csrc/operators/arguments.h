@@ -33,6 +33,7 @@ struct LayerArguments {
   // Rows in the order i f g o.
   at::TensorList weights;
   LayerOptions options;
+  at::TensorList fragments = {};  // of a frozen layer, as its device made them
 };
 
 // Of a layer whose states are absent. Only four weights can be those of either.

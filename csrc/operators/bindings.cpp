@@ -11,6 +11,7 @@
 #include "device/device.h"
 #include "device/pool.h"
 #include "operators/frozen.h"
+#include "operators/frozen_fragments.h"
 #include "operators/module_calls.h"
 #include "operators/stream_type.h"
 #include "plan/kernel_override.h"
@@ -247,6 +248,14 @@ PYBIND11_MODULE(_C, m) {
   m.def("frozen_pack", &frozen_pack, "A layer's weights as packed bytes.", py::arg("weights"),
         py::arg("scales"), py::arg("format"), py::arg("directions"));
   m.def("frozen_unpack", &frozen_unpack, "Its weights and their scales.", py::arg("packed"));
+  m.def("frozen_keeps_fragments", &frozen_keeps_fragments,
+        "Whether layers frozen on a device keep fragments of weights, rather than packed bytes.",
+        py::arg("device"));
+  m.def("frozen_pack_fragments", &frozen_pack_fragments, "A layer's weights and their fragments.",
+        py::arg("weights"), py::arg("directions"));
+  m.def("frozen_step", &frozen_step, "A step of a stack of such layers; writes h_n and c_n.",
+        py::arg("input"), py::arg("h_0"), py::arg("c_0"), py::arg("h_n"), py::arg("c_n"),
+        py::arg("packed"), py::arg("hidden_size"), py::arg("proj_size"));
   add_stream_type(m);
   m.def("make_stream", &make_stream, "A Stream over packed layers.", py::arg("packed"),
         py::arg("batch_size"));

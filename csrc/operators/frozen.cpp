@@ -114,15 +114,6 @@ FrozenLayer runnable(const std::string& name, at::Tensor packed) {
   return {packed, frozen::Layer(packed.const_data_ptr(), packed.numel())};
 }
 
-bool is_computed(at::ScalarType dtype) {
-  return dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16;
-}
-
-void check_dtype(const char* name, const at::Tensor& tensor) {
-  TORCH_CHECK(is_computed(tensor.scalar_type()), name, " has dtype ", tensor.scalar_type(),
-              ", must be float32, bfloat16 or float16: a frozen layer computes in float32");
-}
-
 at::Tensor in_float(const at::Tensor& tensor) {
   return (tensor.scalar_type() == at::kFloat ? tensor : tensor.to(at::kFloat)).contiguous();
 }
@@ -136,7 +127,7 @@ at::Tensor initial_state(const char* name, const OptionalTensor& given, at::IntA
                          const at::Tensor& input) {
   if (!given) return {};
   check_place(name, *given, shape, input);
-  check_dtype(name, *given);
+  check_frozen_dtype(name, *given);
   return in_float(*given);
 }
 
@@ -171,15 +162,6 @@ void check_layers(const std::vector<FrozenLayer>& layers, const Sizes& s, bool p
   }
 }
 
-FrozenResult frozen_lstm(const at::Tensor& input, const OptionalTensor& h_0,
-                         const OptionalTensor& c_0, at::TensorList packed, int64_t hidden_size,
-                         int64_t proj_size, bool bidirectional, const OptionalTensor& batch_sizes,
-                         const OptionalTensor& lengths, const OptionalTensor& reset,
-                         bool reset_to_initial) {
-  return frozen_forward(input, h_0, c_0, packed, hidden_size, proj_size, bidirectional,
-                        {batch_sizes, lengths, reset, reset_to_initial});
-}
-
 FrozenResult without_gradients(const at::Tensor& input, const OptionalTensor& h_0,
                                const OptionalTensor& c_0, at::TensorList packed,
                                int64_t hidden_size, int64_t proj_size, bool bidirectional,
@@ -199,18 +181,16 @@ FrozenResult without_gradients(const at::Tensor& input, const OptionalTensor& h_
                  lengths, reset, reset_to_initial);
 }
 
-void on_the_cpu_alone(const c10::OperatorHandle& op, torch::jit::Stack*) {
-  TORCH_CHECK(false, op.schema().name(),
-              ": a tensor is on a CUDA device, but a frozen layer computes on the CPU; move the "
-              "tensors there, or run the layer that it was frozen from");
-}
-
 }  // namespace
 
-at::Tensor frozen_pack(const std::vector<at::Tensor>& weights,
-                       const std::vector<at::Tensor>& scales, const std::string& format,
-                       int64_t directions) {
-  const Format to = format_named(format);
+void check_frozen_dtype(const char* name, const at::Tensor& tensor) {
+  const at::ScalarType dtype = tensor.scalar_type();
+  TORCH_CHECK(dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16, name,
+              " has dtype ", dtype,
+              ", must be float32, bfloat16 or float16: a frozen layer computes in float32");
+}
+
+frozen::Shape frozen_shape(at::TensorList weights, int64_t directions) {
   TORCH_CHECK(directions == 1 || directions == 2, "directions is ", directions, ", must be 1 or 2");
   const size_t each = weights.size() / directions;
   TORCH_CHECK(weights.size() % directions == 0 && each >= 2 && each <= 5, "weights has ",
@@ -225,7 +205,15 @@ at::Tensor frozen_pack(const std::vector<at::Tensor>& weights,
   shape.input_size = weights[0].size(1);
   shape.hidden_size = weights[0].size(0) / 4;
   shape.projection_size = weights[1].size(1);
+  return shape;
+}
 
+at::Tensor frozen_pack(const std::vector<at::Tensor>& weights,
+                       const std::vector<at::Tensor>& scales, const std::string& format,
+                       int64_t directions) {
+  const Format to = format_named(format);
+  const frozen::Shape shape = frozen_shape(weights, directions);
+  const size_t each = weights.size() / directions;
   size_t next_scale = 0;
   const auto matrix = [&](const char* name, const at::Tensor& tensor,
                           at::IntArrayRef sizes) -> frozen::Matrix {
@@ -287,7 +275,7 @@ FrozenResult frozen_forward(const at::Tensor& input, const OptionalTensor& h_0,
   s.H = hidden_size;
   s.P = proj_size > 0 ? proj_size : hidden_size;
   s.directions = bidirectional ? 2 : 1;
-  check_dtype("input", input);
+  check_frozen_dtype("input", input);
   const std::vector<FrozenLayer> layers = frozen_layers(packed);
   check_layers(layers, s, proj_size > 0);
   read_boundaries(input, options, sequence);
@@ -329,10 +317,6 @@ FrozenResult frozen_forward(const at::Tensor& input, const OptionalTensor& h_0,
   return {in_type(x, storage), in_type(h_n, storage), in_type(c_n, cells)};
 }
 
-TORCH_LIBRARY_IMPL(fused_lstm, CPU, m) { m.impl("frozen_lstm", frozen_lstm); }
 TORCH_LIBRARY_IMPL(fused_lstm, Autograd, m) { m.impl("frozen_lstm", without_gradients); }
-TORCH_LIBRARY_IMPL(fused_lstm, CUDA, m) {
-  m.impl("frozen_lstm", torch::CppFunction::makeFromBoxedFunction<&on_the_cpu_alone>());
-}
 
 }  // namespace fused_lstm

@@ -25,6 +25,11 @@ at::Tensor frozen_pack(const std::vector<at::Tensor>& weights,
 // The weights and the scales as frozen_pack takes them, matrices of the format, to the bit.
 std::pair<std::vector<at::Tensor>, std::vector<at::Tensor>> frozen_unpack(const at::Tensor& packed);
 
+// The shape of a layer by the first two weights of a list like frozen_pack's.
+frozen::Shape frozen_shape(at::TensorList weights, int64_t directions);
+// An input or a state.
+void check_frozen_dtype(const char* name, const at::Tensor& tensor);
+
 // A layer that this processor can run, and its packed bytes.
 struct FrozenLayer {
   at::Tensor packed;
@@ -36,7 +41,7 @@ std::vector<FrozenLayer> frozen_layers(at::TensorList packed);
 
 // output [.., directions * P]; h_n [L * directions, B, P]; c_n [L * directions, B, H]
 using FrozenResult = std::tuple<at::Tensor, at::Tensor, at::Tensor>;
-// The operator's kernel: see its schema.
+// The operator's kernel for packed bytes: see its schema.
 FrozenResult frozen_forward(const at::Tensor& input, const OptionalTensor& h_0,
                             const OptionalTensor& c_0, at::TensorList packed, int64_t hidden_size,
                             int64_t proj_size, bool bidirectional, const LayerOptions& options);

@@ -10,19 +10,6 @@
 namespace fused_lstm {
 namespace {
 
-// One direction's weights in the list.
-Weights weights_of(const at::TensorList& list, const Sizes& sizes, int64_t direction) {
-  const size_t each = list.size() / sizes.directions;
-  const at::Tensor* first = list.data() + direction * each;
-  Weights w = {first[0], first[1], {}, {}, {}};
-  if (sizes.biases) {
-    w.bias_ih = first[2];
-    w.bias_hh = first[3];
-  }
-  if (sizes.projected) w.hr = first[each - 1];
-  return w;
-}
-
 // The dtype must be the input's or, with `or_wider`, may be that of the sums.
 void check_dtype(const char* name, at::ScalarType dtype, const at::Tensor& input, bool or_wider) {
   const at::ScalarType storage = input.scalar_type(), wider = accum_type(storage);
@@ -120,17 +107,12 @@ at::Tensor in_type(const at::Tensor& tensor, at::ScalarType dtype) {
 }
 
 // Every direction's weights as the kernels read them: contiguous, the biases in the input's dtype.
-// Wider biases become two of that dtype: their sum rounded, and the rounding error.
 std::vector<Weights> prepared_weights(const LayerArguments& a, const Sizes& s) {
   const at::ScalarType storage = a.input.scalar_type();
   std::vector<Weights> all;
   for (int64_t d = 0; d < s.directions; ++d) {
     Weights w = weights_of(a.weights, s, d);
-    if (s.biases && (w.bias_ih.scalar_type() != storage || w.bias_hh.scalar_type() != storage)) {
-      const at::Tensor sum = w.bias_ih.to(accum_type(storage)).add(w.bias_hh);  // [4H]
-      w.bias_ih = sum.to(storage);
-      w.bias_hh = sum.sub(w.bias_ih).to(storage);
-    }
+    split_biases(w, storage);
     for (at::Tensor* tensor : {&w.ih, &w.hh, &w.bias_ih, &w.bias_hh, &w.hr}) {
       if (tensor->defined()) *tensor = tensor->contiguous();
     }
@@ -186,7 +168,28 @@ std::vector<at::Tensor> weight_gradients(const Device& device, const Sequence& s
 
 }  // namespace
 
-LayerResult layer_forward(const Device& device, const LayerArguments& arguments, bool keep_states) {
+Weights weights_of(at::TensorList list, const Sizes& sizes, int64_t direction) {
+  const size_t each = list.size() / sizes.directions;
+  const at::Tensor* first = list.data() + direction * each;
+  Weights w = {first[0], first[1], {}, {}, {}};
+  if (sizes.biases) {
+    w.bias_ih = first[2];
+    w.bias_hh = first[3];
+  }
+  if (sizes.projected) w.hr = first[each - 1];
+  return w;
+}
+
+void split_biases(Weights& w, at::ScalarType storage) {
+  if (!w.bias_ih.defined()) return;
+  if (w.bias_ih.scalar_type() == storage && w.bias_hh.scalar_type() == storage) return;
+  const at::Tensor sum = w.bias_ih.to(accum_type(storage)).add(w.bias_hh);  // [4H]
+  w.bias_ih = sum.to(storage);
+  w.bias_hh = sum.sub(w.bias_ih).to(storage);
+}
+
+LayerResult layer_forward(const Device& device, const LayerArguments& arguments, bool keep_states,
+                          const FinalStates& final_states) {
   const Sequence sequence = check(arguments);
   const Sizes& s = sequence.sizes;
   const at::TensorOptions options = arguments.input.options();
@@ -198,9 +201,14 @@ LayerResult layer_forward(const Device& device, const LayerArguments& arguments,
   if (arguments.h_0.defined()) layer.h_0 = arguments.h_0.contiguous();
   layer.c_0 = in_cell_type(arguments.c_0, arguments.input);
   layer.output = allocate(rows_shape(s, s.directions * s.P), options);
-  layer.h_n = allocate({s.directions, s.B, s.P}, options);
-  layer.c_n =
-      allocate({s.directions, s.B, s.H}, options.dtype(cell_type(arguments.c_0, arguments.input)));
+  layer.fragments = arguments.fragments;
+  layer.h_n = final_states.h_n;
+  layer.c_n = final_states.c_n;
+  if (!layer.h_n.defined()) layer.h_n = allocate({s.directions, s.B, s.P}, options);
+  if (!layer.c_n.defined()) {
+    layer.c_n = allocate({s.directions, s.B, s.H},
+                         options.dtype(cell_type(arguments.c_0, arguments.input)));
+  }
   if (keep_states) {
     layer.gates = allocate_pooled(rows_shape(s, 4 * s.H, s.directions), options);
     layer.cells = allocate_pooled(rows_shape(s, s.H, s.directions), accums);

@@ -5,6 +5,8 @@
 #include <torch/library.h>
 
 #include "device/torch_private.h"
+#include "operators/frozen.h"
+#include "operators/frozen_fragments.h"
 #include "operators/layer.h"
 
 namespace fused_lstm {
@@ -58,10 +60,29 @@ CellResult cell(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor
 }
 
 template <const Device& (*device)()>
+FrozenResult frozen_lstm(const at::Tensor& input, const OptionalTensor& h_0,
+                         const OptionalTensor& c_0, at::TensorList packed, int64_t hidden_size,
+                         int64_t proj_size, bool bidirectional, const OptionalTensor& batch_sizes,
+                         const OptionalTensor& lengths, const OptionalTensor& reset,
+                         bool reset_to_initial) {
+  TORCH_CHECK(!packed.empty(), "packed is empty, must have a tensor for each layer");
+  const LayerOptions options = {batch_sizes, lengths, reset, reset_to_initial};
+  if (at::isFloatingType(packed[0].scalar_type())) {
+    return frozen_forward_fragments(device(), input, h_0, c_0, packed, hidden_size, proj_size,
+                                    bidirectional, options);
+  }
+  TORCH_CHECK(input.device().is_cpu(), "input is on ", input.device(),
+              ", but the layer was frozen on the CPU; move the input there, or freeze the layer on "
+              "the input's device");
+  return frozen_forward(input, h_0, c_0, packed, hidden_size, proj_size, bidirectional, options);
+}
+
+template <const Device& (*device)()>
 void register_operators(torch::Library& m) {
   m.impl("layer", layer_kernel<layer<device>>);
   m.impl("layer_backward", layer_gradients<device>);
   m.impl("cell", cell<device>);
+  m.impl("frozen_lstm", frozen_lstm<device>);
 }
 
 #ifndef FUSED_LSTM_WITH_CUDA
@@ -97,7 +118,8 @@ TORCH_LIBRARY(fused_lstm, m) {
   m.def(
       "cell(Tensor input, Tensor h_0, Tensor c_0, Tensor[] weights, *, "
       "bool keep_states=False) -> (Tensor h_n, Tensor c_n, Tensor cells, Tensor gates)");
-  // A stack of frozen layers (operators/frozen.h): `packed` has the bytes of each.
+  // A stack of frozen layers: `packed` has the bytes of each (operators/frozen.h), or its weights
+  // and their fragments (operators/frozen_fragments.h).
   m.def(
       "frozen_lstm(Tensor input, Tensor? h_0, Tensor? c_0, Tensor[] packed, int hidden_size, "
       "int proj_size, bool bidirectional, *, Tensor? batch_sizes=None, Tensor? lengths=None, "
@@ -111,7 +133,7 @@ TORCH_LIBRARY_IMPL(fused_lstm, CUDA, m) {
 #ifdef FUSED_LSTM_WITH_CUDA
   register_operators<cuda_device>(m);
 #else
-  for (const char* name : {"layer", "layer_backward", "cell"}) {
+  for (const char* name : {"layer", "layer_backward", "cell", "frozen_lstm"}) {
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&built_without_cuda>());
   }
 #endif

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .cubin import same_everywhere
 from .execute import Launch
-from .shapes import BATCH, LENGTH, PASSES, Shape
+from .shapes import BATCH, LENGTH, Shape
 
 HERE = Path(__file__).resolve().parent
 
@@ -98,7 +98,7 @@ def record(
     plans = json.loads((folder / "plans.json").read_text())
     found = []
     for i, (shape, plan) in enumerate(zip(shapes, plans, strict=True)):
-        for direction in PASSES:
+        for direction in shape.passes:
             paths = sorted((folder / str(i) / direction).glob("*.launch"), key=_number)
             launches = tuple(read(path) for path in paths)
             kernel, microseconds = plan[direction]

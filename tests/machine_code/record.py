@@ -34,10 +34,15 @@ def record(folder: Path, batch: int, length: int, shape: dict[str, Any]) -> dict
         (folder / direction).mkdir(parents=True)
         os.environ["EMULATOR_RECORD"] = str(folder / direction)
 
-    enter("forward")
-    output = module(x, **options)[0]
-    enter("backward")
-    output.sum().backward()
+    if shape["frozen"]:
+        frozen = fused_lstm.freeze(module, shape["dtype"])
+        enter("forward")
+        frozen(x.detach())
+    else:
+        enter("forward")
+        output = module(x, **options)[0]
+        enter("backward")
+        output.sum().backward()
     return {
         direction: (chosen.kernel, chosen.candidates[chosen.kernel].microseconds)
         for direction, chosen in (("forward", plan.forward), ("backward", plan.backward))

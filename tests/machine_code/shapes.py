@@ -35,15 +35,22 @@ class Shape:
     input: int
     boundaries: str = ""
     """"lengths", "resets", or neither."""
+    frozen: bool = False
+    """By `freeze`: in inference."""
 
     @property
     def name(self) -> str:
         fused = f" D {self.input}" if self.input != self.hidden else ""
-        return f"{self.dtype} H {self.hidden}{fused} {self.boundaries}".strip()
+        frozen = "frozen" if self.frozen else ""
+        return f"{self.dtype} H {self.hidden}{fused} {self.boundaries}{frozen}".strip()
+
+    @property
+    def passes(self) -> tuple[str, ...]:
+        return PASSES[:1] if self.frozen else PASSES
 
     def limit(self, direction: str) -> Limit | None:
         found = _LIMITS.get((direction, self.dtype, self.hidden))
-        if found is None:
+        if found is None or self.frozen:  # of the same kernels
             return None
         return found.times(BOUNDARIES_MAY_COST) if self.boundaries else found
 
@@ -72,3 +79,7 @@ def shapes() -> Iterator[Shape]:
             yield Shape("bfloat16", hidden, hidden, boundaries)
         for hidden in (768, 1024):
             yield Shape("float32", hidden, hidden, boundaries)
+    yield Shape("bfloat16", 64, 10, frozen=True)
+    for hidden in (512, 1024):
+        yield Shape("bfloat16", hidden, hidden, frozen=True)
+    yield Shape("float32", 768, 768, frozen=True)

@@ -129,7 +129,9 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   // Where there are registers for it, all loads are in flight at once.
   constexpr bool kAtOnce = kRowTiles <= 2 && kResident <= 16;
   if (kAtOnce) start_units();
-  if (takes_vectors(weight_hh, H, 16)) {
+  if (params.fragments[direction]) {
+    weights.load(params.fragments[direction], member);
+  } else if (takes_vectors(weight_hh, H, 16)) {
     gather(std::true_type{});
   } else {
     gather(std::false_type{});

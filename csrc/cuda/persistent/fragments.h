@@ -125,6 +125,19 @@ class Fragments {
         });
   }
 
+  // From packed_fragments.h, those of block `member` of the block group.
+  __device__ __forceinline__ void load(const uint4* packed, int member) {
+    const int warp = member * kBlockWarps + threadIdx.x / kWarpThreads;
+    const uint4* const from = packed + warp * kAll * kWarpThreads + threadIdx.x % kWarpThreads;
+    take_steps<Single, kVectorRegisters<true, 4>>(
+        [&](int step, uint32_t (&words)[4]) {
+          load_words_if<4>(true, from + step * kWarpThreads, words);
+        },
+        [&](int, const uint32_t (&words)[4]) {
+          return Mma::fragment(make_uint2(words[0], words[1]), make_uint2(words[2], words[3]));
+        });
+  }
+
   // sums[r] += the weights of row tile r and depth tile `tile` times the operand.
   template <int kSums>
   __device__ __forceinline__ void multiply(float (&sums)[kSums][4], int tile, uint32_t operand_0,
@@ -151,7 +164,7 @@ class Fragments {
 
  private:
   // What a step of a gather loads: a row tile and two depth tiles, or neighbouring row tiles and a
-  // depth tile. Of kFragments, the i-th is first(step) + i kStride.
+  // depth tile; and of packed ones, one. Of kFragments, the i-th is first(step) + i kStride.
   struct PairOfDepths {
     static constexpr int kFragments = 2, kStride = kRowTiles, kLoads = 2, kWords = 8;
     static FUSED_LSTM_INLINE constexpr int first(int step) {
@@ -164,7 +177,11 @@ class Fragments {
                          kWords = kLoads * 2 * kFragments * Mma::kElementBytes / 4;
     static FUSED_LSTM_INLINE constexpr int first(int step) { return step * kFragments; }
   };
-  // The steps of a gather up to the last one that has a resident fragment.
+  struct Single {
+    static constexpr int kFragments = 1, kStride = 1, kLoads = 1, kWords = 4;
+    static FUSED_LSTM_INLINE constexpr int first(int step) { return step; }
+  };
+  // The steps up to the last one that has a resident fragment.
   template <class Steps>
   static FUSED_LSTM_INLINE constexpr int resident_steps() {
     int steps = 0;

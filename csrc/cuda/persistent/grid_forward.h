@@ -108,7 +108,9 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_forward_kernel(
                                first_depth + depth, unit < H ? H : 0, words);
     });
   };
-  if (takes_vectors(weight_hh, H, 16)) {
+  if (params.fragments[direction]) {
+    weights.load(params.fragments[direction], member);
+  } else if (takes_vectors(weight_hh, H, 16)) {
     gather(std::true_type{});
   } else {
     gather(std::false_type{});

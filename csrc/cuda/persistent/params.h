@@ -30,6 +30,7 @@ struct PersistentForwardParams : Persistent<Types> {
   ForwardParams<Types> layer[2];
   const typename Types::Storage* bias_ih[2];  // [4H], or null
   const typename Types::Storage* bias_hh[2];  // [4H], or null
+  const uint4* fragments[2];                  // of the weights (packed_fragments.h), or null
   // The GEMM with the input: made ahead,
   const typename Types::Accum* preactivations[2];  // [N, 4H]
   // or, with input_tiles, in the kernel.

@@ -5,6 +5,7 @@
 #include "cuda/cublas.h"
 #include "cuda/passes.h"
 #include "cuda/persistent/launch_config.h"
+#include "cuda/persistent/packed_fragments.h"
 #include "cuda/persistent/params.h"
 #include "cuda/stepwise/params.h"
 #include "cuda/upload.h"
@@ -52,6 +53,18 @@ struct Common {
                 " units) failed: ", cudaGetErrorString(error));
   }
 };
+
+// The fragments of direction d that the plan's kernel loads, if the layer has them.
+const uint4* fragments_for(const Plan& plan, const ForwardTensors& layer, int64_t d) {
+  const auto directions = static_cast<int64_t>(layer.weights.size());
+  const std::vector<int64_t> shape = fragments_shape(plan.kernel, plan.placement, directions);
+  for (const at::Tensor& fragments : layer.fragments) {
+    const char* const its = pointer<char>(fragments, d);
+    const bool aligned = reinterpret_cast<uintptr_t>(its) % sizeof(uint4) == 0;
+    if (fragments.sizes() == shape && aligned) return reinterpret_cast<const uint4*>(its);
+  }
+  return nullptr;
+}
 
 // Calls body(Types) for the types that the persistent kernels take.
 template <class Body>
@@ -105,6 +118,7 @@ cudaError_t persistent_forward(const Sequence& sequence, const ForwardTensors& l
       p.weight_ih[d] = pointer<typename Types::Storage>(layer.weights[d].ih);
       p.bias_ih[d] = pointer<typename Types::Storage>(layer.weights[d].bias_ih);
       p.bias_hh[d] = pointer<typename Types::Storage>(layer.weights[d].bias_hh);
+      p.fragments[d] = fragments_for(plan, layer, d);
     }
     error = launch_forward<Types>(plan.kernel, precision, p, stream);
   });
