@@ -31,7 +31,8 @@ outdated = $(shell [ ! -f $(1) ] || [ "$$($(2) -c '$(TORCH_FACTS)' 2>&1)" = "$$(
 # What the kernels compute; the other tests are about the choice of one or about Python
 COMPUTED := $(addprefix tests/test_,accuracy.py cell.py dtypes.py gradients.py hypothesis.py lengths.py \
 	recompute.py reset.py states.py)
-EMULATED := $(COMPUTED) $(addprefix tests/test_,autotune.py check.py persistent.py refused_launches.py) \
+EMULATED := $(COMPUTED) $(addprefix tests/test_,autotune.py check.py frozen_fragments.py \
+	persistent.py refused_launches.py) \
 	$(addprefix tests/emulator/test_,counts.py faults.py races.py)
 
 SANITIZED := $(COMPUTED) $(addprefix tests/test_,autocast.py cpu_kernels.py errors.py operators.py)

@@ -11,6 +11,7 @@
 #   steps       the time of a step of each kernel, beside the plan's estimate
 #   headline    benchmarks: the few cases that matter most
 #   peers       nn.LSTM, a compiled loop, TorchRL, FlashRNN, each if it is there
+#   streams     a step of a stream of a frozen layer, and short calls, beside nn.LSTM's
 #   sanitize    compute-sanitizer on the kernels of this project alone
 #   bench       the other benchmarks by worth, until the time is up
 # RESULTS gets a log a stage, written as it comes, a log a test process, the machine's results file,
@@ -27,7 +28,7 @@
 
 set -uo pipefail
 
-STAGES=(build latency persistent check steps headline peers sanitize bench)
+STAGES=(build latency persistent check steps headline peers streams sanitize bench)
 
 if [ $# -lt 1 ]; then
     sed -n '2,/^$/s/^# \{0,1\}//p' "$0" >&2
@@ -237,6 +238,11 @@ peers() {
     limited "${LIMIT_PEERS:-180}" python3 -m benchmarks.peers ${rehearse[@]+"${rehearse[@]}"}
 }
 
+streams() {
+    enter_package
+    limited "${LIMIT_STREAMS:-60}" python3 -m benchmarks.streams ${rehearse[@]+"${rehearse[@]}"}
+}
+
 rest() {
     local few=()
     ! rehearsing || few=(-k 'B16-T256-D768' --budget 0.01)
@@ -262,6 +268,7 @@ for stage in "${stages[@]}"; do
             steps) steps ;;
             headline) headline ;;
             peers) peers ;;
+            streams) streams ;;
             sanitize) sanitize ;;
             bench) rest ;;
         esac
@@ -269,7 +276,7 @@ for stage in "${stages[@]}"; do
     status=$?
     case $stage in
         latency) shown=120 ;;
-        persistent | check | steps | headline | bench | peers) shown=60 ;;
+        persistent | check | steps | headline | bench | peers | streams) shown=60 ;;
     esac
     case $status in
         0) verdict=passed ;;

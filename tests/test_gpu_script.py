@@ -13,7 +13,7 @@ from benchmarks.cases import HEADLINE, cases, headline, rest_by_worth
 
 SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "gpu.sh"
 STAGES = ["build", "latency", "persistent", "check", "steps", "headline", "peers"]
-STAGES += ["sanitize", "bench"]
+STAGES += ["streams", "sanitize", "bench"]
 
 pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 
@@ -76,6 +76,7 @@ def test_all_stages_in_order(machine):
         "check",
         "benchmarks.steps",
         "benchmarks.peers",
+        "benchmarks.streams",
     ]
     tests = [c for c in machine.calls() if "faulthandler_timeout" in c]
     assert {name for c in tests for name in ("block", "cluster", "grid") if f"-k {name}" in c} == {

@@ -52,9 +52,9 @@ struct Weights {
 // packed sequence.
 struct ForwardTensors {
   std::vector<Weights> weights;
-  at::Tensor input;          // [N, D]
-  at::Tensor h_0;            // [directions, B, P] optional: zero
-  at::Tensor c_0;            // [directions, B, H] optional: zero; CellState says in which type
+  at::Tensor input;  // [N, D]
+  at::Tensor h_0;    // [directions, B, P] optional: zero
+  at::Tensor c_0;    // [directions, B, H] optional: zero; CellState says in which type
   // Outputs:
   at::Tensor output;    // [N, directions * P]
   at::Tensor h_n, c_n;  // as h_0 and c_0, never undefined
