@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from fused_lstm._C import Stream
 
 Format = Literal["float32", "bfloat16", "float16", "int8"]
-FORMATS: tuple[Format, ...] = get_args(Format)
+CPU_FORMATS: tuple[Format, ...] = ("float32", "bfloat16", "int8")
+GPU_FORMATS: tuple[Format, ...] = ("float32", "bfloat16", "float16")
 Module = TypeVar("Module", bound=nn.Module)
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -61,7 +62,7 @@ class _Frozen(nn.Module):
 
     def __init__(self, layer: Any, weights: Format) -> None:
         super().__init__()
-        if weights not in FORMATS:
+        if weights not in get_args(Format):
             raise ValueError(
                 f"weights is {weights!r}, must be 'float32', 'bfloat16' or, on a CPU, 'int8', on a "
                 "GPU 'float16'"
@@ -96,12 +97,11 @@ class _Frozen(nn.Module):
         """Takes the weights, in a floating dtype or, with their scales, in int8."""
         device = next(iter(tensors.values())).device
         self._keeps_fragments = ops.frozen_keeps_fragments(device)
-        lacking: Format = "int8" if self._keeps_fragments else "float16"
-        if self.format == lacking:
-            formats = [repr(name) for name in FORMATS if name != lacking]
+        formats = GPU_FORMATS if self._keeps_fragments else CPU_FORMATS
+        if self.format not in formats:
             raise ValueError(
-                f"weights is {lacking!r}, must be {', '.join(formats[:-1])} or {formats[-1]} for a "
-                f"layer on {device}"
+                f"weights is {self.format!r}, must be {formats[0]!r}, {formats[1]!r} or "
+                f"{formats[2]!r} for a layer on {device}"
             )
         if self._keeps_fragments:
             packed = self._pack_fragments(tensors)

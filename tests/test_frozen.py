@@ -531,6 +531,12 @@ def test_what_is_left():
         (lambda: nn.Linear(2, 2), "float32", ValueError, "model has no LSTM to freeze"),
         (lambda: nn.LSTM(2, 2), "int4", ValueError, "weights is 'int4', must be 'float32'"),
         (
+            lambda: nn.LSTM(2, 2),
+            "float16",
+            ValueError,
+            "weights is 'float16', must be 'float32', 'bfloat16' or 'int8' for a layer on cpu",
+        ),
+        (
             lambda: nn.Sequential(nn.LSTM(2, 2).double()),
             "int8",
             ValueError,

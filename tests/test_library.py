@@ -283,6 +283,40 @@ def test_the_same_as_a_frozen_module(library, format):
         torch.testing.assert_close(found[name], values, rtol=0, atol=1e-6)
 
 
+@pytest.mark.skipif(not hasattr(fused_lstm, "freeze"), reason="needs fused_lstm.freeze")
+@pytest.mark.parametrize("format", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_cell(library, format, bias):
+    cell = nn.LSTMCell(12, 40, bias=bias)
+    frozen = fused_lstm.freeze(cell, format)
+    state = {f"actor.{name}": values for name, values in frozen.state_dict().items()}
+    model = library.load(saved(state | {"actor.head.weight": torch.ones(2, 40)}))
+    assert model.size("layers") == model.size("directions") == 1
+    x, hx = torch.randn(5, 2, 12), None
+    found = model.run(x)["output"]
+    for t in range(5):
+        hx = frozen(x[t], hx)
+        torch.testing.assert_close(found[t], hx[0], rtol=0, atol=1e-6)
+
+
+def test_what_a_cell_lacks(library):
+    state = nn.LSTMCell(2, 3).state_dict()
+    del state["bias_ih"]
+    with pytest.raises(Failed, match="'bias_hh' belongs to none of the LSTM's layers"):
+        library.load(saved(state))
+    del state["bias_hh"], state["weight_hh"]
+    with pytest.raises(Failed, match="the file has no 'weight_hh'"):
+        library.load(saved(state))
+
+
+def test_a_cell_beside_an_lstm(library):
+    state = {"a." + k: v for k, v in nn.LSTM(2, 3).state_dict().items()}
+    state |= {"b." + k: v for k, v in nn.LSTMCell(4, 5).state_dict().items()}
+    assert library.load(saved(state), prefix="b.").size("input_size") == 4
+    with pytest.raises(Failed, match=r"has 2 LSTMs; prefix must be one of 'a\.', 'b\.'"):
+        library.load(saved(state))
+
+
 def test_one_of_several_lstms(library):
     state = {"a.lstm." + k: v for k, v in nn.LSTM(2, 3).state_dict().items()}
     state |= {"b." + k: v for k, v in nn.LSTM(4, 5).state_dict().items()}

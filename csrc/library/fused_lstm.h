@@ -95,7 +95,8 @@ FL_API const char* fl_last_error(void);
 
 /* Loads an LSTM from a safetensors file, with nn.LSTM's names: weight_ih_l0 [4H, D], weight_hh_l0
  * [4H, P], weight_hr_l0 [P, H] with a projection, bias_ih_l0 and bias_hh_l0 [4H] unless there are
- * none, the same with _reverse of a second direction, and so on for l1, .. . Weights are stored in
+ * none, the same with _reverse of a second direction, and so on for l1, .. ; or with nn.LSTMCell's:
+ * weight_ih, weight_hh, bias_ih, bias_hh, a layer. Weights are stored in
  * F64, F32, F16 or BF16, or in I8 beside NAME_scale [rows] in F32, where element times scale is the
  * weight. The file may hold other tensors. It is read once; files that someone else wrote may be
  * loaded. `options` may be NULL. */

@@ -63,17 +63,19 @@ bool all_below(const std::vector<float>& values, float limit) {
   return std::all_of(values.begin(), values.end(), [&](float x) { return std::abs(x) < limit; });
 }
 
-// Whether `name`, without a prefix, is one of an nn.LSTM's.
-bool is_weight_name(std::string_view name) {
+// Whether `name`, without a prefix, is one of an nn.LSTM's, or of an nn.LSTMCell's.
+bool is_weight_name(std::string_view name, bool of_cell) {
   const auto cut = [&](std::string_view part) {
     if (name.substr(0, part.size()) != part) return false;
     name.remove_prefix(part.size());
     return true;
   };
-  if (!cut("weight_ih_l") && !cut("weight_hh_l") && !cut("weight_hr_l") && !cut("bias_ih_l") &&
-      !cut("bias_hh_l")) {
+  if (!cut("weight_ih") && !cut("weight_hh") && !cut("weight_hr") && !cut("bias_ih") &&
+      !cut("bias_hh")) {
     return false;
   }
+  if (of_cell) return cut("_scale"), name.empty();
+  if (!cut("_l")) return false;
   const size_t digits = std::min(name.find_first_not_of("0123456789"), name.size());
   if (digits == 0) return false;
   name.remove_prefix(digits);
@@ -106,7 +108,8 @@ class Loader {
   }
   // A name of the LSTM's: "weight_ih" of layer k.
   std::string name_of(const char* kind, int64_t k, int64_t direction) const {
-    return prefix_ + kind + "_l" + std::to_string(k) + (direction == 1 ? "_reverse" : "");
+    const std::string name = prefix_ + kind;
+    return is_cell_ ? name : name + "_l" + std::to_string(k) + (direction == 1 ? "_reverse" : "");
   }
   const Tensor& use(const std::string& name) {
     const Tensor* const tensor = find(name);
@@ -123,31 +126,41 @@ class Loader {
   }
 
   void find_prefix() {
-    constexpr std::string_view first = "weight_ih_l0";
-    std::vector<std::string> found;
-    for (const Tensor& tensor : tensors_) {
-      const std::string_view name = tensor.name;
-      if (name.size() < first.size()) continue;
-      const std::string_view before = name.substr(0, name.size() - first.size());
-      if (name.substr(before.size()) != first) continue;
-      if (before.empty() || before.back() == '.') found.emplace_back(before);
+    struct Found {
+      std::string prefix;
+      bool is_cell;
+    };
+    std::vector<Found> found;
+    for (const bool is_cell : {false, true}) {
+      const std::string_view first = is_cell ? "weight_ih" : "weight_ih_l0";
+      for (const Tensor& tensor : tensors_) {
+        const std::string_view name = tensor.name;
+        if (name.size() < first.size()) continue;
+        const std::string_view before = name.substr(0, name.size() - first.size());
+        if (name.substr(before.size()) != first) continue;
+        if (before.empty() || before.back() == '.') found.push_back({std::string(before), is_cell});
+      }
     }
     std::string known;
-    for (size_t i = 0; i < found.size() && i < 4; ++i) known += (i ? ", " : "") + quoted(found[i]);
+    for (size_t i = 0; i < found.size() && i < 4; ++i) {
+      known += (i ? ", " : "") + quoted(found[i].prefix);
+    }
+    auto chosen = found.begin();
     if (options_.prefix) {
-      prefix_ = options_.prefix;
-      if (std::find(found.begin(), found.end(), prefix_) == found.end()) {
-        fail("the file has no LSTM of the prefix " + quoted(prefix_) +
+      chosen = std::find_if(found.begin(), found.end(),
+                            [&](const Found& its) { return its.prefix == options_.prefix; });
+      if (chosen == found.end()) {
+        fail("the file has no LSTM of the prefix " + quoted(options_.prefix) +
              (known.empty() ? ", nor any other" : "; it has " + known));
       }
-      return;
     }
-    if (found.empty()) fail("the file has no LSTM: no tensor is named weight_ih_l0");
-    if (found.size() > 1) {
+    if (found.empty()) fail("the file has no LSTM: no tensor is named weight_ih_l0 or weight_ih");
+    if (!options_.prefix && found.size() > 1) {
       fail("the file has " + std::to_string(found.size()) + " LSTMs; prefix must be one of " +
            known);
     }
-    prefix_ = found.front();
+    prefix_ = chosen->prefix;
+    is_cell_ = chosen->is_cell;
   }
 
   // The shape that all layers share, from layer 0's weights.
@@ -168,11 +181,12 @@ class Loader {
     Model& m = *model_;
     m.hidden_size = ih[0] / 4;
     m.input_size = ih[1];
-    projected_ = find(prefix_ + "weight_hr_l0");
+    projected_ = !is_cell_ && find(name_of("weight_hr", 0, 0));
     m.projection_size = projected_ ? matrix("weight_hh")[1] : m.hidden_size;
-    m.directions = find(prefix_ + "weight_ih_l0_reverse") ? 2 : 1;
-    biases_ = find(prefix_ + "bias_ih_l0");
-    while (find(name_of("weight_ih", layers_, 0))) ++layers_;
+    m.directions = !is_cell_ && find(name_of("weight_ih", 0, 1)) ? 2 : 1;
+    biases_ = find(name_of("bias_ih", 0, 0));
+    layers_ = 1;
+    while (!is_cell_ && find(name_of("weight_ih", layers_, 0))) ++layers_;
   }
 
   std::vector<const char*> kinds() const {
@@ -218,7 +232,7 @@ class Loader {
     for (size_t i = 0; i < tensors_.size(); ++i) {
       const std::string_view name = tensors_[i].name;
       if (used_[i] || name.substr(0, prefix_.size()) != prefix_) continue;
-      if (is_weight_name(name.substr(prefix_.size()))) {
+      if (is_weight_name(name.substr(prefix_.size()), is_cell_)) {
         fail(quoted(name) + " belongs to none of the LSTM's layers 0 to " +
              std::to_string(layers_ - 1) + ", or these lack its like");
       }
@@ -323,6 +337,7 @@ class Loader {
   std::vector<bool> used_;  // by the LSTM
   const fl_options& options_;
   std::string prefix_;
+  bool is_cell_ = false;  // named as nn.LSTMCell's
   int64_t layers_ = 0;
   bool projected_ = false, biases_ = false;
   std::shared_ptr<Model> model_ = std::make_shared<Model>();

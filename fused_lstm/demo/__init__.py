@@ -21,7 +21,7 @@ from torch import distributed, nn
 from fused_lstm.demo import frozen, table
 from fused_lstm.demo.tasks import TASKS
 from fused_lstm.demo.train import Comparison, compare, processes
-from fused_lstm.frozen import FORMATS
+from fused_lstm.frozen import CPU_FORMATS
 from fused_lstm.lstm import FusedLSTM
 
 REPORT = "fused_lstm_demo.html"
@@ -167,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--weights",
-        choices=list(FORMATS),
+        choices=list(CPU_FORMATS),
         default="float32",
         help="the format of --save (default: %(default)s)",
     )

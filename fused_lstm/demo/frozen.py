@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fused_lstm.demo import table
 from fused_lstm.demo.tasks import TASKS
 from fused_lstm.demo.train import Comparison
-from fused_lstm.frozen import FORMATS, Format, freeze
+from fused_lstm.frozen import CPU_FORMATS, Format, freeze
 from fused_lstm.models import Seq2Seq
 
 
@@ -23,7 +23,7 @@ class Scores(NamedTuple):
     task: str
     measure: str
     trained: float
-    frozen: Sequence[float]  # of FORMATS
+    frozen: Sequence[float]  # of CPU_FORMATS
 
     @classmethod
     @torch.no_grad()
@@ -31,14 +31,14 @@ class Scores(NamedTuple):
         """On the CPU in float32."""
         task = TASKS[comparison.task.name](torch.device("cpu"), torch.float32)
         model = on_cpu(comparison.model)
-        models = [model, *(freeze(model, weights) for weights in FORMATS)]
+        models = [model, *(freeze(model, weights) for weights in CPU_FORMATS)]
         trained, *frozen = (task.score(task.predict(each)) for each in models)
         return cls(task.name, task.measure, trained, frozen)
 
 
 def text(all_scores: Sequence[Scores]) -> str:
     """The scores as a table in plain characters."""
-    rows = [["task", "measure", "trained", *(f"frozen, {weights}" for weights in FORMATS)]]
+    rows = [["task", "measure", "trained", *(f"frozen, {weights}" for weights in CPU_FORMATS)]]
     for scores in all_scores:
         figures = map(table.score, (scores.trained, *scores.frozen))
         rows.append([scores.task, scores.measure, *figures])
