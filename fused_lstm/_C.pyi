@@ -37,6 +37,7 @@ def gpu_plan(
     backward: bool,
     element_bytes: int,
     tensor_cores: bool,
+    ragged: bool = False,
     kernel_override: str | None = None,
 ) -> dict[str, Any]: ...
 def gpu(

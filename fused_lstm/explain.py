@@ -139,7 +139,12 @@ KERNEL_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def explain(
-    module: FusedLSTM, batch: int, length: int, *, device: torch.device | str | Gpu | None = None
+    module: FusedLSTM,
+    batch: int,
+    length: int,
+    *,
+    device: torch.device | str | Gpu | None = None,
+    ragged: bool = False,
 ) -> Plans:
     """Which kernel each layer of `module` runs, and why not the others.
 
@@ -149,6 +154,8 @@ def explain(
         length: time steps, T.
         device: "cpu", a CUDA device, or a GPU that need not be there: a name in `GPUS`, or a
             `Gpu`. Default: where the module's parameters are.
+        ragged: of a call with lengths, resets or a packed sequence, whose steps take longer on a
+            GPU.
 
     Returns:
         A tuple of a `LayerPlan` for each layer, whose `forward` and `backward` name the kernel
@@ -189,7 +196,9 @@ def explain(
         elif gpu is None:
             forward, backward = (_on_cpu(weight.dtype, sizes, b) for b in (False, True))
         else:
-            forward, backward = (_on_gpu(gpu, index, weight.dtype, sizes, b) for b in (False, True))
+            forward, backward = (
+                _on_gpu(gpu, index, weight.dtype, sizes, b, ragged) for b in (False, True)
+            )
         plans.append(LayerPlan(layer, forward, backward))
     return Plans(plans)
 
@@ -267,7 +276,12 @@ def _index(device: torch.device | str | Gpu) -> int | None:
 
 
 def _on_gpu(
-    gpu: Gpu, index: int | None, dtype: torch.dtype, sizes: dict[str, int], backward: bool
+    gpu: Gpu,
+    index: int | None,
+    dtype: torch.dtype,
+    sizes: dict[str, int],
+    backward: bool,
+    ragged: bool,
 ) -> PassPlan:
     override = _C.kernel_override()
     if override is None and index is not None:  # what autotune has found
@@ -281,6 +295,7 @@ def _on_gpu(
         backward=backward,
         element_bytes=dtype.itemsize,
         tensor_cores=uses_tensor_cores(dtype),
+        ragged=ragged,
         kernel_override=override,
         **sizes,
     )

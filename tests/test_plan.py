@@ -68,6 +68,16 @@ def test_backward(gpu, precision):
     assert kernels(gpu, precision, backward=True) == BACKWARD[gpu, precision]
 
 
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize("gpu", ["H200", "A100"])
+def test_steps_of_ragged_sequences_take_longer(gpu, backward):
+    """Of the kernels that are compiled for them; a GEMM and a launch a step take as long."""
+    found = [plan(gpu, 8, 64, backward=backward, ragged=r)["candidates"] for r in (False, True)]
+    for plain, ragged in zip(*found, strict=True):
+        longer = plain["obstacle"] is None and plain["kernel"] != "stepwise"
+        assert (ragged["microseconds"] > plain["microseconds"]) == longer, plain["kernel"]
+
+
 def test_an_h100_is_planned_like_an_h200():
     for precision in PRECISIONS:
         assert kernels("H100", precision) == kernels("H200", precision)

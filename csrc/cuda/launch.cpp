@@ -41,9 +41,10 @@ void remember(int device, Kernel kernel, int64_t blocks, cudaError_t error) {
 }
 
 // A pass on the current device.
-Problem current_problem(const Sizes& s, at::ScalarType storage, bool backward) {
+Problem current_problem(const Sizes& s, at::ScalarType storage, bool backward, bool ragged) {
   Problem problem = problem_of(s);
   problem.backward = backward;
+  problem.ragged = ragged;
   problem.element_bytes = static_cast<int>(at::elementSize(storage));
   problem.tensor_cores = storage == at::kFloat ? cuda::allows_tf32() : storage != at::kDouble;
   const int device = at::cuda::current_device();
@@ -53,11 +54,13 @@ Problem current_problem(const Sizes& s, at::ScalarType storage, bool backward) {
   return problem;
 }
 
+bool is_ragged(const Sequence& sequence) {
+  return sequence.sizes.packed || sequence.lengths || sequence.reset;
+}
+
 // Runs the pass that the plan names, and the plan's next choice if the driver refuses it.
 template <class Persistent, class Stepwise>
-void run(const Sizes& s, at::ScalarType storage, bool backward, const Persistent& persistent,
-         const Stepwise& stepwise) {
-  Problem problem = current_problem(s, storage, backward);
+void run(Problem problem, const Persistent& persistent, const Stepwise& stepwise) {
   const int device = at::cuda::current_device();
   for (;;) {
     const Plan plan = make_plan(problem);
@@ -82,7 +85,7 @@ class CudaDevice final : public Device {
 
   // Without boundaries the hidden states that enter the steps are rows of h_0 and of the output.
   bool reads_h_prev(const Sequence& sequence, at::ScalarType) const override {
-    return sequence.sizes.packed || sequence.lengths || sequence.reset;
+    return is_ragged(sequence);
   }
   // The persistent kernels have them in registers.
   bool reads_state_gradients() const override { return false; }
@@ -90,7 +93,8 @@ class CudaDevice final : public Device {
   void forward(const Sequence& sequence, const ForwardTensors& layer) const override {
     const c10::cuda::CUDAGuard guard(layer.output.device());
     run(
-        sequence.sizes, layer.output.scalar_type(), /*backward=*/false,
+        current_problem(sequence.sizes, layer.output.scalar_type(), /*backward=*/false,
+                        is_ragged(sequence)),
         [&](const Plan& plan) { return cuda::persistent_forward(sequence, layer, plan); },
         [&](const Plan& plan) { cuda::stepwise_forward(sequence, layer, plan); });
   }
@@ -99,7 +103,8 @@ class CudaDevice final : public Device {
   at::Tensor fragments(const Sizes& sizes, const std::vector<Weights>& weights) const override {
     const at::Tensor& hh = weights.front().hh;
     const c10::cuda::CUDAGuard guard(hh.device());
-    const Plan plan = make_plan(current_problem(sizes, hh.scalar_type(), /*backward=*/false));
+    const Plan plan = make_plan(current_problem(sizes, hh.scalar_type(), /*backward=*/false,
+                                                /*ragged=*/false));
     if (plan.kernel == Kernel::stepwise) return {};
     return cuda::pack_fragments(plan.kernel, plan.placement, weights);
   }
@@ -111,8 +116,10 @@ class CudaDevice final : public Device {
 
   void backward(const Sequence& sequence, const BackwardTensors& layer) const override {
     const c10::cuda::CUDAGuard guard(layer.gates.device());
+    const bool ragged =
+        is_ragged(sequence) || layer.grad_cells.defined() || layer.grad_gates.defined();
     run(
-        sequence.sizes, layer.gates.scalar_type(), /*backward=*/true,
+        current_problem(sequence.sizes, layer.gates.scalar_type(), /*backward=*/true, ragged),
         [&](const Plan& plan) { return cuda::persistent_backward(sequence, layer, plan); },
         [&](const Plan& plan) { cuda::stepwise_backward(sequence, layer, plan); });
   }

@@ -127,12 +127,14 @@ py::dict cpu_plan(int threads, bool concurrent_threads, int64_t length, int64_t 
 
 py::dict gpu_plan(const GpuFacts& gpu, int64_t length, int64_t batch, int64_t input, int64_t hidden,
                   int64_t projection, int64_t directions, bool backward, int element_bytes,
-                  bool tensor_cores, const std::optional<std::string>& kernel_override) {
+                  bool tensor_cores, bool ragged,
+                  const std::optional<std::string>& kernel_override) {
   Problem problem =
       problem_for(gpu_from(gpu), length, batch, input, hidden, projection, directions);
   problem.backward = backward;
   problem.element_bytes = element_bytes;
   problem.tensor_cores = tensor_cores;
+  problem.ragged = ragged;
   if (kernel_override) problem.kernel_override = kernel_named(*kernel_override);
   py::list candidates;
   for (const Candidate& candidate : gpu_candidates(problem)) {
@@ -235,7 +237,8 @@ PYBIND11_MODULE(_C, m) {
   m.def("gpu_plan", &gpu_plan, "Which kernel a call takes on a GPU, and what the others would be.",
         py::kw_only(), py::arg("gpu"), py::arg("length"), py::arg("batch"), py::arg("input"),
         py::arg("hidden"), py::arg("projection"), py::arg("directions"), py::arg("backward"),
-        py::arg("element_bytes"), py::arg("tensor_cores"), py::arg("kernel_override") = py::none());
+        py::arg("element_bytes"), py::arg("tensor_cores"), py::arg("ragged") = false,
+        py::arg("kernel_override") = py::none());
   m.def("gpu", &gpu_facts, "What a plan knows of a CUDA device.", py::arg("index"));
   m.def("kernel_override", &kernel_override_name,
         "The kernel that GPU layers take where they can, or None.");

@@ -57,6 +57,7 @@ struct Problem {
 
   // Of a GPU:
   bool tensor_cores;                      // float32: in TF32
+  bool ragged;  // packed, lengths or resets; backward, gradients of gates or cell states
   std::optional<Kernel> kernel_override;  // chosen if it can run
 };
 

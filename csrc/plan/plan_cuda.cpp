@@ -23,6 +23,8 @@ struct StepCycles {
 constexpr StepCycles kBlockStep = {1250, 1150};
 constexpr StepCycles kClusterStep = {940, 850};
 constexpr StepCycles kGridStep = {760, 1180};
+constexpr StepCycles kClusterRagged = {90, 80};  // more, of ragged sequences; a block's too
+constexpr StepCycles kGridRagged = {350, 100};
 constexpr double kInputGemm = 4;               // microseconds of its launch, once a direction
 constexpr double kStepwiseStep = 5;            // microseconds of two launches
 constexpr double kStepwiseOperations = 100e6;  // a microsecond, of a GEMM with few rows
@@ -57,7 +59,11 @@ double step_time(const Problem& problem, Kernel kernel, const Placement& placeme
   const StepCycles& step = kernel == Kernel::block     ? kBlockStep
                            : kernel == Kernel::cluster ? kClusterStep
                                                        : kGridStep;
-  double cycles = (problem.backward ? step.backward : step.forward) +
+  const StepCycles& ragged = kernel == Kernel::grid ? kGridRagged : kClusterRagged;
+  const auto of_pass = [&](const StepCycles& its) {
+    return problem.backward ? its.backward : its.forward;
+  };
+  double cycles = of_pass(step) + (problem.ragged ? of_pass(ragged) : 0) +
                   kSequenceTile * (sequence_tiles - 1) +
                   kFragment * words * t.fragments() * sequence_tiles;
   const double multiprocessors = problem.gpu->multiprocessors;
