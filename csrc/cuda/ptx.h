@@ -208,8 +208,27 @@ __device__ __forceinline__ uint4 load_relaxed(const uint4* from) {
                : "memory");
   return words;
 }
+// *from where it exists, as load_if.
+__device__ __forceinline__ uint32_t load_relaxed_if(bool exists, const uint32_t* from,
+                                                    uint32_t otherwise) {
+  asm volatile(
+      "{ .reg .pred exists; setp.ne.u32 exists, %2, 0;\n"
+      "@exists ld.relaxed.gpu.global.u32 %0, [%1]; }"
+      : "+r"(otherwise)
+      : "l"(from), "r"(static_cast<unsigned>(exists))
+      : "memory");
+  return otherwise;
+}
 __device__ __forceinline__ void store_relaxed(uint32_t* to, uint32_t word) {
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(word) : "memory");
+}
+// Four words, each whole by itself, where they exist.
+__device__ __forceinline__ void store_relaxed_if(bool exists, uint4* to, uint4 words) {
+  asm volatile(
+      "{ .reg .pred exists; setp.ne.u32 exists, %5, 0;\n"
+      "@exists st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4}; }" ::"l"(to),
+      "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w), "r"(static_cast<unsigned>(exists))
+      : "memory");
 }
 
 // Clusters of blocks, from compute capability 9.0 on. An address in some block's shared memory, in

@@ -35,11 +35,14 @@ struct Tiling {
   // Of a warp's fragments (fragments.h) so many stay in registers, the others in shared memory: as
   // many as leave no register spilled.
   int resident;
+  // Backward on the grid: without clusters (scatter_backward.h), row and depth tiles as a cluster's.
+  bool scatter;
 
   constexpr int fragments() const { return row_tiles * (depth_tiles + input_tiles); }
   friend constexpr bool operator==(const Tiling& a, const Tiling& b) {
     return a.row_tiles == b.row_tiles && a.depth_tiles == b.depth_tiles &&
-           a.input_tiles == b.input_tiles && a.sequence_tiles == b.sequence_tiles;
+           a.input_tiles == b.input_tiles && a.sequence_tiles == b.sequence_tiles &&
+           a.scatter == b.scatter;
   }
 };
 
@@ -62,7 +65,7 @@ constexpr int fragment_words(Precision precision) {
 
 // The tilings that are compiled, the first that fits being the smallest.
 struct Tilings {
-  Tiling list[8];
+  Tiling list[12];
   int count;
 };
 constexpr Tilings block_tilings(Precision precision, bool backward) {
@@ -86,7 +89,28 @@ constexpr Tilings cluster_tilings(Precision precision, bool backward) {
   if (backward) return {{{1, 16, 0, 1, 14}, {2, 16, 0, 1, 14}}, 2};
   return {{{1, 16, 0, 1, 16}, {1, 32, 0, 1, 16}}, 2};
 }
-constexpr Tilings grid_tilings(Precision precision, bool backward) {
+// Backward on the grid of a GPU without clusters of kGateBlocks.
+constexpr Tilings scatter_tilings(Precision precision) {
+  if (precision == Precision::bits16) {
+    return {{{2, 8, 0, 1, 16, true},
+             {4, 8, 0, 1, 28, true},
+             {6, 8, 0, 1, 28, true},
+             {8, 4, 0, 1, 28, true},
+             {8, 6, 0, 1, 28, true},
+             {8, 8, 0, 1, 28, true}},
+            6};
+  }
+  if (precision == Precision::tf32) {
+    return {{{2, 16, 0, 1, 28, true},
+             {4, 8, 0, 1, 28, true},
+             {4, 16, 0, 1, 28, true},
+             {6, 8, 0, 1, 28, true},
+             {8, 8, 0, 1, 28, true}},
+            5};
+  }
+  return {{{2, 8, 0, 1, 12, true}, {4, 4, 0, 1, 12, true}, {4, 8, 0, 1, 13, true}}, 3};
+}
+constexpr Tilings clustered_grid_tilings(Precision precision, bool backward) {
   if (precision == Precision::bits16) {
     if (backward) {
       return {{{4, 6, 0, 1, 24},
@@ -115,6 +139,13 @@ constexpr Tilings grid_tilings(Precision precision, bool backward) {
             6};
   }
   return {{{2, 12, 0, 1, 11}, {2, 16, 0, 1, 10}}, 2};
+}
+constexpr Tilings grid_tilings(Precision precision, bool backward) {
+  Tilings all = clustered_grid_tilings(precision, backward);
+  if (!backward) return all;
+  const Tilings more = scatter_tilings(precision);
+  for (int i = 0; i < more.count; ++i) all.list[all.count++] = more.list[i];
+  return all;
 }
 constexpr Tilings tilings(Kernel kernel, Precision precision, bool backward) {
   return kernel == Kernel::block     ? block_tilings(precision, backward)
@@ -153,6 +184,11 @@ FUSED_LSTM_INLINE constexpr int operand_bytes(int depth_tiles, int sequence_tile
 // in different banks.
 FUSED_LSTM_INLINE constexpr int partial_stride(int row_tiles) { return row_tiles * kTileRows + 4; }
 
+// Blocks of `units` hidden units that a block of scatter_backward.h can receive sums from.
+FUSED_LSTM_INLINE constexpr int scatter_senders(int row_tiles, int units) {
+  return (row_tiles * kBlockWarps * kTileRows + units - 1) / units;
+}
+
 constexpr SharedLayout make_layout(Kernel kernel, bool backward, const Placement& placement,
                                    Precision precision) {
   const Tiling& t = placement.tiling;
@@ -167,6 +203,11 @@ constexpr SharedLayout make_layout(Kernel kernel, bool backward, const Placement
     return at;
   };
   l.weights = take(spilled * kBlockThreads * words * 4);
+  if (t.scatter) {
+    l.operand = take(2 * operand_bytes(t.depth_tiles, t.sequence_tiles));
+    l.total = end;
+    return l;
+  }
   if (kernel == Kernel::grid) {
     const int buffers = t.sequence_tiles == 1 ? 2 : 1;
     l.partials = take(buffers * kBlockWarps * sequences * partial_stride(t.row_tiles) * 4);
@@ -185,9 +226,14 @@ constexpr SharedLayout make_layout(Kernel kernel, bool backward, const Placement
 
 // 32-bit words of one buffer through which the blocks of a block group of the grid hand the operand
 // to one another. Forward: elements as the matrix instruction takes them; backward: each gate's
-// gradients in float32.
+// gradients in float32, or without clusters sums of each sender.
 constexpr int64_t exchange_words(bool backward, const Placement& placement, Precision precision) {
   const Tiling& t = placement.tiling;
+  if (t.scatter) {
+    return static_cast<int64_t>(placement.blocks) *
+           scatter_senders(t.row_tiles, placement.units) * placement.units * t.sequence_tiles *
+           kTileSequences;
+  }
   const int64_t elements = static_cast<int64_t>(kBlockWarps) * t.depth_tiles * kDepthBytes /
                            element_bytes(precision) * t.sequence_tiles * kTileSequences;
   return backward ? kGates * elements : elements * element_bytes(precision) / 4;

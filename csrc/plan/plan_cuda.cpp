@@ -112,7 +112,10 @@ void offer(const Problem& problem, Candidate& candidate, const Tiling& tiling, i
   if (candidate.kernel == Kernel::grid) {  // all of them run at once
     const int64_t all = blocks_of(problem, placement);
     if (all > problem.gpu->multiprocessors) return;
-    if (problem.backward && all > kGateBlocks * clusters_at_once(*problem.gpu, kGateBlocks)) return;
+    if (problem.backward && !tiling.scatter &&
+        all > kGateBlocks * clusters_at_once(*problem.gpu, kGateBlocks)) {
+      return;
+    }
   }
   offer(problem, candidate, placement);
 }
@@ -141,7 +144,19 @@ void offer_cluster(const Problem& problem, Candidate& candidate, const Tiling& t
   offer(problem, candidate, tiling, blocks, units);
 }
 
+// Row tiles and depth as of a cluster, whose blocks are as many as it takes.
+void offer_scatter(const Problem& problem, Candidate& candidate, const Tiling& tiling) {
+  if (problem.hidden > int64_t{tiling.row_tiles} * kBlockWarps * kTileRows) return;
+  const int64_t units = depth_elements(problem, tiling) / kGates;
+  offer(problem, candidate, tiling, ceil_div(problem.hidden, units), units);
+}
+
+// Backward by the kernel that takes clusters of kGateBlocks, where the GPU has them.
 void offer_grid(const Problem& problem, Candidate& candidate, const Tiling& tiling) {
+  if (problem.backward) {
+    if (tiling.scatter == (problem.gpu->largest_cluster >= kGateBlocks)) return;
+    if (tiling.scatter) return offer_scatter(problem, candidate, tiling);
+  }
   const int64_t units = static_cast<int64_t>(tiling.row_tiles) * kTileUnits;
   const int64_t blocks = problem.backward
                              ? kGateBlocks * ceil_div(problem.hidden, kGateBlocks * units)
@@ -204,16 +219,12 @@ std::array<Candidate, 4> gpu_candidates(const Problem& problem) {
                }
              });
   }
-  if (problem.backward && gpu.largest_cluster < kGateBlocks) {
-    candidates[2].obstacle = "backward on the grid takes clusters of four blocks";
-  } else {
-    candidates[2] =
-        best(Kernel::grid,
-             "the recurrent weights of all slices of the batch do not fit into the GPU at once",
-             [&](Candidate& candidate, const Tiling& tiling) {
-               offer_grid(problem, candidate, tiling);
-             });
-  }
+  candidates[2] =
+      best(Kernel::grid,
+           "the recurrent weights of all slices of the batch do not fit into the GPU at once",
+           [&](Candidate& candidate, const Tiling& tiling) {
+             offer_grid(problem, candidate, tiling);
+           });
   return candidates;
 }
 

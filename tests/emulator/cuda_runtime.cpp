@@ -37,6 +37,8 @@ const Profile& profile() {
       {"fewer-sms", {9, 0, 12, shared_memory}, 90, {12}, 16, /*cooperative_blocks=*/5},
       {"ptx-8.0-on-9.0", {9, 0, 12, shared_memory}, 80, {12}},
       {"ada", {8, 9, 12, 99 * 1024}, 80, {12}, /*largest_cluster=*/0},
+      {"a100", {8, 0, 108, 163 * 1024}, 80, {108}, /*largest_cluster=*/0},
+      {"l4", {8, 9, 58, 99 * 1024}, 80, {58}, /*largest_cluster=*/0},
       {"green", {9, 0, 12, shared_memory}, 90, {12}, 16, 0, 0},
   };
   static const Profile& chosen = [&]() -> const Profile& {

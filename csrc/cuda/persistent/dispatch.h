@@ -9,6 +9,7 @@
 #include "cuda/persistent/grid_backward.h"
 #include "cuda/persistent/grid_forward.h"
 #include "cuda/persistent/launch_config.h"
+#include "cuda/persistent/scatter_backward.h"
 
 namespace fused_lstm {
 namespace cuda {
@@ -18,7 +19,10 @@ namespace {
 template <class Mma, Precision precision, Kernel kernel, bool kBackward, int kIndex, bool kRagged>
 constexpr auto kernel_of() {
   constexpr Tiling t = tilings(kernel, precision, kBackward).list[kIndex];
-  if constexpr (kernel == Kernel::grid && kBackward) {
+  if constexpr (t.scatter) {
+    return scatter_backward_kernel<Mma, t.row_tiles, t.depth_tiles, t.sequence_tiles, kRagged,
+                                   t.resident>;
+  } else if constexpr (kernel == Kernel::grid && kBackward) {
     return grid_backward_kernel<Mma, t.row_tiles, t.depth_tiles, t.sequence_tiles, kRagged,
                                 t.resident>;
   } else if constexpr (kernel == Kernel::grid) {
@@ -42,7 +46,7 @@ cudaError_t launch_placed(void (*function)(Params), const Params& params, cudaSt
   if (kernel == Kernel::cluster) together.cluster = placement.blocks;
   if (kernel == Kernel::grid) {
     together.cooperative = true;  // its blocks wait for one another: all of them run, or none does
-    if (kBackward) together.cluster = kGateBlocks;
+    if (kBackward && !placement.tiling.scatter) together.cluster = kGateBlocks;
   }
   return launch(function, params, blocks, kBlockThreads, params.layout.total, together, stream);
 }

@@ -42,6 +42,35 @@ __device__ __forceinline__ uint32_t pair_word(uint32_t bits, uint32_t phase) {
   return (bits & kPairPhase ? nan : bits) | phase;
 }
 
+// The sum of `awaited` words of a version, of `all` at most, float32 numbers that are `stride` words
+// apart: in their order, those of even and of odd places by themselves. A word that has come is not
+// loaded again.
+template <int all, int stride>
+__device__ __forceinline__ float receive_sum(const uint32_t* from, int awaited, uint32_t phase) {
+  constexpr int parts = (all + 31) / 32, at_once = (all + parts - 1) / parts;
+  float sums[2] = {};
+#pragma unroll
+  for (int first = 0; first < all; first += at_once) {
+    uint32_t words[at_once];
+#pragma unroll
+    for (int i = 0; i < at_once; ++i) words[i] = first + i < awaited ? phase ^ kFloatPhase : phase;
+    uint32_t missing;
+    do {
+#pragma unroll
+      for (int i = 0; i < at_once; ++i) {
+        words[i] = load_relaxed_if(((words[i] ^ phase) & kFloatPhase) != 0,
+                                   from + (first + i) * stride, words[i]);
+      }
+      missing = 0;
+#pragma unroll
+      for (int i = 0; i < at_once; ++i) missing |= words[i] ^ phase;
+    } while (any_of_warp(missing & kFloatPhase));
+#pragma unroll
+    for (int i = 0; i < at_once; ++i) sums[i % 2] += __uint_as_float(words[i] ^ phase);
+  }
+  return sums[0] + sums[1];
+}
+
 // Vectors of the exchange that a lane receives at once, of `all`: no more than there are registers.
 FUSED_LSTM_INLINE constexpr int received_at_once(int all) { return all > 8 ? all / 2 : all; }
 

@@ -115,7 +115,14 @@ inline uint4 load_relaxed(const uint4* from) {
   emulator::load_relaxed(&from->x, &value.x, 4);
   return value;
 }
+inline uint32_t load_relaxed_if(bool exists, const uint32_t* from, uint32_t otherwise) {
+  if (exists) emulator::load_relaxed(from, &otherwise, 1);
+  return otherwise;
+}
 inline void store_relaxed(uint32_t* to, uint32_t value) { emulator::store_relaxed(to, &value, 1); }
+inline void store_relaxed_if(bool exists, uint4* to, uint4 value) {
+  if (exists) emulator::store_relaxed(&to->x, &value.x, 4);
+}
 
 inline void cluster_arrive() { emulator::cluster_arrive(); }
 inline void cluster_wait() { emulator::cluster_wait(); }
