@@ -65,7 +65,7 @@ constexpr int fragment_words(Precision precision) {
 
 // The tilings that are compiled, the first that fits being the smallest.
 struct Tilings {
-  Tiling list[12];
+  Tiling list[16];
   int count;
 };
 constexpr Tilings block_tilings(Precision precision, bool backward) {
@@ -94,19 +94,24 @@ constexpr Tilings scatter_tilings(Precision precision) {
   if (precision == Precision::bits16) {
     return {{{2, 8, 0, 1, 16, true},
              {4, 8, 0, 1, 28, true},
-             {6, 8, 0, 1, 28, true},
+             {6, 8, 0, 1, 27, true},
              {8, 4, 0, 1, 28, true},
-             {8, 6, 0, 1, 28, true},
-             {8, 8, 0, 1, 28, true}},
-            6};
+             {8, 6, 0, 1, 24, true},
+             {8, 8, 0, 1, 25, true},
+             {2, 8, 0, 2, 16, true},
+             {4, 8, 0, 2, 24, true},
+             {8, 8, 0, 2, 20, true}},
+            9};
   }
   if (precision == Precision::tf32) {
     return {{{2, 16, 0, 1, 28, true},
              {4, 8, 0, 1, 28, true},
              {4, 16, 0, 1, 28, true},
-             {6, 8, 0, 1, 28, true},
-             {8, 8, 0, 1, 28, true}},
-            5};
+             {6, 8, 0, 1, 27, true},
+             {8, 8, 0, 1, 27, true},
+             {4, 16, 0, 2, 24, true},
+             {8, 8, 0, 2, 20, true}},
+            7};
   }
   return {{{2, 8, 0, 1, 12, true}, {4, 4, 0, 1, 12, true}, {4, 8, 0, 1, 13, true}}, 3};
 }

@@ -42,32 +42,41 @@ __device__ __forceinline__ uint32_t pair_word(uint32_t bits, uint32_t phase) {
   return (bits & kPairPhase ? nan : bits) | phase;
 }
 
-// The sum of `awaited` words of a version, of `all` at most, float32 numbers that are `stride` words
-// apart: in their order, those of even and of odd places by themselves. A word that has come is not
-// loaded again.
+// The sum of the first `awaited` words of a version, of `all`, float32 numbers that are `stride`
+// words apart: in their order, those of even and of odd places by themselves. Words that are not
+// awaited are zero. Those of a group are loaded again until as many have the phase's bit as should.
 template <int all, int stride>
 __device__ __forceinline__ float receive_sum(const uint32_t* from, int awaited, uint32_t phase) {
-  constexpr int parts = (all + 31) / 32, at_once = (all + parts - 1) / parts;
+  constexpr int group = 8, groups = (all + group - 1) / group;
+  uint32_t words[all];
+  int expected[groups];
+  bool whole[groups], all_whole;
+#pragma unroll
+  for (int g = 0; g < groups; ++g) {
+    const int of_group = awaited - g * group;
+    expected[g] = phase == 0 || of_group < 0 ? 0 : of_group < group ? of_group : group;
+    whole[g] = false;
+  }
+  do {
+#pragma unroll
+    for (int i = 0; i < all; ++i) {
+      words[i] = load_relaxed_if(!whole[i / group], from + i * stride, words[i]);
+    }
+    all_whole = true;
+#pragma unroll
+    for (int g = 0; g < groups; ++g) {
+      int set = 0;
+#pragma unroll
+      for (int i = g * group; i < all && i < (g + 1) * group; ++i) {
+        set += static_cast<int>(words[i] & kFloatPhase);
+      }
+      whole[g] = set == expected[g];
+      all_whole = all_whole && whole[g];
+    }
+  } while (any_of_warp(!all_whole));
   float sums[2] = {};
 #pragma unroll
-  for (int first = 0; first < all; first += at_once) {
-    uint32_t words[at_once];
-#pragma unroll
-    for (int i = 0; i < at_once; ++i) words[i] = first + i < awaited ? phase ^ kFloatPhase : phase;
-    uint32_t missing;
-    do {
-#pragma unroll
-      for (int i = 0; i < at_once; ++i) {
-        words[i] = load_relaxed_if(((words[i] ^ phase) & kFloatPhase) != 0,
-                                   from + (first + i) * stride, words[i]);
-      }
-      missing = 0;
-#pragma unroll
-      for (int i = 0; i < at_once; ++i) missing |= words[i] ^ phase;
-    } while (any_of_warp(missing & kFloatPhase));
-#pragma unroll
-    for (int i = 0; i < at_once; ++i) sums[i % 2] += __uint_as_float(words[i] ^ phase);
-  }
+  for (int i = 0; i < all; ++i) sums[i % 2] += __uint_as_float(words[i] & ~kFloatPhase);
   return sums[0] + sums[1];
 }
 

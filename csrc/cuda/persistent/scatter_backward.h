@@ -55,6 +55,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) scatter_backward_kernel(
   constexpr int kSharers = kBlockThreads / kPairs > 0 ? kBlockThreads / kPairs : 1;
   constexpr int kWarpPairs = kWarpThreads / kSharers;
   constexpr int kSenders = scatter_senders(kRowTiles, kUnits);
+  constexpr int kSentUnits = 4;  // at once
   constexpr int kWords = (kSenders + kSharers - 1) / kSharers;  // of a thread and pair
   constexpr int kChains = kRowTiles == 2 ? 2 : 1;
   constexpr int kOperand = operand_bytes(kDepthTiles, kSequenceTiles);
@@ -92,7 +93,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) scatter_backward_kernel(
   };
   const auto has_pair = [&](int i) {
     const int pair = pair_of(i);
-    return pair < kPairs &&
+    return (kPairs % kBlockThreads == 0 || pair < kPairs) &&
            (kSequenceTiles == 1 || pair / kUnits < sequence_tiles * kTileSequences);
   };
   BackwardUnit<Types, kRagged> units[kThreadUnits];
@@ -135,10 +136,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1) scatter_backward_kernel(
   int awaited[kThreadUnits];
 #pragma unroll
   for (int i = 0; i < kThreadUnits; ++i) {
-    const int sequence = pair_of(i) / kUnits;
-    const bool exists = units[i].j < H && sequence < placement.sequences &&
-                        units[i].b < timeline.batch;
-    awaited[i] = in_register(exists ? (placement.blocks - sharer + kSharers - 1) / kSharers : 0);
+    const int senders = (placement.blocks - sharer + kSharers - 1) / kSharers;
+    awaited[i] = in_register(units[i].j < round_up(H, kSentUnits) ? senders : 0);
     units[i].finish_start(p, now, next, index > 0);
   }
 
