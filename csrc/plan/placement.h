@@ -99,8 +99,8 @@ constexpr Tilings scatter_tilings(Precision precision) {
              {8, 6, 0, 1, 24, true},
              {8, 8, 0, 1, 25, true},
              {2, 8, 0, 2, 16, true},
-             {4, 8, 0, 2, 24, true},
-             {8, 8, 0, 2, 20, true}},
+             {4, 8, 0, 2, 20, true},
+             {6, 8, 0, 2, 16, true}},
             9};
   }
   if (precision == Precision::tf32) {
@@ -109,9 +109,8 @@ constexpr Tilings scatter_tilings(Precision precision) {
              {4, 16, 0, 1, 28, true},
              {6, 8, 0, 1, 27, true},
              {8, 8, 0, 1, 27, true},
-             {4, 16, 0, 2, 24, true},
-             {8, 8, 0, 2, 20, true}},
-            7};
+             {4, 8, 0, 2, 20, true}},
+            6};
   }
   return {{{2, 8, 0, 1, 12, true}, {4, 4, 0, 1, 12, true}, {4, 8, 0, 1, 13, true}}, 3};
 }

@@ -25,6 +25,14 @@ constexpr StepCycles kClusterStep = {940, 850};
 constexpr StepCycles kGridStep = {760, 1180};
 constexpr StepCycles kClusterRagged = {90, 80};  // more, of ragged sequences; a block's too
 constexpr StepCycles kGridRagged = {350, 100};
+// Backward on the grid without clusters, of an A100: kScatterStep is from the machine code for 8.0,
+// the others follow from the data sheet (312 TFLOPS: 8 cycles a product, two warps a tensor core) or
+// are assumed (bytes a cycle between a multiprocessor and L2).
+constexpr double kScatterCyclesPerMicrosecond = 1410;
+constexpr double kScatterStep = 980;
+constexpr double kScatterRagged = 200;
+constexpr double kScatterProduct = 16;
+constexpr double kScatterBytes = 64;
 constexpr double kInputGemm = 4;               // microseconds of its launch, once a direction
 constexpr double kStepwiseStep = 5;            // microseconds of two launches
 constexpr double kStepwiseOperations = 100e6;  // a microsecond, of a GEMM with few rows
@@ -52,8 +60,21 @@ int clusters_at_once(const Gpu& gpu, int blocks) {
   return gpu.clusters[i];
 }
 
+// What a block stores and loads through L2 is a word of each unit and sequence, both times.
+double scatter_step_time(const Problem& problem, const Placement& placement) {
+  const double products = precision_for(problem) == Precision::tf32_split ? 3 : 1;
+  const double sequence_tiles = ceil_div(placement.sequences, kTileSequences);
+  const double bytes = 2.0 * 4 * kTileSequences * problem.hidden;
+  const double tile =
+      kScatterProduct * products * placement.tiling.fragments() + bytes / kScatterBytes;
+  return (kScatterStep + (problem.ragged ? kScatterRagged : 0) + kGridExchange +
+          kSequenceTile * (sequence_tiles - 1) + tile * sequence_tiles) /
+         kScatterCyclesPerMicrosecond;
+}
+
 double step_time(const Problem& problem, Kernel kernel, const Placement& placement) {
   const Tiling& t = placement.tiling;
+  if (t.scatter) return scatter_step_time(problem, placement);
   const double words = fragment_words(precision_for(problem)) / 4.0;
   const double sequence_tiles = ceil_div(placement.sequences, kTileSequences);
   const StepCycles& step = kernel == Kernel::block     ? kBlockStep

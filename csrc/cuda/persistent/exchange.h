@@ -70,7 +70,7 @@ __device__ __forceinline__ float receive_sum(const uint32_t* from, int awaited, 
       for (int i = g * group; i < all && i < (g + 1) * group; ++i) {
         set += static_cast<int>(words[i] & kFloatPhase);
       }
-      whole[g] = set == expected[g];
+      whole[g] = expected[g] + (phase ? -set : set) <= 0;
       all_whole = all_whole && whole[g];
     }
   } while (any_of_warp(!all_whole));
