@@ -44,17 +44,17 @@ FORWARD = {
     ("RTX 4090", "16 bits"): "bbggggs",
     ("RTX 4090", "TF32"): "bggggss",
 }
-# The grid's backward takes clusters, from compute capability 9.0 on
+# The grid's backward takes clusters of four where there are any, from compute capability 9.0 on
 BACKWARD = {
     ("H200", "16 bits"): "ccccggg",
     ("H200", "TF32"): "ccccggs",
     ("H200", "float32"): "cccgsss",
-    ("A100", "16 bits"): "bbsssss",
-    ("A100", "TF32"): "bssssss",
-    ("L4", "16 bits"): "bssssss",
-    ("L4", "TF32"): "sssssss",
-    ("RTX 4090", "16 bits"): "bssssss",
-    ("RTX 4090", "TF32"): "sssssss",
+    ("A100", "16 bits"): "bbggggs",
+    ("A100", "TF32"): "bggggss",
+    ("L4", "16 bits"): "bggggss",
+    ("L4", "TF32"): "ggggsss",
+    ("RTX 4090", "16 bits"): "bgggggs",
+    ("RTX 4090", "TF32"): "gggggss",
 }
 
 
@@ -76,6 +76,26 @@ def test_steps_of_ragged_sequences_take_longer(gpu, backward):
     for plain, ragged in zip(*found, strict=True):
         longer = plain["obstacle"] is None and plain["kernel"] != "stepwise"
         assert (ragged["microseconds"] > plain["microseconds"]) == longer, plain["kernel"]
+
+
+def test_the_grid_backward_with_and_without_clusters_of_four():
+    """A GPU that has them takes the kernel for them; their estimates tell one from the other."""
+    few = GPUS["H200"]._replace(largest_cluster=2)
+    none = GPUS["H200"]._replace(largest_cluster=0)
+    with_them, without, also_without = (
+        plan(gpu, 16, 512, backward=True)["candidates"][2] for gpu in ("H200", few, none)
+    )
+    assert with_them["blocks"] % 4 == 0
+    assert without == also_without
+    assert without["microseconds"] > with_them["microseconds"]
+    assert (without["blocks"], without["units"]) == (16, 32)
+
+
+def test_a_larger_batch_takes_larger_slices():
+    """Blocks of all slices run at once: on an A100 6 slices of 16 blocks, or 4 of 16 sequences."""
+    small, large = (plan("A100", B, 512, backward=True)["candidates"][2] for B in (48, 64))
+    assert (small["slices"], small["sequences"]) == (6, 8)
+    assert (large["slices"], large["sequences"]) == (4, 16)
 
 
 def test_an_h100_is_planned_like_an_h200():
@@ -201,8 +221,9 @@ def test_explain_says_which_and_why_not():
     plans = fused_lstm.explain(module, 16, 100, device="A100")
     assert [plan.layer for plan in plans] == [0, 1]
     for plan in plans:
-        assert (plan.forward.kernel, plan.backward.kernel) == ("grid", "stepwise")
-        assert "clusters of four" in plan.backward.candidates["grid"].obstacle
+        assert (plan.forward.kernel, plan.backward.kernel) == ("grid", "grid")
+        backward = plan.backward.candidates["grid"]
+        assert (backward.blocks, backward.units, backward.slices) == (16, 32, 2)
         candidates = plan.forward.candidates
         assert list(candidates) == ["block", "cluster", "grid", "stepwise"]
         assert candidates["block"].obstacle == "the recurrent weights do not fit into one block"
@@ -216,7 +237,7 @@ def test_plans_are_printed():
     module = FusedLSTM(10, 512, 2, dtype=torch.bfloat16)
     text = str(fused_lstm.explain(module, 16, 100, device="A100"))
     assert text.count("layer 0 forward: grid\n") == 1
-    assert text.count("layer 1 backward: stepwise\n") == 1
+    assert text.count("layer 1 backward: grid\n") == 1
     assert text.count("  block: cannot, the recurrent weights do not fit into one block\n") == 4
     assert re.search(r"\n  grid: \d+\.\d us a step, estimated; \d slices? of \d+ sequences, ", text)
 

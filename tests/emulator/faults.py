@@ -144,6 +144,75 @@ FAULTS = [
     ),
 ]
 
+# Of kernels that a GPU without clusters runs
+FAULTS_WITHOUT_CLUSTERS = [
+    (
+        "sums of other blocks are not waited for",
+        "exchange.h",
+        "any_of_warp(!all_whole)",
+        "any_of_warp(!faulty() && !all_whole)",
+        "is off by",
+    ),
+    (
+        "the words of the last sender are not awaited",
+        "scatter_backward.h",
+        "round_up(H, kSentUnits) ? senders : 0",
+        "round_up(H, kSentUnits) ? senders - faulty() : 0",
+        "is off by",
+    ),
+    (
+        "sums in one buffer",
+        "scatter_backward.h",
+        "const int buffer = version % 2;",
+        "const int buffer = faulty() ? 0 : version % 2;",
+        "is off by",
+    ),
+    (
+        "sums of a phase that is the zero words'",
+        "scatter_backward.h",
+        "phase_of(version, kFloatPhase);",
+        "phase_of(version + 2 * faulty(), kFloatPhase);",
+        "is off by",
+    ),
+    (
+        "sums of a phase that is not awaited",
+        "scatter_backward.h",
+        "float_word(__float_as_uint(sum), phase)",
+        "float_word(__float_as_uint(sum), phase ^ faulty())",
+        "a word in global memory",
+    ),
+    (
+        "gradients are multiplied before all threads have stored them",
+        "scatter_backward.h",
+        "    __syncthreads();\n\n    if (first_row < H) {",
+        "    if (!faulty()) __syncthreads();\n\n    if (first_row < H) {",
+        "a race in byte",
+    ),
+    (
+        "gradients are stored where others may still multiply",
+        "scatter_backward.h",
+        "char* const its_operand = operand + version % 2 * kOperand;",
+        "char* const its_operand = operand + version % 2 * !faulty() * kOperand;",
+        "a race in byte",
+    ),
+    (
+        "the last sums are left out",
+        "scatter_backward.h",
+        "      if (!has_pair(i)) continue;\n      float sum",
+        "      if (!has_pair(i) || (faulty() && !more)) continue;\n      float sum",
+        "grad of h_0 is off by",
+    ),
+    (
+        "sums go to the sequence after theirs",
+        "scatter_backward.h",
+        "(tile * kTileSequences + sequence) * kUnits",
+        "(tile * kTileSequences + (sequence ^ faulty())) * kUnits",
+        "is off by",
+    ),
+]
+
+ALL_FAULTS = [*FAULTS, *FAULTS_WITHOUT_CLUSTERS]
+
 # Read before any kernel runs: what threads read of it, none of them has written.
 PRELUDE = """#include <cstdlib>
 namespace {
@@ -158,7 +227,7 @@ def build(emulated: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     sources = folder / "csrc"
     shutil.copytree(CSRC, sources)
-    for number, (what, name, text, faulty, _) in enumerate(FAULTS, 1):
+    for number, (what, name, text, faulty, _) in enumerate(ALL_FAULTS, 1):
         path = sources / "cuda/persistent" / name
         before = path.read_text()
         assert before.count(text) == 1, f"{what}: {name} has {before.count(text)} times {text!r}"

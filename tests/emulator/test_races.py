@@ -124,9 +124,16 @@ def instrumented(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "tf32", "float32"])
-@pytest.mark.parametrize("kernel", ["stepwise", "block", "cluster", "grid"])
-def test_kernel(instrumented, kernel, precision):
+@pytest.mark.parametrize(
+    ("kernel", "gpu"),
+    [
+        *((kernel, "hopper-132") for kernel in ("stepwise", "block", "cluster", "grid")),
+        ("grid", "a100"),
+    ],
+)
+def test_kernel(instrumented, kernel, gpu, precision):
     environment = os.environ | RACES | DELAY | {"PYTHONPATH": str(instrumented)}
+    environment["EMULATED_GPU"] = gpu
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(HERE.parent), kernel, precision],
         env=environment,

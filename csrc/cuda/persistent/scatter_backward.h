@@ -152,6 +152,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) scatter_backward_kernel(
   for (int version = 1;; ++version, --index) {
     const int t = timeline.time(index);
     const uint32_t phase = phase_of(version, kFloatPhase);
+    const int buffer = version % 2;  // of the exchange
     char* const its_operand = operand + version % 2 * kOperand;
     Storage grads[kThreadUnits][4];
 #pragma unroll
@@ -180,7 +181,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) scatter_backward_kernel(
     __syncthreads();
 
     if (first_row < H) {
-      uint32_t* const to = row_of(sent, version % 2, buffer_bytes);
+      uint32_t* const to = row_of(sent, buffer, buffer_bytes);
 #pragma unroll
       for (int tile = 0; tile < kSequenceTiles; ++tile) {
         if (kSequenceTiles > 1 && tile >= sequence_tiles) continue;
@@ -231,7 +232,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) scatter_backward_kernel(
       units[i].episodes.load_start(timeline, index - 1);
     }
 
-    const uint32_t* const from = row_of(received, version % 2, buffer_bytes);
+    const uint32_t* const from = row_of(received, buffer, buffer_bytes);
 #pragma unroll
     for (int i = 0; i < kThreadUnits; ++i) {
       if (!has_pair(i)) continue;
