@@ -601,6 +601,106 @@ class GridBackward:
         return Warp(version + 1, "store") if version < self.versions else Warp(version, "done")
 
 
+# Backward on the grid without clusters: scatter_backward.h.
+
+
+class ScatterState(NamedTuple):
+    warps: tuple[tuple[Warp, ...], ...]  # [block][warp]
+    operand: tuple  # [block][buffer][warp]: what the threads of that warp have stored
+    words: tuple  # [receiver][sender][buffer]: the versions that its words had
+    views: tuple  # [block][warp][sender][buffer]: which of them the warp has seen last
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Iteration v of a warp: stores its part of version v of the block's operand; meets the block's
+    other warps; multiplies the operand, and stores the sums of its rows for the blocks that own
+    them; receives the sums of version v from all blocks."""
+
+    blocks: int
+    warps: int  # warp w has the rows of blocks w, w + warps, .., if there are any
+    versions: int
+    idle: bool = False  # whether the last warp has no units, and receives nothing
+    operands: int = 2  # buffers
+    buffers: int = 2  # of sums
+    phase: Callable[[int], bool] = phase_of
+    launch_phase: bool = False  # of the words at the launch: zero
+    barrier: bool = True
+    awaits_others: bool = True  # not only the block's own sums
+    phase_of_sums: Callable[[int], bool] | None = None  # that the senders give them; None: the same
+
+    def start(self) -> ScatterState:
+        return ScatterState(
+            filled(Warp(1, "store"), self.blocks, self.warps),
+            filled(NOTHING, self.blocks, self.operands, self.warps),
+            filled((0,), self.blocks, self.blocks, self.buffers),
+            filled(0, self.blocks, self.warps, self.blocks, self.buffers),
+        )
+
+    def done(self, state: ScatterState) -> bool:
+        return all(place == "done" for block in state.warps for _, place in block)
+
+    def steps(self, state: ScatterState) -> Steps:
+        for block, warp in itertools.product(range(self.blocks), range(self.warps)):
+            its = state.warps[block][warp]
+            if its.place not in ("barrier", "done"):
+                yield from getattr(self, its.place)(state, block, warp, its.version)
+        for block, warps in enumerate(state.warps):
+            if {warp.place for warp in warps} == {"barrier"}:
+                after = tuple(Warp(warp.version, "multiply") for warp in warps)
+                yield f"block {block} meets", state._replace(warps=put(state.warps, after, block))
+
+    def store(self, state: ScatterState, block: int, warp: int, version: int) -> Steps:
+        operand = put(state.operand, version, block, version % self.operands, warp)
+        after = Warp(version, "barrier" if self.barrier else "multiply")
+        warps = put(state.warps, after, block, warp)
+        event = f"block {block} warp {warp} stores its operand of version {version}"
+        yield event, state._replace(warps=warps, operand=operand)
+
+    def multiply(self, state: ScatterState, block: int, warp: int, version: int) -> Steps:
+        name, buffer = f"block {block} warp {warp}", version % self.buffers
+        operand = state.operand[block][version % self.operands]
+        await_version(version, operand, f"{name}: the operand")
+        words = state.words
+        for to in range(warp, self.blocks, self.warps):
+            words = put(words, (*words[to][block][buffer], version), to, block, buffer)
+        after = Warp(version, "receive")
+        if self.idle and warp == self.warps - 1:
+            after = self.next(version)
+        event = f"{name} multiplies version {version} and stores its sums"
+        yield event, state._replace(warps=put(state.warps, after, block, warp), words=words)
+
+    def phase_in(self, version: int) -> bool:
+        return self.launch_phase if version == 0 else (self.phase_of_sums or self.phase)(version)
+
+    def receive(self, state: ScatterState, block: int, warp: int, version: int) -> Steps:
+        name, buffer = f"block {block} warp {warp}", version % self.buffers
+        senders = list(range(self.blocks)) if self.awaits_others else [block]
+        seen = state.views[block][warp]
+        for loaded, found in load_words(
+            [state.words[block][sender][buffer] for sender in senders],
+            [seen[sender][buffer] for sender in senders],
+            lambda v: self.phase_in(v) == self.phase(version),
+        ):
+            views = state.views
+            for sender, view in zip(senders, loaded, strict=True):
+                views = put(views, view, block, warp, sender, buffer)
+            if found is None:
+                yield f"{name} sees another version", state._replace(views=views)
+                continue
+            for sender in set(range(self.blocks)) - set(senders):
+                found.append(state.words[block][sender][buffer][seen[sender][buffer]])
+            await_version(version, found, f"{name}: receive")
+            warps = put(state.warps, self.next(version), block, warp)
+            yield (
+                f"{name} receives version {version}",
+                state._replace(warps=warps, views=views),
+            )
+
+    def next(self, version: int) -> Warp:
+        return Warp(version + 1, "store") if version < self.versions else Warp(version, "done")
+
+
 PROTOCOLS: dict[str, Any] = {
     "grid": Grid(blocks=2, warps=2, versions=9),
     "grid, a warp reads one block": Grid(blocks=2, warps=2, versions=9, split=True),
@@ -626,6 +726,15 @@ PROTOCOLS: dict[str, Any] = {
     "grid backward, one buffer of sums": GridBackward(
         clusters=1, gates=2, warps=2, versions=6, buffers=1
     ),
+}
+
+PROTOCOLS |= {
+    "scatter": Scatter(blocks=2, warps=2, versions=9),
+    "scatter, a warp without units": Scatter(blocks=2, warps=2, versions=7, idle=True),
+    "scatter, a warp without rows": Scatter(blocks=2, warps=3, versions=5),
+    "scatter of 3 blocks": Scatter(blocks=3, warps=2, versions=5),
+    "scatter of 4 blocks of a warp": Scatter(blocks=4, warps=1, versions=7),
+    "scatter of a block": Scatter(blocks=1, warps=3, versions=7),
 }
 
 
@@ -694,6 +803,36 @@ FAULTS: dict[str, tuple[str, dict[str, Any], str]] = {
         "grid backward, a cluster",
         {"rearms": False},
         "for ever",
+    ),
+    # Backward on the grid without clusters.
+    "one buffer of scattered sums": ("scatter", {"buffers": 1}, "receive of version 2 reads"),
+    "one buffer of scattered sums, phases alternate": (
+        "scatter",
+        {"buffers": 1, "phase": alternating},
+        "for ever",
+    ),
+    "phases of scattered sums alternate": (
+        "scatter",
+        {"phase": alternating},
+        r"receive of version 2 reads \[0\]",
+    ),
+    "one phase of scattered sums": ("scatter", {"phase": lambda version: True}, "receive of vers"),
+    "words of scattered sums are not zero": (
+        "scatter",
+        {"launch_phase": True},
+        "receive of version 1 reads",
+    ),
+    "scattered sums have another phase": (
+        "scatter",
+        {"phase_of_sums": lambda version: not phase_of(version)},
+        "for ever",
+    ),
+    "one operand of scattered sums": ("scatter", {"operands": 1}, "the operand of version"),
+    "no barrier before scattered sums": ("scatter", {"barrier": False}, "the operand of version"),
+    "only the block's own sums are awaited": (
+        "scatter",
+        {"awaits_others": False},
+        r"receive of version 1 reads \[0, 1\]",
     ),
 }
 
