@@ -65,8 +65,7 @@ with fused_lstm.use_kernel("grid"):
     its = plan.backward.candidates["grid"]
     assert plan.backward.kernel == "grid", plan
     assert (its.blocks, its.sequences) == (blocks, sequences), its
-    with fused_lstm.use_kernel("grid"):
-        found = evaluate(module, x, state, **options)
+    found = evaluate(module, x, state, **options)
 factors = TF32 if precision == "tf32" else None
 assert_accurate(found, truth_of(module, x, state, factors=factors, **options))
 """
@@ -77,14 +76,13 @@ SIZES = [
     ("a100", "bfloat16", "packed", 3, 9, 333, 11, 5),
     ("a100", "bfloat16", "resets", 3, 20, 512, 16, 7),
     ("a100", "bfloat16", "plain", 2, 2, 640, 40, 2),
-    ("a100", "bfloat16", "plain", 2, 10, 1024, 43, 5),
     ("a100", "bfloat16", "plain", 2, 17, 1024, 32, 6),
     ("a100", "bfloat16", "resets", 2, 49, 512, 16, 13),
     ("a100", "tf32", "packed", 3, 5, 256, 8, 5),
     ("a100", "tf32", "resets", 3, 3, 333, 21, 3),
     ("a100", "tf32", "plain", 2, 2, 1001, 63, 2),
     ("a100", "float32", "plain", 3, 5, 200, 13, 5),
-    ("a100", "float32", "resets", 2, 3, 400, 25, 3),
+    ("a100", "float32", "resets", 2, 3, 400, 50, 3),
     ("l4", "bfloat16", "plain", 2, 3, 1021, 43, 3),
     ("l4", "bfloat16", "resets", 3, 20, 512, 16, 7),
     ("l4", "tf32", "plain", 2, 3, 640, 40, 3),

@@ -9,26 +9,29 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from . import cubin, execute, launches, step
-from .shapes import BATCH, LENGTH, Shape, shapes
+from .shapes import BATCH, GPUS, LENGTH, Shape, shapes
 from .table import Row, complaints, format_rows, unsound
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = (80, 90, 120)
-EXECUTED = 90
 # What is over its limit and let pass until it is mended: it may not get worse.
 KNOWN = Path(__file__).resolve().parent / "known.json"
 INSTRUCTIONS = 6_000_000  # of a thread, at most
 
 
 def row_of(
-    one: launches.Pass, kernels: dict[str, cubin.Kernel], threads: Sequence[int], block: int
+    one: launches.Pass,
+    kernels: dict[tuple[int, str], cubin.Kernel],
+    threads: Sequence[int],
+    block: int,
 ) -> Row:
     """The step of the pass's persistent kernel; of several threads, of the one that takes longest.
 
     Without a step where the plan has no persistent kernel.
     """
+    gpu = GPUS[one.shape.gpu]
     for recorded in one.launches:
-        kernel = kernels.get(recorded.kernel)
+        kernel = kernels.get((gpu.architecture, recorded.kernel))
         if kernel is None:
             raise SystemExit(f"no kernel of the cubins is {recorded.kernel}")
         if step.loop_over_time(kernel.code) is None:
@@ -40,7 +43,13 @@ def row_of(
             )
             running.run(INSTRUCTIONS)
             measured.append(
-                step.measure(kernel.code, running.trace, finished=running.finished, steps=LENGTH)
+                step.measure(
+                    kernel.code,
+                    running.trace,
+                    finished=running.finished,
+                    steps=LENGTH,
+                    gigahertz=gpu.gigahertz,
+                )
             )
         return Row(one, recorded, max(measured, key=lambda each: each.cycles))
     return Row(one, None, None)
@@ -67,20 +76,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     kernels = cubin.all_kernels(
         sorted(ROOT.glob("csrc/cuda/**/*.cu")),
-        sorted({*options.architectures, EXECUTED}),
+        sorted({*options.architectures, *(gpu.architecture for gpu in GPUS.values())}),
         options.build / "cubins",
         ROOT / "csrc",
     )
     chosen: list[Shape] = [shape for shape in shapes() if options.only in shape.name]
     passes = launches.record(options.emulated, options.build / "launches", chosen)
     by_name = {
-        cubin.same_everywhere(kernel.code.name): kernel
+        (kernel.architecture, cubin.same_everywhere(kernel.code.name)): kernel
         for kernel in kernels
-        if kernel.architecture == EXECUTED
     }
     which = " and ".join(map(str, options.threads))
     print(
-        f"B {BATCH}, T {LENGTH}, training, sm_{EXECUTED}; threads {which} of block {options.block}"
+        f"B {BATCH}, T {LENGTH}, training, an H100's code unless another GPU is named; "
+        f"threads {which} of block {options.block}"
     )
     rows = [row_of(one, by_name, options.threads, options.block) for one in passes]
     print(format_rows(rows, waits=options.waits))

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .cubin import same_everywhere
 from .execute import Launch
-from .shapes import BATCH, LENGTH, Shape
+from .shapes import BATCH, GPUS, LENGTH, Shape
 
 HERE = Path(__file__).resolve().parent
 
@@ -81,12 +81,23 @@ def record(
     emulated: Path, folder: Path, shapes: Sequence[Shape], batch: int = BATCH, length: int = LENGTH
 ) -> list[Pass]:
     """The passes of a call of each shape; `emulated` is what tests/emulator/build.py has made."""
+    found: dict[Shape, list[Pass]] = {}
+    for gpu in GPUS:
+        of_gpu = [shape for shape in shapes if shape.gpu == gpu]
+        if of_gpu:
+            found |= _record(emulated, folder / gpu, of_gpu, gpu, batch, length)
+    return [one for shape in shapes for one in found[shape]]
+
+
+def _record(
+    emulated: Path, folder: Path, shapes: Sequence[Shape], gpu: str, batch: int, length: int
+) -> dict[Shape, list[Pass]]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     arguments = json.dumps([batch, length, [asdict(shape) for shape in shapes]])
     environment = os.environ | {
         "PYTHONPATH": str(emulated.resolve()),
-        "EMULATED_GPU": "hopper-132",
+        "EMULATED_GPU": GPUS[gpu].profile,
         "EMULATOR_RECORD": str(folder.resolve()),
     }
     subprocess.run(
@@ -96,13 +107,13 @@ def record(
         cwd=folder,
     )
     plans = json.loads((folder / "plans.json").read_text())
-    found = []
+    found: dict[Shape, list[Pass]] = {shape: [] for shape in shapes}
     for i, (shape, plan) in enumerate(zip(shapes, plans, strict=True)):
         for direction in shape.passes:
             paths = sorted((folder / str(i) / direction).glob("*.launch"), key=_number)
             launches = tuple(read(path) for path in paths)
             kernel, microseconds = plan[direction]
-            found.append(Pass(shape, direction, kernel, microseconds, launches))
+            found[shape].append(Pass(shape, direction, kernel, microseconds, launches))
     return found
 
 

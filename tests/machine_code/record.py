@@ -28,7 +28,7 @@ def record(folder: Path, batch: int, length: int, shape: dict[str, Any]) -> dict
     elif shape["boundaries"] == "resets":
         options["reset"] = torch.zeros(length, batch, dtype=torch.bool)
         options["reset"][7::100] = True  # no step in the middle, which is the one that is timed
-    plan = fused_lstm.explain(module, batch, length, device=os.environ.get("B8_DEVICE","H100"))[0]
+    plan = fused_lstm.explain(module, batch, length, device=shape["gpu"])[0]
 
     def enter(direction: str) -> None:
         (folder / direction).mkdir(parents=True)

@@ -5,8 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from .timing import GIGAHERTZ
+
 BATCH, LENGTH = 16, 1024
 PASSES = ("forward", "backward")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """For which code is executed."""
+
+    architecture: int
+    profile: str
+    """Of tests/emulator/cuda_runtime.cpp."""
+    gigahertz: float
+
+
+GPUS = {"H100": Gpu(90, "hopper-132", GIGAHERTZ), "A100": Gpu(80, "a100", 1.41)}
 BOUNDARIES_MAY_COST = 1.3  # times what a call without lengths and resets may
 MASK_BYTES = 4  # byte accesses of a step where there are resets, which are bool
 LISTED_MASK_BYTES = 8  # and in the code of all of the loop, for several sequences
@@ -37,19 +52,25 @@ class Shape:
     """"lengths", "resets", or neither."""
     frozen: bool = False
     """By `freeze`: in inference."""
+    gpu: str = "H100"
 
     @property
     def name(self) -> str:
+        gpu = f"{self.gpu} " if self.gpu != "H100" else ""
         fused = f" D {self.input}" if self.input != self.hidden else ""
         frozen = "frozen" if self.frozen else ""
-        return f"{self.dtype} H {self.hidden}{fused} {self.boundaries}{frozen}".strip()
+        return f"{gpu}{self.dtype} H {self.hidden}{fused} {self.boundaries}{frozen}".strip()
 
     @property
     def passes(self) -> tuple[str, ...]:
+        """Those that are looked at. What an A100 runs forward, an H100 runs, too."""
+        if self.gpu != "H100":
+            return ("backward",)
         return PASSES[:1] if self.frozen else PASSES
 
     def limit(self, direction: str) -> Limit | None:
-        found = _LIMITS.get((direction, self.dtype, self.hidden))
+        limits = _LIMITS if self.gpu == "H100" else _LIMITS_OF_AN_A100
+        found = limits.get((direction, self.dtype, self.hidden))
         if found is None or self.frozen:  # of the same kernels
             return None
         return found.times(BOUNDARIES_MAY_COST) if self.boundaries else found
@@ -70,6 +91,14 @@ _LIMITS = {
     ("backward", "float32", 768): _TF32,
     ("backward", "float32", 1024): _TF32,
 }
+_LIMITS_OF_AN_A100 = {
+    ("backward", "bfloat16", 256): Limit(260, 4, 1200),
+    ("backward", "bfloat16", 512): Limit(350, 6, 1400),
+    ("backward", "bfloat16", 768): Limit(500, 8, 1600),
+    ("backward", "bfloat16", 1024): Limit(600, 10, 1700),
+    ("backward", "float32", 512): Limit(380, 6, 1500),
+    ("backward", "float32", 768): Limit(480, 8, 1700),
+}
 
 
 def shapes() -> Iterator[Shape]:
@@ -79,6 +108,10 @@ def shapes() -> Iterator[Shape]:
             yield Shape("bfloat16", hidden, hidden, boundaries)
         for hidden in (768, 1024):
             yield Shape("float32", hidden, hidden, boundaries)
+        for hidden in (256, 512, 768, 1024):
+            yield Shape("bfloat16", hidden, hidden, boundaries, gpu="A100")
+        for hidden in (512, 768):
+            yield Shape("float32", hidden, hidden, boundaries, gpu="A100")
     yield Shape("bfloat16", 64, 10, frozen=True)
     for hidden in (512, 1024):
         yield Shape("bfloat16", hidden, hidden, frozen=True)

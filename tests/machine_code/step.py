@@ -50,10 +50,11 @@ class Step:
     """The longest, in cycles a step, with the instruction that waits."""
     branches: tuple[str, ...] = ()
     """All that are taken, the loop's own too."""
+    gigahertz: float = GIGAHERTZ
 
     @property
     def microseconds(self) -> float:
-        return (self.cycles + self.late_cycles + self.exchange_cycles) / (1000 * GIGAHERTZ)
+        return (self.cycles + self.late_cycles + self.exchange_cycles) / (1000 * self.gigahertz)
 
 
 def iterations_of(code: Code, trace: Sequence[Executed]) -> list[int]:
@@ -111,6 +112,7 @@ def measure(
     *,
     finished: bool,
     steps: int | None = None,
+    gigahertz: float = GIGAHERTZ,
 ) -> Step:
     """The step of a trace.
 
@@ -166,6 +168,7 @@ def measure(
         opcodes=counted,
         waits=tuple((n / divisor, text) for text, n in waits.most_common(12) if n),
         branches=tuple(branches),
+        gigahertz=gigahertz,
     )
 
 
