@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) scatter_backward_kernel(
   };
   const auto has_pair = [&](int i) {
     const int pair = pair_of(i);
-    return (kPairs % kBlockThreads == 0 || pair < kPairs) &&
+    return (kPairs * kSharers % kBlockThreads == 0 || pair < kPairs) &&
            (kSequenceTiles == 1 || pair / kUnits < sequence_tiles * kTileSequences);
   };
   BackwardUnit<Types, kRagged> units[kThreadUnits];
