@@ -35,7 +35,8 @@ struct Tiling {
   // Of a warp's fragments (fragments.h) so many stay in registers, the others in shared memory: as
   // many as leave no register spilled.
   int resident;
-  // Backward on the grid: without clusters (scatter_backward.h), row and depth tiles as a cluster's.
+  // Backward on the grid: without clusters (scatter_backward.h), row and depth tiles as a
+  // cluster's.
   bool scatter;
 
   constexpr int fragments() const { return row_tiles * (depth_tiles + input_tiles); }
@@ -168,7 +169,7 @@ struct Placement {
 // Offsets and sizes of shared memory in bytes.
 struct SharedLayout {
   int weights;   // fragments beyond the registers
-  int operand;   // block and cluster: the operand of the next GEMM
+  int operand;   // block, cluster and scatter: the operand of the next GEMM
   int partials;  // sums over parts of the depth: [parts, rows, sequences], as each kernel has them
   int received;  // backward: sums that other blocks have sent
   int barriers;  // two, of what other blocks of the cluster send
@@ -234,9 +235,8 @@ constexpr SharedLayout make_layout(Kernel kernel, bool backward, const Placement
 constexpr int64_t exchange_words(bool backward, const Placement& placement, Precision precision) {
   const Tiling& t = placement.tiling;
   if (t.scatter) {
-    return static_cast<int64_t>(placement.blocks) *
-           scatter_senders(t.row_tiles, placement.units) * placement.units * t.sequence_tiles *
-           kTileSequences;
+    return static_cast<int64_t>(placement.blocks) * scatter_senders(t.row_tiles, placement.units) *
+           placement.units * t.sequence_tiles * kTileSequences;
   }
   const int64_t elements = static_cast<int64_t>(kBlockWarps) * t.depth_tiles * kDepthBytes /
                            element_bytes(precision) * t.sequence_tiles * kTileSequences;

@@ -26,8 +26,8 @@ constexpr StepCycles kGridStep = {760, 1180};
 constexpr StepCycles kClusterRagged = {90, 80};  // more, of ragged sequences; a block's too
 constexpr StepCycles kGridRagged = {350, 100};
 // Backward on the grid without clusters, of an A100: kScatterStep is from the machine code for 8.0,
-// the others follow from the data sheet (312 TFLOPS: 8 cycles a product, two warps a tensor core) or
-// are assumed (bytes a cycle between a multiprocessor and L2).
+// the others follow from the data sheet (312 TFLOPS: 8 cycles a product, two warps a tensor core)
+// or are assumed (bytes a cycle between a multiprocessor and L2).
 constexpr double kScatterCyclesPerMicrosecond = 1410;
 constexpr double kScatterStep = 980;
 constexpr double kScatterRagged = 200;
@@ -240,12 +240,10 @@ std::array<Candidate, 4> gpu_candidates(const Problem& problem) {
                }
              });
   }
-  candidates[2] =
-      best(Kernel::grid,
-           "the recurrent weights of all slices of the batch do not fit into the GPU at once",
-           [&](Candidate& candidate, const Tiling& tiling) {
-             offer_grid(problem, candidate, tiling);
-           });
+  candidates[2] = best(
+      Kernel::grid,
+      "the recurrent weights of all slices of the batch do not fit into the GPU at once",
+      [&](Candidate& candidate, const Tiling& tiling) { offer_grid(problem, candidate, tiling); });
   return candidates;
 }
 

@@ -83,8 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen: list[Shape] = [shape for shape in shapes() if options.only in shape.name]
     passes = launches.record(options.emulated, options.build / "launches", chosen)
     by_name = {
-        (kernel.architecture, cubin.same_everywhere(kernel.code.name)): kernel
-        for kernel in kernels
+        (kernel.architecture, cubin.same_everywhere(kernel.code.name)): kernel for kernel in kernels
     }
     which = " and ".join(map(str, options.threads))
     print(

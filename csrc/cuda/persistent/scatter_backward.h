@@ -10,9 +10,11 @@
 //                                  |
 //     warp w: R row tiles of 16 units of the layer, [16 R, 4 U] weights in registers
 //              |
-//              +-- partial sums of dL/dh ---> exchange [2][receiver, sender m, sequence, unit], words
+//              +-- partial sums of dL/dh ---> exchange [2][receiver, sender m, sequence, unit],
+//              words
 //                                             in global memory
-//     thread: dL/dh += the sum of the words of all senders for its unit and sequence, in their order
+//     thread: dL/dh += the sum of the words of all senders for its unit and sequence, in their
+//     order
 //
 // Version v of the operand and of the words comes from the v-th iteration and lies in buffer v % 2
 // of either. The threads of a block meet once an iteration, between operand and product.
@@ -55,7 +57,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) scatter_backward_kernel(
   constexpr int kSharers = kBlockThreads / kPairs > 0 ? kBlockThreads / kPairs : 1;
   constexpr int kWarpPairs = kWarpThreads / kSharers;
   constexpr int kSenders = scatter_senders(kRowTiles, kUnits);
-  constexpr int kSentUnits = 4;  // at once
+  constexpr int kSentUnits = 4;                                 // at once
   constexpr int kWords = (kSenders + kSharers - 1) / kSharers;  // of a thread and pair
   constexpr int kChains = kRowTiles == 2 ? 2 : 1;
   constexpr int kOperand = operand_bytes(kDepthTiles, kSequenceTiles);
@@ -85,7 +87,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1) scatter_backward_kernel(
   Rows now = timeline.rows(index), next = timeline.rows(index - 1);
   auto after_next = timeline.load_rows(index - 2);
 
-  // The thread's i-th pair of unit and sequence, and which of the lanes that share it the thread is.
+  // The thread's i-th pair of unit and sequence, and which of the lanes that share it the thread
+  // is.
   const int sharer = kSharers == 1 ? 0 : lane / kWarpPairs;
   const auto pair_of = [&](int i) {
     return kSharers == 1 ? i * kBlockThreads + static_cast<int>(threadIdx.x)
@@ -165,9 +168,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1) scatter_backward_kernel(
       grads[i][3] = rounded<Storage>(grad.o.value);
       if (sharer != 0) continue;
       const int sequence = pair_of(i) / kUnits, unit = pair_of(i) % kUnits;
-      char* const to =
-          its_operand + sequence / kTileSequences * operand_bytes(kDepthTiles, 1) +
-          operand_offset(unit * kGates, sequence % kTileSequences, Mma::kElementBytes);
+      char* const to = its_operand + sequence / kTileSequences * operand_bytes(kDepthTiles, 1) +
+                       operand_offset(unit * kGates, sequence % kTileSequences, Mma::kElementBytes);
       uint32_t bits[4];
 #pragma unroll
       for (int gate = 0; gate < 4; ++gate) bits[gate] = Mma::bits(grads[i][gate]);
@@ -209,11 +211,10 @@ __global__ void __launch_bounds__(kBlockThreads, 1) scatter_backward_kernel(
 #pragma unroll
           for (int sequence = 0; sequence < 2; ++sequence) {
             store_relaxed_if(row < H,
-                             reinterpret_cast<uint4*>(
-                                 to + words_of_row(row) +
-                                 (tile * kTileSequences + sequence) * kUnits),
-                             make_uint4(words[sequence][0], words[sequence][1],
-                                        words[sequence][2], words[sequence][3]));
+                             reinterpret_cast<uint4*>(to + words_of_row(row) +
+                                                      (tile * kTileSequences + sequence) * kUnits),
+                             make_uint4(words[sequence][0], words[sequence][1], words[sequence][2],
+                                        words[sequence][3]));
           }
         }
       }
@@ -236,7 +237,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1) scatter_backward_kernel(
 #pragma unroll
     for (int i = 0; i < kThreadUnits; ++i) {
       if (!has_pair(i)) continue;
-      float sum = receive_sum<kWords, kSharers * kPairs>(from + i * kBlockThreads, awaited[i], phase);
+      float sum =
+          receive_sum<kWords, kSharers * kPairs>(from + i * kBlockThreads, awaited[i], phase);
 #pragma unroll
       for (int other = kWarpPairs; other < kWarpThreads; other *= 2) {
         sum += __shfl_xor_sync(kFullMask, sum, other);
