@@ -49,7 +49,7 @@ __device__ __forceinline__ uint32_t pair_word(uint32_t bits, uint32_t phase) {
 template <int all, int stride>
 __device__ __forceinline__ float receive_sum(const uint32_t* from, int awaited, uint32_t phase) {
   constexpr int group = 8, groups = (all + group - 1) / group;
-  uint32_t words[all];
+  uint32_t words[all] = {};
   int expected[groups];
   bool whole[groups], all_whole;
 #pragma unroll

@@ -11,10 +11,8 @@
 //     warp w: R row tiles of 16 units of the layer, [16 R, 4 U] weights in registers
 //              |
 //              +-- partial sums of dL/dh ---> exchange [2][receiver, sender m, sequence, unit],
-//              words
-//                                             in global memory
-//     thread: dL/dh += the sum of the words of all senders for its unit and sequence, in their
-//     order
+//                                             words in global memory
+//     thread: dL/dh += the sum of all senders' words for its unit and sequence, in their order
 //
 // Version v of the operand and of the words comes from the v-th iteration and lies in buffer v % 2
 // of either. The threads of a block meet once an iteration, between operand and product.
@@ -87,8 +85,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) scatter_backward_kernel(
   Rows now = timeline.rows(index), next = timeline.rows(index - 1);
   auto after_next = timeline.load_rows(index - 2);
 
-  // The thread's i-th pair of unit and sequence, and which of the lanes that share it the thread
-  // is.
+  // The thread's i-th pair of unit and sequence; which of the lanes that share it the thread is.
   const int sharer = kSharers == 1 ? 0 : lane / kWarpPairs;
   const auto pair_of = [&](int i) {
     return kSharers == 1 ? i * kBlockThreads + static_cast<int>(threadIdx.x)
