@@ -50,7 +50,7 @@ BACKWARD = {
     ("H200", "TF32"): "ccccggs",
     ("H200", "float32"): "cccgsss",
     ("A100", "16 bits"): "bbggggs",
-    ("A100", "TF32"): "bggggss",
+    ("A100", "TF32"): "bgggggs",
     ("L4", "16 bits"): "bggggss",
     ("L4", "TF32"): "ggggsss",
     ("RTX 4090", "16 bits"): "bgggggs",

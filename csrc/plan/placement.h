@@ -101,8 +101,9 @@ constexpr Tilings scatter_tilings(Precision precision) {
              {8, 8, 0, 1, 25, true},
              {2, 8, 0, 2, 16, true},
              {4, 8, 0, 2, 20, true},
-             {6, 8, 0, 2, 16, true}},
-            9};
+             {6, 8, 0, 2, 16, true},
+             {8, 8, 0, 2, 26, true}},
+            10};
   }
   if (precision == Precision::tf32) {
     return {{{2, 16, 0, 1, 28, true},
@@ -110,8 +111,9 @@ constexpr Tilings scatter_tilings(Precision precision) {
              {4, 16, 0, 1, 28, true},
              {6, 8, 0, 1, 27, true},
              {8, 8, 0, 1, 27, true},
-             {4, 8, 0, 2, 20, true}},
-            6};
+             {4, 8, 0, 2, 20, true},
+             {8, 8, 0, 2, 27, true}},
+            7};
   }
   return {{{2, 8, 0, 1, 12, true}, {4, 4, 0, 1, 12, true}, {4, 8, 0, 1, 13, true}}, 3};
 }
