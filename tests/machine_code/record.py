@@ -16,6 +16,8 @@ from typing import Any
 import torch
 
 import fused_lstm
+from fused_lstm import _C
+from fused_lstm.explain import Gpu
 
 
 def record(folder: Path, batch: int, length: int, shape: dict[str, Any]) -> dict[str, Any]:
@@ -28,7 +30,9 @@ def record(folder: Path, batch: int, length: int, shape: dict[str, Any]) -> dict
     elif shape["boundaries"] == "resets":
         options["reset"] = torch.zeros(length, batch, dtype=torch.bool)
         options["reset"][7::100] = True  # no step in the middle, which is the one that is timed
-    plan = fused_lstm.explain(module, batch, length, device=shape["gpu"])[0]
+    gpu = Gpu(*_C.gpu(0))  # the emulated one, with the clusters that its driver allows
+    ragged = bool(shape["boundaries"])
+    plan = fused_lstm.explain(module, batch, length, device=gpu, ragged=ragged)[0]
 
     def enter(direction: str) -> None:
         (folder / direction).mkdir(parents=True)
