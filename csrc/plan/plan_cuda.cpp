@@ -23,7 +23,7 @@ struct StepCycles {
 constexpr StepCycles kBlockStep = {1250, 1150};
 constexpr StepCycles kClusterStep = {940, 850};
 constexpr StepCycles kGridStep = {760, 1180};
-constexpr StepCycles kClusterRagged = {90, 80};  // more, of ragged sequences; a block's too
+constexpr StepCycles kClusterRagged = {90, 110};  // more, of ragged sequences; a block's too
 constexpr StepCycles kGridRagged = {350, 100};
 // Backward on the grid without clusters, of an A100: kScatterStep is from the machine code for 8.0,
 // the others follow from the data sheet (312 TFLOPS: 8 cycles a product, two warps a tensor core)
