@@ -56,8 +56,8 @@ struct Problem {
   bool frozen;              // weights are in panels already, and in no other form
 
   // Of a GPU:
-  bool tensor_cores;                      // float32: in TF32
-  bool ragged;  // packed, lengths or resets; backward, gradients of gates or cell states
+  bool tensor_cores;  // float32: in TF32
+  bool ragged;        // packed, lengths or resets; backward, gradients of gates or cell states
   std::optional<Kernel> kernel_override;  // chosen if it can run
 };
 

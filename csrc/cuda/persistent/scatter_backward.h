@@ -21,7 +21,7 @@
 // when its threads have met with all words of v, of which every block has sent it some, for every
 // block has a unit of a sequence, and sends to all; and those blocks sent v when all of their
 // threads had met with all words of v - 1. Words for units and sequences that the layer does not
-// have are awaited by nobody.
+// have are not awaited.
 //
 // The operand of version v + 1 replaces that of v - 1: a thread that stores it has met the block's
 // others in iteration v, after which none multiplies version v - 1. A second buffer is needed as a
