@@ -1,7 +1,8 @@
 """One step of a sequence on a GPU, and a short call: python -m benchmarks.streams
 
-A stream of a frozen layer (a copy of its input, a captured graph), a call of the frozen layer, which
-loads fragments, FusedLSTM, whose kernel gathers the weights, nn.LSTM, and a captured graph of that. Microseconds a call, medians, implementations alternating.
+A stream of a frozen layer (a copy of its input, a captured graph), a call of the frozen layer,
+which loads fragments, FusedLSTM, whose kernel gathers the weights, nn.LSTM, and a captured graph of
+that. Microseconds a call, medians, implementations alternating.
 """
 
 import argparse
