@@ -20,7 +20,7 @@ def captured(step: Callable[[], Tensor], device: torch.device) -> tuple[Callable
             step()  # what a first call prepares cannot be captured
         torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
             result = step()
     return graph.replay, result
 
