@@ -77,7 +77,10 @@ std::vector<at::Tensor> frozen_pack_fragments(const std::vector<at::Tensor>& wei
   for (int64_t d = 0; d < directions; ++d) {
     Weights w = weights_of(weights, sizes, d);
     for (const at::Tensor* const matrix : {&w.ih, &w.hh, &w.hr}) {
-      if (matrix->defined()) check_place("a weight", *matrix, matrix->sizes(), example);
+      if (!matrix->defined()) continue;
+      TORCH_CHECK(matrix->device() == example.device(), "a weight of shape ", matrix->sizes(),
+                  " is on ", matrix->device(), ", must be on weight_ih's device ",
+                  example.device());
     }
     split_biases(w, example.scalar_type());
     for (at::Tensor* const tensor : {&w.ih, &w.hh, &w.bias_ih, &w.bias_hh, &w.hr}) {
