@@ -21,7 +21,7 @@ FAULTS = [
         "forward.h",
         "      barrier_wait(barrier, version / 2 % 2);",
         "      if (!faulty()) barrier_wait(barrier, version / 2 % 2);",
-        "an asynchronous write by",
+        ("an asynchronous write by", "more threads arrive at an mbarrier than it has arrivals"),
     ),
     (
         "a wait that orders memory within the block alone",
