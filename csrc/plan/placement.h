@@ -31,19 +31,22 @@ struct Tiling {
   int row_tiles;       // of the weights: block and cluster, of a warp; grid, of a block
   int depth_tiles;     // of a warp. Block and cluster: the whole depth; grid: an eighth of it
   int input_tiles;     // depth tiles of the input, multiplied in the same GEMM; 0: a GEMM ahead
-  int sequence_tiles;  // of a slice, at most
+  int sequence_tiles;  // of a slice, at most; batched: of a group of sequences
   // Of a warp's fragments (fragments.h) so many stay in registers, the others in shared memory: as
   // many as leave no register spilled.
   int resident;
   // Backward on the grid: without clusters (scatter_backward.h), row and depth tiles as a
   // cluster's.
   bool scatter;
+  // On the grid: slices of any number of groups of sequences, a step of one after a step of
+  // another, so that the exchange of a group's states hides behind the others' work.
+  bool batched;
 
   constexpr int fragments() const { return row_tiles * (depth_tiles + input_tiles); }
   friend constexpr bool operator==(const Tiling& a, const Tiling& b) {
     return a.row_tiles == b.row_tiles && a.depth_tiles == b.depth_tiles &&
            a.input_tiles == b.input_tiles && a.sequence_tiles == b.sequence_tiles &&
-           a.scatter == b.scatter;
+           a.scatter == b.scatter && a.batched == b.batched;
   }
 };
 
@@ -168,12 +171,22 @@ struct Placement {
   Tiling tiling;
 };
 
+// Of the sequences of a slice, those that a block multiplies at once; and room for whole groups.
+FUSED_LSTM_INLINE constexpr int group_sequences(const Tiling& tiling) {
+  return tiling.sequence_tiles * kTileSequences;
+}
+FUSED_LSTM_INLINE constexpr int groups_of(const Placement& placement) {
+  const int group = group_sequences(placement.tiling);
+  return placement.tiling.batched ? (placement.sequences + group - 1) / group : 1;
+}
+
 // Offsets and sizes of shared memory in bytes.
 struct SharedLayout {
   int weights;   // fragments beyond the registers
   int operand;   // block, cluster and scatter: the operand of the next GEMM
   int partials;  // sums over parts of the depth: [parts, rows, sequences], as each kernel has them
   int received;  // backward: sums that other blocks have sent
+  int states;    // batched: of each group, unit and sequence, as each kernel has them
   int barriers;  // two, of what other blocks of the cluster send
   int total;
 };
@@ -236,12 +249,13 @@ constexpr SharedLayout make_layout(Kernel kernel, bool backward, const Placement
 // gradients in float32, or without clusters sums of each sender.
 constexpr int64_t exchange_words(bool backward, const Placement& placement, Precision precision) {
   const Tiling& t = placement.tiling;
+  const int sequences = groups_of(placement) * group_sequences(t);
   if (t.scatter) {
     return static_cast<int64_t>(placement.blocks) * scatter_senders(t.row_tiles, placement.units) *
-           placement.units * t.sequence_tiles * kTileSequences;
+           placement.units * sequences;
   }
   const int64_t elements = static_cast<int64_t>(kBlockWarps) * t.depth_tiles * kDepthBytes /
-                           element_bytes(precision) * t.sequence_tiles * kTileSequences;
+                           element_bytes(precision) * sequences;
   return backward ? kGates * elements : elements * element_bytes(precision) / 4;
 }
 

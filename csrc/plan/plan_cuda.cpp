@@ -122,23 +122,30 @@ void offer(const Problem& problem, Candidate& candidate, const Placement& placem
   candidate = {candidate.kernel, nullptr, placement, shared_memory, time};
 }
 
+// Blocks of the tiling's kernel on the grid that run at once.
+int64_t grid_blocks_at_once(const Problem& problem, const Tiling& tiling) {
+  const int multiprocessors = problem.gpu->multiprocessors;
+  if (!problem.backward || tiling.scatter) return multiprocessors;
+  return std::min(multiprocessors, kGateBlocks * clusters_at_once(*problem.gpu, kGateBlocks));
+}
+
 // Offers `units` hidden units on each of `blocks` blocks, by slices of at most the tiling's
-// sequences.
+// sequences; batched, by as many slices of whole groups as run at once.
 void offer(const Problem& problem, Candidate& candidate, const Tiling& tiling, int64_t blocks,
            int64_t units) {
-  const int64_t slices = ceil_div(problem.batch, tiling.sequence_tiles * kTileSequences);
-  const Placement placement = {static_cast<int>(blocks), static_cast<int>(units),
-                               static_cast<int>(slices),
-                               static_cast<int>(ceil_div(problem.batch, slices)), tiling};
-  if (candidate.kernel == Kernel::grid) {  // all of them run at once
-    const int64_t all = blocks_of(problem, placement);
-    if (all > problem.gpu->multiprocessors) return;
-    if (problem.backward && !tiling.scatter &&
-        all > kGateBlocks * clusters_at_once(*problem.gpu, kGateBlocks)) {
-      return;
-    }
+  const int64_t at_once = candidate.kernel == Kernel::grid
+                              ? grid_blocks_at_once(problem, tiling) / blocks / problem.directions
+                              : std::numeric_limits<int64_t>::max();  // slices
+  const int64_t groups = ceil_div(problem.batch, group_sequences(tiling));
+  int64_t slices = groups, sequences = ceil_div(problem.batch, slices);
+  if (tiling.batched && at_once > 0) {
+    sequences = ceil_div(groups, std::min(groups, at_once)) * group_sequences(tiling);
+    slices = ceil_div(problem.batch, sequences);
   }
-  offer(problem, candidate, placement);
+  if (slices > at_once) return;
+  offer(problem, candidate,
+        {static_cast<int>(blocks), static_cast<int>(units), static_cast<int>(slices),
+         static_cast<int>(sequences), tiling});
 }
 
 // Elements of the depth of a GEMM, and what of it a block of a backward kernel has.
