@@ -134,21 +134,37 @@ constexpr Tilings clustered_grid_tilings(Precision precision, bool backward) {
     return {{{4, 6, 0, 1, 24},
              {4, 8, 0, 1, 30},
              {4, 16, 0, 1, 20},
-             {4, 12, 0, 2, 16},
-             {4, 6, 0, 4, 8},
-             {4, 8, 0, 4, 4}},
-            6};
+             {4, 6, 0, 2, 20, false, true},
+             {4, 8, 0, 2, 20, false, true},
+             {4, 12, 0, 2, 17, false, true},
+             {4, 16, 0, 2, 18, false, true}},
+            7};
   }
   if (precision == Precision::tf32) {
+    if (backward) {
+      return {{{4, 12, 0, 1, 24},
+               {4, 16, 0, 1, 20},
+               {3, 24, 0, 1, 23},
+               {2, 12, 0, 2, 16},
+               {4, 12, 0, 2, 16},
+               {4, 16, 0, 2, 18}},
+              6};
+    }
     return {{{4, 12, 0, 1, 24},
              {4, 16, 0, 1, 20},
              {3, 24, 0, 1, 23},
-             {2, 12, 0, 2, 16},
-             {4, 12, 0, 2, 16},
-             {4, 16, 0, 2, 18}},
-            6};
+             {2, 12, 0, 2, 16, false, true},
+             {4, 12, 0, 2, 16, false, true},
+             {4, 16, 0, 2, 18, false, true},
+             {3, 24, 0, 1, 20, false, true}},
+            7};
   }
-  return {{{2, 12, 0, 1, 11}, {2, 16, 0, 1, 10}}, 2};
+  if (backward) return {{{2, 12, 0, 1, 11}, {2, 16, 0, 1, 10}}, 2};
+  return {{{2, 12, 0, 1, 11},
+           {2, 16, 0, 1, 10},
+           {2, 12, 0, 1, 10, false, true},
+           {2, 16, 0, 1, 9, false, true}},
+          4};
 }
 constexpr Tilings grid_tilings(Precision precision, bool backward) {
   Tilings all = clustered_grid_tilings(precision, backward);
@@ -187,6 +203,7 @@ struct SharedLayout {
   int partials;  // sums over parts of the depth: [parts, rows, sequences], as each kernel has them
   int received;  // backward: sums that other blocks have sent
   int states;    // batched: of each group, unit and sequence, as each kernel has them
+  int begun;     // batched, forward: of each group, the step that it began with
   int barriers;  // two, of what other blocks of the cluster send
   int total;
 };
@@ -203,6 +220,10 @@ FUSED_LSTM_INLINE constexpr int operand_bytes(int depth_tiles, int sequence_tile
 // Floats between the sums of two sequences in `partials` of the grid's kernels: sums of a warp lie
 // in different banks.
 FUSED_LSTM_INLINE constexpr int partial_stride(int row_tiles) { return row_tiles * kTileRows + 4; }
+
+// Buffers of the partial sums of batched tilings: one where a warp has fragments enough to fill the
+// shared memory.
+FUSED_LSTM_INLINE constexpr int partial_buffers(int fragments) { return fragments > 40 ? 1 : 2; }
 
 // Blocks of `units` hidden units that a block of scatter_backward.h can receive sums from.
 FUSED_LSTM_INLINE constexpr int scatter_senders(int row_tiles, int units) {
@@ -229,8 +250,12 @@ constexpr SharedLayout make_layout(Kernel kernel, bool backward, const Placement
     return l;
   }
   if (kernel == Kernel::grid) {
-    const int buffers = t.sequence_tiles == 1 ? 2 : 1;
+    const int buffers = t.batched ? partial_buffers(t.fragments()) : t.sequence_tiles == 1 ? 2 : 1;
     l.partials = take(buffers * kBlockWarps * sequences * partial_stride(t.row_tiles) * 4);
+    if (t.batched) {
+      l.states = take(groups_of(placement) * kBlockThreads * 8);
+      l.begun = take(static_cast<int>(round_up(groups_of(placement) * 4, 16)));
+    }
     if (backward) l.received = take(2 * kGateBlocks * sequences * placement.units * 4);
   } else if (backward) {
     const int buffers = kernel == Kernel::cluster ? 2 : 1;

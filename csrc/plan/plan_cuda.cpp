@@ -25,6 +25,12 @@ constexpr StepCycles kClusterStep = {940, 850};
 constexpr StepCycles kGridStep = {760, 1180};
 constexpr StepCycles kClusterRagged = {90, 110};  // more, of ragged sequences; a block's too
 constexpr StepCycles kGridRagged = {350, 100};
+// Forward on the grid in groups: of a step of each.
+constexpr double kBatchedGroup = 1150;
+constexpr double kBatchedRagged = 1100;
+constexpr double kBatchedProduct = 13;  // of 16 bytes a lane of weights and 8 sequences
+// A cycle and multiprocessor, where all of them read at once: assumed.
+constexpr double kL2Bytes = 32;
 // Backward on the grid without clusters, of an A100: kScatterStep is from the machine code for 8.0,
 // the others follow from the data sheet (312 TFLOPS: 8 cycles a product, two warps a tensor core)
 // or are assumed (bytes a cycle between a multiprocessor and L2).
@@ -72,8 +78,23 @@ double scatter_step_time(const Problem& problem, const Placement& placement) {
          kScatterCyclesPerMicrosecond;
 }
 
+// Forward; the exchange of one group hides behind the work on the others.
+double batched_step_time(const Problem& problem, const Placement& placement) {
+  const Tiling& t = placement.tiling;
+  const double words = fragment_words(precision_for(problem)) / 4.0;
+  const int groups = groups_of(placement);
+  const double group = kBatchedGroup + (problem.ragged ? kBatchedRagged : 0) +
+                       kBatchedProduct * words * t.fragments() * t.sequence_tiles;
+  const double cycles = groups * group + (groups == 1 ? kGridExchange : 0);
+  const double bytes =
+      static_cast<double>(groups) * group_sequences(t) * problem.hidden * problem.element_bytes;
+  return std::max(cycles, bytes / kL2Bytes) / kCyclesPerMicrosecond +
+         kInputGemm * problem.directions / problem.length;
+}
+
 double step_time(const Problem& problem, Kernel kernel, const Placement& placement) {
   const Tiling& t = placement.tiling;
+  if (t.batched) return batched_step_time(problem, placement);
   if (t.scatter) return scatter_step_time(problem, placement);
   const double words = fragment_words(precision_for(problem)) / 4.0;
   const double sequence_tiles = ceil_div(placement.sequences, kTileSequences);

@@ -33,7 +33,7 @@ FAULTS = [
     ),
     (
         "a plain store where others poll",
-        "grid_forward.h",
+        "grid_operand.h",
         "if (unit % 2 == 0) store_relaxed(to, pair_word(bits | upper << 16, phase));",
         "if (unit % 2 == 0 && !faulty()) store_relaxed(to, pair_word(bits | upper << 16, phase));\n"
         "        if (unit % 2 == 0 && faulty()) *to = pair_word(bits | upper << 16, phase);",
@@ -49,18 +49,18 @@ FAULTS = [
     (
         "a word of a phase that is not awaited",
         "grid_forward.h",
-        "phase = phase_of(version + 1, kPhase);",
-        "phase = phase_of(version + 1 + 2 * faulty(), kPhase);",
+        "phase_of(version + 1, kPhase));",
+        "phase_of(version + 1 + 2 * faulty(), kPhase));",
         "a word in global memory",
     ),
     (
         "a buffer of the grid is cleared a step early",
         "grid_forward.h",
-        "    if (kBuffers == 1) __syncthreads();\n    if (kRagged) find_replaced(",
-        "    if (kBuffers == 1) __syncthreads();\n"
+        "    if (!more) break;\n    if (kRagged) {",
+        "    if (!more) break;\n"
         "    if (faulty() && version > 0) {\n"
         "      store_relaxed(row_of(exchange, version % 2, buffer_bytes) + threadIdx.x, 0);\n"
-        "    }\n    if (kRagged) find_replaced(",
+        "    }\n    if (kRagged) {",
         "is off by",
     ),
     (
@@ -125,8 +125,8 @@ FAULTS = [
     (
         "sums are read before all warps have written them",
         "grid_forward.h",
-        "kPartials;\n    __syncthreads();",
-        "kPartials;\n    if (!faulty()) __syncthreads();",
+        "    __syncthreads();\n    if (has_unit) {",
+        "    if (!faulty()) __syncthreads();\n    if (has_unit) {",
         "a race in byte",
     ),
     (
@@ -212,7 +212,58 @@ FAULTS_WITHOUT_CLUSTERS = [
     ),
 ]
 
-ALL_FAULTS = [*FAULTS, *FAULTS_WITHOUT_CLUSTERS]
+# Of kernels for large batches, on a GPU with few multiprocessors
+FAULTS_OF_BATCHES = [
+    (
+        "a group's words are not waited for",
+        "exchange.h",
+        "while (any_of_warp(take_phase(phase, words) & bit)) load();",
+        "while (any_of_warp(take_phase(phase, words) & bit) && !faulty()) load();",
+        "is off by",
+    ),
+    (
+        "words go to the first group",
+        "batched_forward.h",
+        "row_of(to, group, kGroupBytes)",
+        "row_of(to, faulty() ? 0 : group, kGroupBytes)",
+        ("a word in global memory", "is off by"),
+    ),
+    (
+        "states of all groups in one place",
+        "batched_forward.h",
+        "      states[group * kBlockThreads] =",
+        "      states[(faulty() ? 0 : group) * kBlockThreads] =",
+        "is off by",
+    ),
+    (
+        "a group's partial sums in the buffer of the one before",
+        "batched_forward.h",
+        "turn % kPartialBuffers * kPartials",
+        "(faulty() ? 0 : turn % kPartialBuffers) * kPartials",
+        "a race in byte",
+    ),
+    (
+        "a group's sums are read before all warps have written them",
+        "batched_forward.h",
+        "    __syncthreads();\n\n    if (has_unit) {",
+        "    if (!faulty()) __syncthreads();\n\n    if (has_unit) {",
+        "a race in byte",
+    ),
+    (
+        "a late group counts its versions from the first step",
+        "batched_forward.h",
+        "begun[group] = index;",
+        "begun[group] = faulty() ? 0 : index;",
+        ("a word in global memory", "is off by"),
+    ),
+]
+
+FAULTS_OF = {
+    "hopper-132": FAULTS,
+    "a100": FAULTS_WITHOUT_CLUSTERS,
+    "hopper": FAULTS_OF_BATCHES,
+}
+ALL_FAULTS = [fault for faults in FAULTS_OF.values() for fault in faults]
 
 # Read before any kernel runs: what threads read of it, none of them has written.
 PRELUDE = """#include <cstdlib>

@@ -88,25 +88,30 @@ sys.path.insert(0, sys.argv[1])
 import torch
 from oracle import assert_accurate, evaluate, rand, rand_state, truth_of
 from rounding import TF32
-from test_persistent import EMULATOR
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fused_lstm
+from fused_lstm import _C
+from fused_lstm.explain import Gpu
 
-kernel, precision = sys.argv[2:]
+kernel, precision, in_groups = sys.argv[2], sys.argv[3], sys.argv[4] == "hopper"
 torch.backends.cudnn.allow_tf32 = precision == "tf32"
 dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
 factors = TF32 if precision == "tf32" and kernel != "stepwise" else None
-T, B, H = 6, 11, 28 if kernel == "block" else 72
+T, B, H = 6, 45 if in_groups else 11, 28 if kernel == "block" else 72
+lengths = [6, 6, 6, 5, 5, 4, 4, 2, 2, 1, 1]
+if in_groups:
+    lengths = [6] * 10 + [5] * 10 + [3] * 15 + [2] * 10
 for kind in ("ragged", "resets"):
     torch.manual_seed(0)
     module = fused_lstm.FusedLSTM(3, H, dtype=dtype, bidirectional=kind == "ragged")
     x, state, options = rand(T, B, 3, dtype=dtype), rand_state(module, B), {}
     with fused_lstm.use_kernel(kernel):
-        for plan in fused_lstm.explain(module, B, T, device=EMULATOR):
-            assert plan.forward.kernel == plan.backward.kernel == kernel, plan
+        for plan in fused_lstm.explain(module, B, T, device=Gpu(*_C.gpu(0))):
+            assert plan.forward.kernel == kernel, plan
+            assert plan.backward.kernel == kernel or in_groups, plan
         if kind == "ragged":
-            x = pack_padded_sequence(x, torch.tensor([6, 6, 6, 5, 5, 4, 4, 2, 2, 1, 1]))
+            x = pack_padded_sequence(x, torch.tensor(lengths))
         else:
             options["lengths"] = torch.randint(0, T + 1, (B,))
             options["reset"] = torch.rand(T, B) < 0.3
@@ -129,13 +134,14 @@ def instrumented(tmp_path_factory) -> Path:
     [
         *((kernel, "hopper-132") for kernel in ("stepwise", "block", "cluster", "grid")),
         ("grid", "a100"),
+        ("grid", "hopper"),
     ],
 )
 def test_kernel(instrumented, kernel, gpu, precision):
     environment = os.environ | RACES | DELAY | {"PYTHONPATH": str(instrumented)}
     environment["EMULATED_GPU"] = gpu
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(HERE.parent), kernel, precision],
+        [sys.executable, "-c", PROGRAM, str(HERE.parent), kernel, precision, gpu],
         env=environment,
         cwd=instrumented,
         capture_output=True,

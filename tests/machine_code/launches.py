@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .cubin import same_everywhere
 from .execute import Launch
-from .shapes import BATCH, GPUS, LENGTH, Shape
+from .shapes import GPUS, LENGTH, Shape
 
 HERE = Path(__file__).resolve().parent
 
@@ -78,23 +78,23 @@ def read(path: Path) -> Recorded:
 
 
 def record(
-    emulated: Path, folder: Path, shapes: Sequence[Shape], batch: int = BATCH, length: int = LENGTH
+    emulated: Path, folder: Path, shapes: Sequence[Shape], length: int = LENGTH
 ) -> list[Pass]:
     """The passes of a call of each shape; `emulated` is what tests/emulator/build.py has made."""
     found: dict[Shape, list[Pass]] = {}
     for gpu in GPUS:
         of_gpu = [shape for shape in shapes if shape.gpu == gpu]
         if of_gpu:
-            found |= _record(emulated, folder / gpu, of_gpu, gpu, batch, length)
+            found |= _record(emulated, folder / gpu, of_gpu, gpu, length)
     return [one for shape in shapes for one in found[shape]]
 
 
 def _record(
-    emulated: Path, folder: Path, shapes: Sequence[Shape], gpu: str, batch: int, length: int
+    emulated: Path, folder: Path, shapes: Sequence[Shape], gpu: str, length: int
 ) -> dict[Shape, list[Pass]]:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    arguments = json.dumps([batch, length, [asdict(shape) for shape in shapes]])
+    arguments = json.dumps([length, [asdict(shape) for shape in shapes]])
     environment = os.environ | {
         "PYTHONPATH": str(emulated.resolve()),
         "EMULATED_GPU": GPUS[gpu].profile,

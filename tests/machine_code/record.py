@@ -20,7 +20,8 @@ from fused_lstm import _C
 from fused_lstm.explain import Gpu
 
 
-def record(folder: Path, batch: int, length: int, shape: dict[str, Any]) -> dict[str, Any]:
+def record(folder: Path, length: int, shape: dict[str, Any]) -> dict[str, Any]:
+    batch = shape["batch"]
     dtype = getattr(torch, shape["dtype"])
     module = fused_lstm.FusedLSTM(shape["input"], shape["hidden"], dtype=dtype)
     x = torch.zeros(length, batch, shape["input"], dtype=dtype, requires_grad=True)
@@ -53,8 +54,8 @@ def record(folder: Path, batch: int, length: int, shape: dict[str, Any]) -> dict
     }
 
 
-def main(folder: Path, batch: int, length: int, shapes: list[dict[str, Any]]) -> None:
-    plans = [record(folder / str(i), batch, length, shape) for i, shape in enumerate(shapes)]
+def main(folder: Path, length: int, shapes: list[dict[str, Any]]) -> None:
+    plans = [record(folder / str(i), length, shape) for i, shape in enumerate(shapes)]
     (folder / "plans.json").write_text(json.dumps(plans))
 
 

@@ -53,13 +53,16 @@ class Shape:
     frozen: bool = False
     """By `freeze`: in inference."""
     gpu: str = "H100"
+    batch: int = BATCH
 
     @property
     def name(self) -> str:
         gpu = f"{self.gpu} " if self.gpu != "H100" else ""
         fused = f" D {self.input}" if self.input != self.hidden else ""
+        batch = f" B {self.batch}" if self.batch != BATCH else ""
         frozen = "frozen" if self.frozen else ""
-        return f"{gpu}{self.dtype} H {self.hidden}{fused} {self.boundaries}{frozen}".strip()
+        sizes = f"H {self.hidden}{fused}{batch}"
+        return f"{gpu}{self.dtype} {sizes} {self.boundaries}{frozen}".strip()
 
     @property
     def passes(self) -> tuple[str, ...]:
@@ -71,6 +74,8 @@ class Shape:
     def limit(self, direction: str) -> Limit | None:
         limits = _LIMITS if self.gpu == "H100" else _LIMITS_OF_AN_A100
         found = limits.get((direction, self.dtype, self.hidden))
+        if self.batch != BATCH:
+            found = _LIMITS_OF_BATCHES.get((direction, self.dtype, self.hidden, self.batch))
         if found is None or self.frozen:  # of the same kernels
             return None
         return found.times(BOUNDARIES_MAY_COST) if self.boundaries else found
@@ -99,6 +104,9 @@ _LIMITS_OF_AN_A100 = {
     ("backward", "float32", 512): Limit(380, 6, 1500),
     ("backward", "float32", 768): Limit(480, 8, 1700),
 }
+
+
+_LIMITS_OF_BATCHES: dict[tuple[str, str, int, int], Limit] = {}
 
 
 def shapes() -> Iterator[Shape]:

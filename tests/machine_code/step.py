@@ -118,10 +118,13 @@ def measure(
 
     Args:
         finished: whether the trace goes to the thread's end.
-        steps: of the whole launch, for a loop that takes several in an iteration.
+        steps: of the whole launch, for a loop that takes several in an iteration, or several
+            iterations for one: groups of sequences, whose work hides their exchange.
     """
     starts = iterations_of(code, trace)
-    each = max(1, round(steps / len(starts))) if finished and steps else 1
+    share = steps / len(starts) if finished and steps else 1
+    each, turns = max(1, round(share)), max(1, round(1 / share))
+    starts = starts[::turns]
     # Iterations in the middle: neither the first loads nor the last step's
     first = len(starts) // 2
     count = min(4, len(starts) - 1 - first)
@@ -157,9 +160,9 @@ def measure(
         code_bytes=len(lines) * LINE_BYTES,
         cycles=alone.end / each,
         late_cycles=max(0.0, in_flight / divisor - alone.end / each),
-        exchange_cycles=exchange,
+        exchange_cycles=exchange if turns == 1 else 0,
         prologue_cycles=time_trace(code, trace[: starts[0]]).end,
-        taken_branches=(branches.total() - count) / divisor,
+        taken_branches=(branches.total() - count * turns) / divisor,
         byte_accesses=byte_accesses / divisor,
         fences=counted["MEMBAR"] / divisor,
         local_accesses=sum(counted[opcode] for opcode in LOCAL_MEMORY) / divisor,

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "cuda/persistent/backward.h"
+#include "cuda/persistent/batched_forward.h"
 #include "cuda/persistent/forward.h"
 #include "cuda/persistent/grid_backward.h"
 #include "cuda/persistent/grid_forward.h"
@@ -25,9 +26,11 @@ constexpr auto kernel_of() {
   } else if constexpr (kernel == Kernel::grid && kBackward) {
     return grid_backward_kernel<Mma, t.row_tiles, t.depth_tiles, t.sequence_tiles, kRagged,
                                 t.resident>;
+  } else if constexpr (t.batched) {
+    return batched_forward_kernel<Mma, t.row_tiles, t.depth_tiles, t.sequence_tiles, kRagged,
+                                  t.resident>;
   } else if constexpr (kernel == Kernel::grid) {
-    return grid_forward_kernel<Mma, t.row_tiles, t.depth_tiles, t.sequence_tiles, kRagged,
-                               t.resident>;
+    return grid_forward_kernel<Mma, t.row_tiles, t.depth_tiles, kRagged, t.resident>;
   } else if constexpr (kBackward) {
     return backward_kernel<Mma, t.row_tiles, t.depth_tiles, kernel == Kernel::cluster, kRagged,
                            t.resident>;
@@ -62,7 +65,8 @@ bool has_output_gradients(const ForwardParams<Types>&) {
   return false;
 }
 
-// Of slices of several tiles of sequences, only the kernels of ragged sequences are compiled.
+// Of slices of several tiles of sequences at once, only the kernels of ragged sequences are
+// compiled.
 template <class Mma, Precision precision, Kernel kernel, bool kBackward, class Params,
           int... indices>
 cudaError_t launch_tiling(const Params& params, cudaStream_t stream,
@@ -75,13 +79,13 @@ cudaError_t launch_tiling(const Params& params, cudaStream_t stream,
     constexpr int i = decltype(index)::value;
     constexpr Tiling t = tilings(kernel, precision, kBackward).list[i];
     if (!(t == params.placement.tiling)) return;
-    if (t.sequence_tiles > 1 || ragged) {
+    constexpr bool only_ragged = t.sequence_tiles > 1 && !t.batched;
+    if (only_ragged || ragged) {
       error = launch_placed<kernel, kBackward>(
           kernel_of<Mma, precision, kernel, kBackward, i, true>(), params, stream);
     } else {
-      constexpr bool compiled = t.sequence_tiles > 1;
       error = launch_placed<kernel, kBackward>(
-          kernel_of<Mma, precision, kernel, kBackward, i, compiled>(), params, stream);
+          kernel_of<Mma, precision, kernel, kBackward, i, only_ragged>(), params, stream);
     }
   };
   (each(std::integral_constant<int, indices>{}), ...);

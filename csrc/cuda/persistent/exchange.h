@@ -84,6 +84,22 @@ __device__ __forceinline__ float receive_sum(const uint32_t* from, int awaited, 
 // Vectors of the exchange that a lane receives at once, of `all`: no more than there are registers.
 FUSED_LSTM_INLINE constexpr int received_at_once(int all) { return all > 8 ? all / 2 : all; }
 
+// Takes the phase off words. Returns what has the phase's bit set where any of them is not there.
+template <int count>
+__device__ __forceinline__ uint32_t take_phase(uint32_t phase, uint4 (&words)[count]) {
+  uint32_t missing = 0;
+#pragma unroll
+  for (int i = 0; i < count; ++i) {
+    words[i].x ^= phase;
+    words[i].y ^= phase;
+    words[i].z ^= phase;
+    words[i].w ^= phase;
+    missing |= words[i].x | words[i].y;
+    missing |= words[i].z | words[i].w;
+  }
+  return missing;
+}
+
 // Sets `words` to `count` of this lane's vectors of a version, from the `first` on, each at
 // from + at[i].
 template <int count, int all>
@@ -93,17 +109,15 @@ __device__ __forceinline__ void receive(const uint4* from, const int (&at)[all],
   do {
 #pragma unroll
     for (int i = 0; i < count; ++i) words[i] = load_relaxed(from + at[first + i]);
-    missing = 0;
-#pragma unroll
-    for (int i = 0; i < count; ++i) {
-      words[i].x ^= phase;
-      words[i].y ^= phase;
-      words[i].z ^= phase;
-      words[i].w ^= phase;
-      missing |= words[i].x | words[i].y;
-      missing |= words[i].z | words[i].w;
-    }
+    missing = take_phase(phase, words);
   } while (any_of_warp(missing & bit));
+}
+
+// Waits for words that load() has loaded before, and loads them again until they are there.
+template <int count, class Load>
+__device__ __forceinline__ void await_words(const Load& load, uint32_t phase, uint32_t bit,
+                                            uint4 (&words)[count]) {
+  while (any_of_warp(take_phase(phase, words) & bit)) load();
 }
 
 }  // namespace

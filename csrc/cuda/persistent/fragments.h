@@ -142,23 +142,32 @@ class Fragments {
   template <int kSums>
   __device__ __forceinline__ void multiply(float (&sums)[kSums][4], int tile, uint32_t operand_0,
                                            uint32_t operand_1) const {
+    multiply(reinterpret_cast<float (&)[1][kSums][4]>(sums), tile, {{operand_0, operand_1}});
+  }
+  // Likewise of several tiles of sequences.
+  template <int kSequenceTiles, int kSums>
+  __device__ __forceinline__ void multiply(float (&sums)[kSequenceTiles][kSums][4], int tile,
+                                           const uint32_t (&operands)[kSequenceTiles][2]) const {
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r) {
       const int f = tile * kRowTiles + r;
-      if (f < kResident) {
-        Mma::multiply(sums[r], resident_[f], operand_0, operand_1);
-        continue;
-      }
       Fragment fragment;
+      if (f < kResident) {
+        fragment = resident_[f];
+      } else {
 #pragma unroll
-      for (int v = 0; v < kParts; ++v) {
-        const uint4 words = spilled_[((f - kResident) * kParts + v) * kBlockThreads];
-        fragment.word[4 * v] = words.x;
-        fragment.word[4 * v + 1] = words.y;
-        fragment.word[4 * v + 2] = words.z;
-        fragment.word[4 * v + 3] = words.w;
+        for (int v = 0; v < kParts; ++v) {
+          const uint4 words = spilled_[((f - kResident) * kParts + v) * kBlockThreads];
+          fragment.word[4 * v] = words.x;
+          fragment.word[4 * v + 1] = words.y;
+          fragment.word[4 * v + 2] = words.z;
+          fragment.word[4 * v + 3] = words.w;
+        }
       }
-      Mma::multiply(sums[r], fragment, operand_0, operand_1);
+#pragma unroll
+      for (int s = 0; s < kSequenceTiles; ++s) {
+        Mma::multiply(sums[s][r], fragment, operands[s][0], operands[s][1]);
+      }
     }
   }
 

@@ -21,7 +21,8 @@
 // all words of version v, which every block has stored after it had read version v - 1 of the sums.
 #pragma once
 
-#include "cuda/persistent/grid_forward.h"
+#include "cuda/persistent/grid_operand.h"
+#include "cuda/persistent/units.h"
 
 namespace fused_lstm {
 namespace cuda {

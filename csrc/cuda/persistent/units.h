@@ -44,6 +44,7 @@ struct ForwardUnit {
   Storage* output;              // [N, output_stride]
   Storage* gates;               // [N, 4H], or null
   float* cells;                 // [N, H], or null
+  bool has_gates, has_cells;    // not null
   int H, output_bytes;          // output_bytes: of a row of the output
   float bias[4], ahead[4];      // of the next step: its preactivations but for the recurrent GEMM
   float cell;
@@ -69,6 +70,8 @@ struct ForwardUnit {
     preactivations = element_of(params.preactivations[direction], 4 * H);
     gates = element_of(p.gates, 4 * H);
     cells = element_of(p.cells, H);
+    has_gates = p.gates != nullptr;
+    has_cells = p.cells != nullptr;
     episodes = Episodes<kRagged>(p.boundaries, timeline, sequence);
     hidden = load_if(present && p.h_0, element_at(p.h_0, b, H, j));
     initial_cell.load(p, b, H, j, present);
@@ -82,6 +85,48 @@ struct ForwardUnit {
     }
 #pragma unroll
     for (int gate = 0; gate < 4; ++gate) ahead[gate] = 0.0f;
+  }
+
+  // What a unit loads of a step of another sequence while it has not gone over to it.
+  struct Ahead {
+    float preactivations[4];
+    Episodes<kRagged> episodes;
+    InitialCell<Storage> first_cell;
+  };
+  // Loads that of the step `index`, with `rows`, of the sequence `sequences` after its own.
+  __device__ __forceinline__ Ahead load_ahead(const ForwardParams<Types>& p,
+                                              const Timeline<kRagged>& timeline, int sequences,
+                                              const Rows& rows, int index) const {
+    Ahead result = {};
+    const int its = b + sequences;
+    const bool exists = j < H && its < rows.count;
+    const float* const from = row_of(preactivations, rows.first + sequences, 16 * H);
+#pragma unroll
+    for (int gate = 0; gate < 4; ++gate) {
+      result.preactivations[gate] = load_if(exists, row_of(from, gate, 4 * H));
+    }
+    result.episodes = Episodes<kRagged>(p.boundaries, timeline, its);
+    result.episodes.load_start(timeline, index);
+    if (kRagged) {
+      result.first_cell.load(p, its, H, j, exists && p.boundaries.reset_to_initial);
+    }
+    return result;
+  }
+  // Goes over to it.
+  __device__ __forceinline__ void move(const ForwardParams<Types>& p,
+                                       const Timeline<kRagged>& timeline, int sequences,
+                                       const Ahead& loaded) {
+    b += sequences;
+    present = j < H && b < timeline.batch;
+    constexpr int bytes = sizeof(Storage);
+    output = row_of(output, sequences, output_bytes);
+    preactivations = row_of(preactivations, sequences, 16 * H);
+    gates = row_of(gates, sequences, 4 * bytes * H);
+    cells = row_of(cells, sequences, 4 * H);
+#pragma unroll
+    for (int gate = 0; gate < 4; ++gate) ahead[gate] = loaded.preactivations[gate];
+    episodes = loaded.episodes;
+    if (kRagged) first_cell = p.boundaries.reset_to_initial ? loaded.first_cell.value(p) : 0.0f;
   }
 
   // Once other loads have been issued, too.
@@ -132,13 +177,13 @@ struct ForwardUnit {
     constexpr int bytes = sizeof(Storage);
     store_if(exists, row_of(output, rows.first, output_bytes),
              episodes.valid(rows, b, t) ? hidden : Storage{});
-    const bool stores_gates = exists && gates;
+    const bool stores_gates = exists && has_gates;
     Storage* const to = row_of(gates, rows.first, 4 * bytes * H);
     store_if(stores_gates, to, rounded<Storage>(gate.i.value));
     store_if(stores_gates, row_of(to, 1, bytes * H), rounded<Storage>(gate.f.value));
     store_if(stores_gates, row_of(to, 2, bytes * H), rounded<Storage>(gate.g.value));
     store_if(stores_gates, row_of(to, 3, bytes * H), rounded<Storage>(gate.o.value));
-    store_if(exists && cells, row_of(cells, rows.first, 4 * H), cell);
+    store_if(exists && has_cells, row_of(cells, rows.first, 4 * H), cell);
   }
 
   __device__ __forceinline__ void finish(const ForwardParams<Types>& p) const {
