@@ -44,7 +44,6 @@ FORWARD = {
     ("RTX 4090", "16 bits"): "bbggggs",
     ("RTX 4090", "TF32"): "bggggss",
 }
-# The grid's backward takes clusters of four where there are any, from compute capability 9.0 on
 BACKWARD = {
     ("H200", "16 bits"): "ccccggg",
     ("H200", "TF32"): "ccccggs",
@@ -89,6 +88,19 @@ def test_the_grid_backward_with_and_without_clusters_of_four():
     assert without == also_without
     assert without["microseconds"] > with_them["microseconds"]
     assert (without["blocks"], without["units"]) == (16, 32)
+
+
+@pytest.mark.parametrize(("precision", "batch"), [("16 bits", 32), ("TF32", 16)])
+def test_the_grid_backward_does_without_clusters_where_that_is_quicker(precision, batch):
+    """Slices of 8 sequences without them, where those of the clusters' kernel would be of 16."""
+    few = GPUS["H200"]._replace(clusters=(64, 30, 14, 6))
+    with_them, without = (
+        plan(gpu, batch, 1024, precision, backward=True)["candidates"][2]
+        for gpu in (few, few._replace(largest_cluster=0))
+    )
+    assert with_them == without
+    assert with_them["sequences"] == 8
+    assert with_them["blocks"] * with_them["slices"] == 128
 
 
 def test_a_larger_batch_takes_larger_slices():

@@ -35,8 +35,8 @@ struct Tiling {
   // Of a warp's fragments (fragments.h) so many stay in registers, the others in shared memory: as
   // many as leave no register spilled.
   int resident;
-  // Backward on the grid: without clusters (scatter_backward.h), row and depth tiles as a
-  // cluster's.
+  // Backward on the grid: by scattered sums, without clusters (scatter_backward.h), row and depth
+  // tiles as a cluster's.
   bool scatter;
   // On the grid: slices of any number of groups of sequences, a step of one after a step of
   // another, so that the exchange of a group's states hides behind the others' work.
@@ -93,7 +93,7 @@ constexpr Tilings cluster_tilings(Precision precision, bool backward) {
   if (backward) return {{{1, 16, 0, 1, 14}, {2, 16, 0, 1, 14}}, 2};
   return {{{1, 16, 0, 1, 16}, {1, 32, 0, 1, 16}}, 2};
 }
-// Backward on the grid of a GPU without clusters of kGateBlocks.
+// Backward on the grid without clusters.
 constexpr Tilings scatter_tilings(Precision precision) {
   if (precision == Precision::bits16) {
     return {{{2, 8, 0, 1, 16, true},

@@ -25,14 +25,18 @@ constexpr StepCycles kClusterStep = {940, 850};
 constexpr StepCycles kGridStep = {760, 1180};
 constexpr StepCycles kClusterRagged = {90, 110};  // more, of ragged sequences; a block's too
 constexpr StepCycles kGridRagged = {350, 100};
-// Backward on the grid without clusters, of an A100: kScatterStep is from the machine code for 8.0,
-// the others follow from the data sheet (312 TFLOPS: 8 cycles a product, two warps a tensor core)
-// or are assumed (bytes a cycle between a multiprocessor and L2).
-constexpr double kScatterCyclesPerMicrosecond = 1410;
-constexpr double kScatterStep = 980;
-constexpr double kScatterRagged = 200;
-constexpr double kScatterProduct = 16;
-constexpr double kScatterBytes = 64;
+// Backward by scattered sums. `step` and `ragged` are from the machine code for 8.0 or 9.0.
+struct ScatterCycles {
+  double per_microsecond;
+  double step, ragged;  // besides products, exchange and what other warps' accesses take
+  double product;       // of two warps that share a tensor core
+  // Assumed: bytes a cycle between a multiprocessor and L2, when all of them load and store.
+  double bytes;
+};
+// An A100: 312 TFLOPS are 8 cycles a product.
+constexpr ScatterCycles kScatterA100 = {1410, 980, 200, 16, 64};
+// An H100, and what comes after it: 989 TFLOPS are 4 cycles a product.
+constexpr ScatterCycles kScatterH100 = {1755, 1000, 200, 8, 32};
 constexpr double kInputGemm = 4;               // microseconds of its launch, once a direction
 constexpr double kStepwiseStep = 5;            // microseconds of two launches
 constexpr double kStepwiseOperations = 100e6;  // a microsecond, of a GEMM with few rows
@@ -65,11 +69,12 @@ double scatter_step_time(const Problem& problem, const Placement& placement) {
   const double products = precision_for(problem) == Precision::tf32_split ? 3 : 1;
   const double sequence_tiles = ceil_div(placement.sequences, kTileSequences);
   const double bytes = 2.0 * 4 * kTileSequences * problem.hidden;
+  const ScatterCycles& cycles = problem.gpu->capability >= 90 ? kScatterH100 : kScatterA100;
   const double tile =
-      kScatterProduct * products * placement.tiling.fragments() + bytes / kScatterBytes;
-  return (kScatterStep + (problem.ragged ? kScatterRagged : 0) + kGridExchange +
+      cycles.product * products * placement.tiling.fragments() + bytes / cycles.bytes;
+  return (cycles.step + (problem.ragged ? cycles.ragged : 0) + kGridExchange +
           kSequenceTile * (sequence_tiles - 1) + tile * sequence_tiles) /
-         kScatterCyclesPerMicrosecond;
+         cycles.per_microsecond;
 }
 
 double step_time(const Problem& problem, Kernel kernel, const Placement& placement) {
@@ -179,12 +184,10 @@ void offer_scatter(const Problem& problem, Candidate& candidate, const Tiling& t
   offer(problem, candidate, tiling, ceil_div(problem.hidden, units), units);
 }
 
-// Backward by the kernel that takes clusters of kGateBlocks, where the GPU has them.
+// Backward by either kernel; the one that takes clusters of kGateBlocks, where the GPU has them.
 void offer_grid(const Problem& problem, Candidate& candidate, const Tiling& tiling) {
-  if (problem.backward) {
-    if (tiling.scatter == (problem.gpu->largest_cluster >= kGateBlocks)) return;
-    if (tiling.scatter) return offer_scatter(problem, candidate, tiling);
-  }
+  if (tiling.scatter) return offer_scatter(problem, candidate, tiling);
+  if (problem.backward && problem.gpu->largest_cluster < kGateBlocks) return;
   const int64_t units = static_cast<int64_t>(tiling.row_tiles) * kTileUnits;
   const int64_t blocks = problem.backward
                              ? kGateBlocks * ceil_div(problem.hidden, kGateBlocks * units)

@@ -1,4 +1,4 @@
-"""Kernels of GPUs without clusters of blocks: an A100's and an L4's, as the emulator has them."""
+"""Kernels without clusters of blocks, on an A100, an L4 and an H100 as the emulator has them."""
 
 from __future__ import annotations
 
@@ -84,6 +84,7 @@ SIZES = [
     ("a100", "tf32", "plain", 2, 2, 1001, 63, 2),
     ("a100", "float32", "plain", 3, 5, 200, 13, 5),
     ("a100", "float32", "resets", 2, 3, 400, 50, 3),
+    ("hopper-132", "bfloat16", "resets", 2, 41, 520, 17, 7),
     ("l4", "bfloat16", "plain", 2, 3, 1021, 43, 3),
     ("l4", "bfloat16", "resets", 3, 20, 512, 16, 7),
     ("l4", "tf32", "plain", 2, 3, 640, 40, 3),

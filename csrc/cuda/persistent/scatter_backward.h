@@ -1,7 +1,7 @@
-// Backward on the whole grid without clusters, for GPUs before compute capability 9.0: a block has
-// the columns of its hidden units' gates, a warp all of their depth for some rows, the hidden units
-// of the whole layer, as in backward.h; partial sums of dL/dh go to the block that has the units
-// through global memory. Free of torch.
+// Backward on the whole grid without clusters, for GPUs that have none (before compute capability
+// 9.0) and where it is quicker: a block has the columns of its hidden units' gates, a warp all of
+// their depth for some rows, the hidden units of the whole layer, as in backward.h; partial sums of
+// dL/dh go to the block that has the units through global memory. Free of torch.
 //
 //   block m of the block group, its U hidden units
 //     thread: some (unit, sequence): dL/dh, dL/dc in registers
