@@ -48,7 +48,7 @@ BACKWARD = {
     ("H200", "16 bits"): "ccccggg",
     ("H200", "TF32"): "ccccggs",
     ("H200", "float32"): "cccgsss",
-    ("A100", "16 bits"): "bbggggs",
+    ("A100", "16 bits"): "bbggggg",
     ("A100", "TF32"): "bgggggs",
     ("L4", "16 bits"): "bggggss",
     ("L4", "TF32"): "ggggsss",
@@ -110,6 +110,30 @@ def test_a_larger_batch_takes_larger_slices():
     assert (large["slices"], large["sequences"]) == (4, 16)
 
 
+@pytest.mark.parametrize(
+    ("gpu", "precision", "hidden", "batch", "placement"),
+    [
+        ("H100", "16 bits", 1024, 64, (32, 4, 16)),
+        ("H100", "16 bits", 1024, 128, (32, 4, 32)),
+        ("H100", "16 bits", 1024, 100, (32, 4, 32)),
+        ("H100", "16 bits", 768, 128, (24, 4, 32)),
+        ("H100", "16 bits", 1536, 64, (64, 2, 32)),
+        ("H100", "TF32", 1024, 64, (64, 2, 32)),
+        ("H100", "float32", 512, 40, (32, 3, 16)),
+        ("A100", "16 bits", 512, 128, (16, 6, 24)),
+        ("A100", "16 bits", 1024, 128, (43, 2, 64)),
+        ("A100", "16 bits", 1536, 16, (96, 1, 16)),
+        ("A100", "TF32", 1024, 16, (64, 1, 16)),
+    ],
+)
+def test_backward_of_large_batches(gpu, precision, hidden, batch, placement):
+    """As many slices as run at once, each of groups of 8 sequences."""
+    made = plan(gpu, batch, hidden, precision, backward=True)
+    grid = made["candidates"][2]
+    assert (grid["blocks"], grid["slices"], grid["sequences"]) == placement
+    assert made["kernel"] == "grid"
+
+
 def test_an_h100_is_planned_like_an_h200():
     for precision in PRECISIONS:
         assert kernels("H100", precision) == kernels("H200", precision)
@@ -134,8 +158,9 @@ def test_placements_fit(gpu, precision, backward):
                     assert candidate["blocks"] * candidate["units"] >= hidden
                     assert candidate["slices"] * candidate["sequences"] >= batch
                     assert (candidate["slices"] - 1) * candidate["sequences"] < batch
-                    assert candidate["units"] * candidate["sequences"] <= 1024
-                    assert candidate["sequences"] <= 32
+                    if candidate["kernel"] != "grid" or candidate["sequences"] % 8:
+                        assert candidate["units"] * candidate["sequences"] <= 1024
+                        assert candidate["sequences"] <= 32
                     assert 0 < candidate["shared_memory"] <= facts.shared_memory
                     if candidate["kernel"] == "block":
                         assert candidate["blocks"] == 1

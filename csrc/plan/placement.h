@@ -102,11 +102,13 @@ constexpr Tilings scatter_tilings(Precision precision) {
              {8, 4, 0, 1, 28, true},
              {8, 6, 0, 1, 24, true},
              {8, 8, 0, 1, 25, true},
-             {2, 8, 0, 2, 16, true},
-             {4, 8, 0, 2, 20, true},
-             {6, 8, 0, 2, 16, true},
-             {8, 8, 0, 2, 26, true}},
-            10};
+             {4, 8, 0, 1, 28, true, true},
+             {6, 8, 0, 1, 27, true, true},
+             {8, 6, 0, 1, 24, true, true},
+             {8, 8, 0, 1, 28, true, true},
+             {12, 4, 0, 1, 24, true, true},
+             {12, 6, 0, 1, 20, true, true}},
+            12};
   }
   if (precision == Precision::tf32) {
     return {{{2, 16, 0, 1, 28, true},
@@ -114,22 +116,21 @@ constexpr Tilings scatter_tilings(Precision precision) {
              {4, 16, 0, 1, 28, true},
              {6, 8, 0, 1, 27, true},
              {8, 8, 0, 1, 27, true},
-             {4, 8, 0, 2, 20, true},
-             {8, 8, 0, 2, 27, true}},
-            7};
+             {4, 8, 0, 1, 28, true, true},
+             {4, 16, 0, 1, 25, true, true},
+             {8, 8, 0, 1, 27, true, true}},
+            8};
   }
-  return {{{2, 8, 0, 1, 12, true}, {4, 4, 0, 1, 12, true}, {4, 8, 0, 1, 13, true}}, 3};
+  return {{{2, 8, 0, 1, 12, true},
+           {4, 4, 0, 1, 12, true},
+           {4, 8, 0, 1, 13, true},
+           {4, 8, 0, 1, 12, true, true}},
+          4};
 }
 constexpr Tilings clustered_grid_tilings(Precision precision, bool backward) {
   if (precision == Precision::bits16) {
     if (backward) {
-      return {{{4, 6, 0, 1, 24},
-               {5, 8, 0, 1, 20},
-               {4, 16, 0, 1, 20},
-               {4, 12, 0, 2, 14},
-               {4, 6, 0, 4, 12},
-               {4, 8, 0, 4, 8}},
-              6};
+      return {{{4, 6, 0, 1, 24}, {5, 8, 0, 1, 20}, {4, 16, 0, 1, 20}}, 3};
     }
     return {{{4, 6, 0, 1, 24},
              {4, 8, 0, 1, 30},
@@ -140,6 +141,7 @@ constexpr Tilings clustered_grid_tilings(Precision precision, bool backward) {
             6};
   }
   if (precision == Precision::tf32) {
+    if (backward) return {{{4, 12, 0, 1, 24}, {4, 16, 0, 1, 20}, {3, 24, 0, 1, 23}}, 3};
     return {{{4, 12, 0, 1, 24},
              {4, 16, 0, 1, 20},
              {3, 24, 0, 1, 23},
@@ -204,6 +206,8 @@ FUSED_LSTM_INLINE constexpr int operand_bytes(int depth_tiles, int sequence_tile
 // in different banks.
 FUSED_LSTM_INLINE constexpr int partial_stride(int row_tiles) { return row_tiles * kTileRows + 4; }
 
+constexpr int kPairStateBytes = 16;  // batched backward: of a pair of unit and sequence
+
 // Blocks of `units` hidden units that a block of scatter_backward.h can receive sums from.
 FUSED_LSTM_INLINE constexpr int scatter_senders(int row_tiles, int units) {
   return (row_tiles * kBlockWarps * kTileRows + units - 1) / units;
@@ -225,6 +229,9 @@ constexpr SharedLayout make_layout(Kernel kernel, bool backward, const Placement
   l.weights = take(spilled * kBlockThreads * words * 4);
   if (t.scatter) {
     l.operand = take(2 * operand_bytes(t.depth_tiles, t.sequence_tiles));
+    if (t.batched) {
+      l.states = take(groups_of(placement) * sequences * placement.units * kPairStateBytes);
+    }
     l.total = end;
     return l;
   }

@@ -25,18 +25,20 @@ constexpr StepCycles kClusterStep = {940, 850};
 constexpr StepCycles kGridStep = {760, 1180};
 constexpr StepCycles kClusterRagged = {90, 110};  // more, of ragged sequences; a block's too
 constexpr StepCycles kGridRagged = {350, 100};
-// Backward by scattered sums. `step` and `ragged` are from the machine code for 8.0 or 9.0.
+// Backward by scattered sums. `step`, `ragged`, `group` and `word` are from the machine code
+// for 8.0 or 9.0.
 struct ScatterCycles {
   double per_microsecond;
   double step, ragged;  // besides products, exchange and what other warps' accesses take
-  double product;       // of two warps that share a tensor core
+  double group, word;  // of a batched slice: of a group, likewise, and of a word that a thread sums
+  double product;      // of two warps that share a tensor core
   // Assumed: bytes a cycle between a multiprocessor and L2, when all of them load and store.
   double bytes;
 };
 // An A100: 312 TFLOPS are 8 cycles a product.
-constexpr ScatterCycles kScatterA100 = {1410, 980, 200, 16, 64};
+constexpr ScatterCycles kScatterA100 = {1410, 980, 200, 680, 33, 16, 64};
 // An H100, and what comes after it: 989 TFLOPS are 4 cycles a product.
-constexpr ScatterCycles kScatterH100 = {1755, 1000, 200, 8, 32};
+constexpr ScatterCycles kScatterH100 = {1755, 1000, 200, 650, 30, 8, 32};
 constexpr double kInputGemm = 4;               // microseconds of its launch, once a direction
 constexpr double kStepwiseStep = 5;            // microseconds of two launches
 constexpr double kStepwiseOperations = 100e6;  // a microsecond, of a GEMM with few rows
@@ -64,17 +66,25 @@ int clusters_at_once(const Gpu& gpu, int blocks) {
   return gpu.clusters[i];
 }
 
-// What a block stores and loads through L2 is a word of each unit and sequence, both times.
+// What a block stores and loads through L2 is a word of each unit and sequence, both times. Of a
+// group of a batched slice that overlaps with the block's own work, and its exchange with the other
+// groups.
 double scatter_step_time(const Problem& problem, const Placement& placement) {
+  const Tiling& tiling = placement.tiling;
   const double products = precision_for(problem) == Precision::tf32_split ? 3 : 1;
-  const double sequence_tiles = ceil_div(placement.sequences, kTileSequences);
-  const double bytes = 2.0 * 4 * kTileSequences * problem.hidden;
   const ScatterCycles& cycles = problem.gpu->capability >= 90 ? kScatterH100 : kScatterA100;
-  const double tile =
-      cycles.product * products * placement.tiling.fragments() + bytes / cycles.bytes;
-  return (cycles.step + (problem.ragged ? cycles.ragged : 0) + kGridExchange +
-          kSequenceTile * (sequence_tiles - 1) + tile * sequence_tiles) /
-         cycles.per_microsecond;
+  const double transfer = 2.0 * 4 * kTileSequences * problem.hidden / cycles.bytes;
+  const double product = cycles.product * products * tiling.fragments();
+  const double groups = groups_of(placement);
+  if (groups == 1) {
+    const double ragged = problem.ragged || tiling.batched ? cycles.ragged : 0;
+    return (cycles.step + ragged + product + transfer + kGridExchange) / cycles.per_microsecond;
+  }
+  const int64_t sharers = kBlockThreads / (placement.units * kTileSequences);  // of a pair's words
+  const double words = ceil_div(placement.blocks, std::max(sharers, int64_t{1}));
+  const double group = std::max(cycles.group + cycles.word * words + product, transfer);
+  const double exposed = std::max(0.0, kGridExchange + transfer - (groups - 1) * group);
+  return (groups * group + exposed) / cycles.per_microsecond;
 }
 
 double step_time(const Problem& problem, Kernel kernel, const Placement& placement) {

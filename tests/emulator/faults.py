@@ -199,20 +199,86 @@ FAULTS_WITHOUT_CLUSTERS = [
     (
         "the last sums are left out",
         "scatter_backward.h",
-        "      if (!has_pair(i)) continue;\n      float sum",
-        "      if (!has_pair(i) || (faulty() && !more)) continue;\n      float sum",
+        "      its.grad_hidden += ",
+        "      if (more || !faulty()) its.grad_hidden += ",
         "grad of h_0 is off by",
     ),
     (
         "sums go to the sequence after theirs",
         "scatter_backward.h",
-        "(tile * kTileSequences + sequence) * kUnits",
-        "(tile * kTileSequences + (sequence ^ faulty())) * kUnits",
+        "words_of_row(row) + s * kUnits",
+        "words_of_row(row) + (s ^ faulty()) * kUnits",
         "is off by",
     ),
 ]
 
-ALL_FAULTS = [*FAULTS, *FAULTS_WITHOUT_CLUSTERS]
+# Of kernels whose slices have several groups of sequences, on few multiprocessors
+FAULTS_OF_LARGE_BATCHES = [
+    (
+        "a group's sums are not waited for",
+        "exchange.h",
+        "while (sent.any_missing(words)) sent.load(words);",
+        "while (sent.any_missing(words) && !faulty()) sent.load(words);",
+        "is off by",
+    ),
+    (
+        "a group's gradients are multiplied before all threads have stored them",
+        "batched_backward.h",
+        "index, group);\n    __syncthreads();",
+        "index, group);\n    if (!faulty()) __syncthreads();",
+        "a race in byte",
+    ),
+    (
+        "a group's gradients are stored where others may still multiply",
+        "batched_backward.h",
+        "char* const its_operand = operand + item % 2 * kOperand;",
+        "char* const its_operand = operand + item % 2 * !faulty() * kOperand;",
+        "a race in byte",
+    ),
+    (
+        "the sums of another group",
+        "batched_backward.h",
+        "from = received_of(version - 1, group);",
+        "from = received_of(version - 1, faulty() ? groups - 1 - group : group);",
+        "is off by",
+    ),
+    (
+        "sums are sent where another group's lie",
+        "batched_backward.h",
+        "sent_group, group_bytes);",
+        "sent_group * !faulty(), group_bytes);",
+        "threads that wait for a word in global memory",
+    ),
+    (
+        "groups' sums in one buffer",
+        "batched_backward.h",
+        "row_of(sent, sent_version % 2, buffer_bytes)",
+        "row_of(sent, faulty() ? 1 : sent_version % 2, buffer_bytes)",
+        "threads that wait for a word in global memory",
+    ),
+    (
+        "the state of another group",
+        "batched_backward.h",
+        "float4* const state = states + group * kPairs;",
+        "float4* const state = states + (faulty() ? 0 : group) * kPairs;",
+        "is off by",
+    ),
+    (
+        "the last sums of a group are left out",
+        "batched_backward.h",
+        "its.grad_hidden = state.x + sum;",
+        "its.grad_hidden = state.x + (faulty() && group == 1 ? 0.0f : sum);",
+        "grad of h_0 is off by",
+    ),
+]
+
+ALL_FAULTS = [*FAULTS, *FAULTS_WITHOUT_CLUSTERS, *FAULTS_OF_LARGE_BATCHES]
+# The emulated GPU on which each shows.
+GPU_OF_FAULTS = [
+    *["hopper-132"] * len(FAULTS),
+    *["a100"] * len(FAULTS_WITHOUT_CLUSTERS),
+    *["hopper"] * len(FAULTS_OF_LARGE_BATCHES),
+]
 
 # Read before any kernel runs: what threads read of it, none of them has written.
 PRELUDE = """#include <cstdlib>

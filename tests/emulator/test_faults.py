@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from faults import ALL_FAULTS, FAULTS, build
+from faults import ALL_FAULTS, FAULTS, GPU_OF_FAULTS, build
 
 import fused_lstm
 
@@ -30,9 +30,10 @@ import fused_lstm
 
 torch.manual_seed(0)
 kernels = ("block", 28), ("cluster", 72), ("grid", 72)
+B = 45 if sys.argv[2] == "hopper" else 11
 for kernel, hidden_size in kernels if sys.argv[2] == "hopper-132" else [("grid", 72)]:
     module = fused_lstm.FusedLSTM(3, hidden_size, dtype=torch.bfloat16)
-    call = rand(6, 11, 3, dtype=torch.bfloat16), rand_state(module, 11)
+    call = rand(6, B, 3, dtype=torch.bfloat16), rand_state(module, B)
     with fused_lstm.use_kernel(kernel):
         assert_accurate(evaluate(module, *call), truth_of(module, *call))
 print("right")
@@ -64,7 +65,7 @@ def run(
     )
 
 
-@pytest.mark.parametrize("gpu", ["hopper-132", "a100"])
+@pytest.mark.parametrize("gpu", sorted(set(GPU_OF_FAULTS)))
 def test_no_fault(folder, gpu):
     done = run(folder, None, seed=1, gpu=gpu)
     assert done.stdout == "right\n", done.stderr
@@ -72,7 +73,7 @@ def test_no_fault(folder, gpu):
 
 @pytest.mark.parametrize("number", range(1, len(ALL_FAULTS) + 1), ids=[f[0] for f in ALL_FAULTS])
 def test_fault(folder, number):
-    done = run(folder, number, seed=1, gpu="hopper-132" if number <= len(FAULTS) else "a100")
+    done = run(folder, number, seed=1, gpu=GPU_OF_FAULTS[number - 1])
     assert done.returncode != 0, done.stdout
     reports = ALL_FAULTS[number - 1][4]
     reports = (reports,) if isinstance(reports, str) else reports

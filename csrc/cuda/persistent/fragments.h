@@ -138,13 +138,14 @@ class Fragments {
         });
   }
 
-  // sums[r] += the weights of row tile r and depth tile `tile` times the operand.
+  // sums[r] += the weights of row tile first + r, if there is one, and depth tile `tile` times the
+  // operand.
   template <int kSums>
   __device__ __forceinline__ void multiply(float (&sums)[kSums][4], int tile, uint32_t operand_0,
-                                           uint32_t operand_1) const {
+                                           uint32_t operand_1, int first = 0) const {
 #pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) {
-      const int f = tile * kRowTiles + r;
+    for (int r = 0; r < kSums && first + r < kRowTiles; ++r) {
+      const int f = tile * kRowTiles + first + r;
       if (f < kResident) {
         Mma::multiply(sums[r], resident_[f], operand_0, operand_1);
         continue;
