@@ -199,8 +199,8 @@ FAULTS_WITHOUT_CLUSTERS = [
     (
         "the last sums are left out",
         "scatter_backward.h",
-        "      its.grad_hidden += ",
-        "      if (more || !faulty()) its.grad_hidden += ",
+        "      its.grad_hidden +=\n",
+        "      if (more || !faulty()) its.grad_hidden +=\n",
         "grad of h_0 is off by",
     ),
     (
@@ -224,8 +224,8 @@ FAULTS_OF_LARGE_BATCHES = [
     (
         "a group's gradients are multiplied before all threads have stored them",
         "batched_backward.h",
-        "index, group);\n    __syncthreads();",
-        "index, group);\n    if (!faulty()) __syncthreads();",
+        "    __syncthreads();\n    load(more ?",
+        "    if (!faulty()) __syncthreads();\n    load(more ?",
         "a race in byte",
     ),
     (

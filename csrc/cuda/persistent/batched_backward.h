@@ -112,7 +112,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1) batched_backward_kernel(
     gather(std::false_type{});
   }
 
-  // Of the first group's sequences. An item is of others: of rows that lie as many further.
+  // Its sequence is the first group's. That of another group lies as many rows further in all
+  // arrays, and is `load`ed so.
   BackwardUnit<Types, kRagged> its;
   its.start(p, timeline, now, first_unit + unit, first_sequence + sequence, sharer == 0);
   const int first = its.b, slice_end = first_sequence + placement.sequences;
@@ -163,7 +164,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1) batched_backward_kernel(
                                           ? (placement.blocks - sharer + kSharers - 1) / kSharers
                                           : 0);
 
-  // Where the lane's words go, those of its first row and sequence; and its own.
+  // Where the lane's words go, those of its first row and sequence; and its own. Of the first group
+  // and buffer.
   constexpr int kReceiver = kSenders * kPairs;  // words for one
   const auto words_of_row = [&](int row) { return row / kUnits * kReceiver + row % kUnits; };
   const int lane_row = first_row + neighbour_row<kRowTiles>(0, 0);
