@@ -30,7 +30,7 @@ import fused_lstm
 
 torch.manual_seed(0)
 kernels = ("block", 28), ("cluster", 72), ("grid", 72)
-B = 45 if sys.argv[2] == "hopper" else 11
+B = 33 if sys.argv[2] == "hopper" else 11
 for kernel, hidden_size in kernels if sys.argv[2] == "hopper-132" else [("grid", 72)]:
     module = fused_lstm.FusedLSTM(3, hidden_size, dtype=torch.bfloat16)
     call = rand(6, B, 3, dtype=torch.bfloat16), rand_state(module, B)

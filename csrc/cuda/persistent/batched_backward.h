@@ -29,7 +29,7 @@
 //
 // The operand of item n lies in buffer n % 2 and replaces that of n - 2: a thread that stores it
 // has met the block's others in item n - 1, after which none multiplies n - 2. The state of a pair
-// of unit and sequence is one thread's own.
+// of unit and sequence is one thread's own: of the lanes that share it the first one's.
 #pragma once
 
 #include "cuda/persistent/scatter_backward.h"
@@ -157,7 +157,6 @@ __global__ void __launch_bounds__(kBlockThreads, 1) batched_backward_kernel(
         state_of(load_if(exists && p.grad_hidden, element_at(p.grad_hidden, b, H, its.j)),
                  load_if(exists && p.grad_cell, element_at(p.grad_cell, b, H, its.j)), 0, 0);
   }
-  __syncwarp();  // lanes that share a pair read its state
 
   // How many words of its pair the thread awaits.
   const int all_awaited = in_register(has_pair && its.j < round_up(H, kSentUnits)
@@ -188,7 +187,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) batched_backward_kernel(
       const float sum = sum_of_lanes<kWarpPairs>(
           finish_sum<kWords, kStride>(words, from, awaited, phase_of(version - 1, kFloatPhase)));
       float4* const state = states + group * kPairs;
-      const float4 before = *state;
+      const float4 before = sharer == 0 ? *state : state_of(0, 0, 0, 0);
       its.grad_hidden = before.x + sum;
       its.grad_cell = before.y;
       its.ended_hidden = before.z;
@@ -198,7 +197,6 @@ __global__ void __launch_bounds__(kBlockThreads, 1) batched_backward_kernel(
       const Gates<FastFloat> grad = its.step(p, rows, t);
       const Storage grads[4] = {rounded<Storage>(grad.i.value), rounded<Storage>(grad.f.value),
                                 rounded<Storage>(grad.g.value), rounded<Storage>(grad.o.value)};
-      __syncwarp();  // lanes that share the pair have read its state
       if (sharer == 0) {
         *state = state_of(its.grad_hidden, its.grad_cell, its.ended_hidden, its.ended_cell);
         store_gradients<Mma>(
