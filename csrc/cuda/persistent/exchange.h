@@ -1,6 +1,6 @@
 // How the blocks of the grid hand the operand of a step to one another, or its sums
-// (scatter_backward.h): through words in global memory (the L2 cache) that say themselves whether
-// they have come. Free of torch.
+// (scatter_backward.h, batched_backward.h): through words in global memory (the L2 cache) that say
+// themselves whether they have come. Free of torch.
 //
 // Version v = 1, 2, .. of the operand enters the step of iteration v and lies in buffer v % 2. One
 // bit of each 32-bit word, which the data never needs, is the phase of its version,
