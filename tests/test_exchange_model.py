@@ -601,25 +601,27 @@ class GridBackward:
         return Warp(version + 1, "store") if version < self.versions else Warp(version, "done")
 
 
-# Backward on the grid without clusters: scatter_backward.h.
+# Backward on the grid without clusters: scatter_backward.h; of several groups: batched_backward.h.
 
 
 class ScatterState(NamedTuple):
-    warps: tuple[tuple[Warp, ...], ...]  # [block][warp]
-    operand: tuple  # [block][buffer][warp]: what the threads of that warp have stored
-    words: tuple  # [receiver][sender][buffer]: the versions that its words had
-    views: tuple  # [block][warp][sender][buffer]: which of them the warp has seen last
+    warps: tuple[tuple[Warp, ...], ...]  # [block][warp]; version: the item
+    operand: tuple  # [block][buffer][warp]: the item whose part that warp has stored
+    words: tuple  # [receiver][sender][group][buffer]: the items that its words came from
+    views: tuple  # [block][warp][sender][group][buffer]: which of them the warp has seen last
 
 
 @dataclass(frozen=True)
 class Scatter:
-    """Iteration v of a warp: stores its part of version v of the block's operand; meets the block's
-    other warps; multiplies the operand, and stores the sums of its rows for the blocks that own
-    them; receives the sums of version v from all blocks."""
+    """Item n of a warp, version v of a group g, groups one after another: stores its part of the
+    block's operand; meets the block's other warps; multiplies the operand, and stores the sums of
+    its rows for the blocks that own them; receives the sums of item n + 1 - groups from all blocks,
+    of the group that is next. That these are loaded ahead is as if a load returned an old value."""
 
     blocks: int
     warps: int  # warp w has the rows of blocks w, w + warps, .., if there are any
     versions: int
+    groups: int = 1
     idle: bool = False  # whether the last warp has no units, and receives nothing
     operands: int = 2  # buffers
     buffers: int = 2  # of sums
@@ -628,14 +630,24 @@ class Scatter:
     barrier: bool = True
     awaits_others: bool = True  # not only the block's own sums
     phase_of_sums: Callable[[int], bool] | None = None  # that the senders give them; None: the same
+    group_buffers: int = 0  # that the groups have; 0: each its own
+    awaits_next: int = 1  # items ahead, of the group that is received
 
     def start(self) -> ScatterState:
+        buffers = self.group_buffers or self.groups, self.buffers
         return ScatterState(
             filled(Warp(1, "store"), self.blocks, self.warps),
             filled(NOTHING, self.blocks, self.operands, self.warps),
-            filled((0,), self.blocks, self.blocks, self.buffers),
-            filled(0, self.blocks, self.warps, self.blocks, self.buffers),
+            filled((0,), self.blocks, self.blocks, *buffers),
+            filled(0, self.blocks, self.warps, self.blocks, *buffers),
         )
+
+    def group_and_version(self, item: int) -> tuple[int, int]:
+        return (item - 1) % self.groups, (item - 1) // self.groups + 1
+
+    def buffer_of(self, item: int) -> tuple[int, int]:
+        group, version = self.group_and_version(item)
+        return group % (self.group_buffers or self.groups), version % self.buffers
 
     def done(self, state: ScatterState) -> bool:
         return all(place == "done" for block in state.warps for _, place in block)
@@ -657,48 +669,61 @@ class Scatter:
         event = f"block {block} warp {warp} stores its operand of version {version}"
         yield event, state._replace(warps=warps, operand=operand)
 
-    def multiply(self, state: ScatterState, block: int, warp: int, version: int) -> Steps:
-        name, buffer = f"block {block} warp {warp}", version % self.buffers
-        operand = state.operand[block][version % self.operands]
-        await_version(version, operand, f"{name}: the operand")
+    def multiply(self, state: ScatterState, block: int, warp: int, item: int) -> Steps:
+        name = f"block {block} warp {warp}"
+        group, buffer = self.buffer_of(item)
+        operand = state.operand[block][item % self.operands]
+        await_version(item, operand, f"{name}: the operand")
         words = state.words
         for to in range(warp, self.blocks, self.warps):
-            words = put(words, (*words[to][block][buffer], version), to, block, buffer)
-        after = Warp(version, "receive")
+            sent = (*words[to][block][group][buffer], item)
+            words = put(words, sent, to, block, group, buffer)
+        after = Warp(item, "receive")
         if self.idle and warp == self.warps - 1:
-            after = self.next(version)
-        event = f"{name} multiplies version {version} and stores its sums"
+            after = self.next(item)
+        event = f"{name} multiplies item {item} and stores its sums"
         yield event, state._replace(warps=put(state.warps, after, block, warp), words=words)
 
     def phase_in(self, version: int) -> bool:
         return self.launch_phase if version == 0 else (self.phase_of_sums or self.phase)(version)
 
-    def receive(self, state: ScatterState, block: int, warp: int, version: int) -> Steps:
-        name, buffer = f"block {block} warp {warp}", version % self.buffers
+    def receive(self, state: ScatterState, block: int, warp: int, item: int) -> Steps:
+        name = f"block {block} warp {warp}"
+        after = self.next(item)
+        sent = item + 1 - self.groups
+        if sent < 1:  # before the group's first version
+            yield f"{name} goes on", state._replace(warps=put(state.warps, after, block, warp))
+            return
+        version = self.group_and_version(sent)[1]
+        group, buffer = self.buffer_of(sent + self.awaits_next - 1)
         senders = list(range(self.blocks)) if self.awaits_others else [block]
         seen = state.views[block][warp]
         for loaded, found in load_words(
-            [state.words[block][sender][buffer] for sender in senders],
-            [seen[sender][buffer] for sender in senders],
-            lambda v: self.phase_in(v) == self.phase(version),
+            [state.words[block][sender][group][buffer] for sender in senders],
+            [seen[sender][group][buffer] for sender in senders],
+            lambda item: self.phase_in(self.group_and_version(item)[1]) == self.phase(version),
         ):
             views = state.views
             for sender, view in zip(senders, loaded, strict=True):
-                views = put(views, view, block, warp, sender, buffer)
+                views = put(views, view, block, warp, sender, group, buffer)
             if found is None:
                 yield f"{name} sees another version", state._replace(views=views)
                 continue
             for sender in set(range(self.blocks)) - set(senders):
-                found.append(state.words[block][sender][buffer][seen[sender][buffer]])
-            await_version(version, found, f"{name}: receive")
-            warps = put(state.warps, self.next(version), block, warp)
+                its = seen[sender][group][buffer]
+                found.append(state.words[block][sender][group][buffer][its])
+            await_version(sent, found, f"{name}: receive")
             yield (
-                f"{name} receives version {version}",
-                state._replace(warps=warps, views=views),
+                f"{name} receives version {version} of group {group}",
+                state._replace(warps=put(state.warps, after, block, warp), views=views),
             )
 
-    def next(self, version: int) -> Warp:
-        return Warp(version + 1, "store") if version < self.versions else Warp(version, "done")
+    def next(self, item: int) -> Warp:
+        items = self.versions * self.groups
+        if item < items:
+            return Warp(item + 1, "store")
+        # The last sums of all groups
+        return Warp(item + 1, "receive") if item + 1 < items + self.groups else Warp(item, "done")
 
 
 PROTOCOLS: dict[str, Any] = {
@@ -735,6 +760,10 @@ PROTOCOLS |= {
     "scatter of 3 blocks": Scatter(blocks=3, warps=2, versions=5),
     "scatter of 4 blocks of a warp": Scatter(blocks=4, warps=1, versions=7),
     "scatter of a block": Scatter(blocks=1, warps=3, versions=7),
+    "scatter of 2 groups": Scatter(blocks=2, warps=2, versions=5, groups=2),
+    "scatter of 3 groups": Scatter(blocks=2, warps=1, versions=6, groups=3),
+    "scatter of 2 groups, 3 blocks": Scatter(blocks=3, warps=1, versions=5, groups=2),
+    "scatter of 2 groups, a block": Scatter(blocks=1, warps=3, versions=5, groups=2),
 }
 
 
@@ -829,6 +858,19 @@ FAULTS: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "one operand of scattered sums": ("scatter", {"operands": 1}, "the operand of version"),
     "no barrier before scattered sums": ("scatter", {"barrier": False}, "the operand of version"),
+    "one operand of 2 groups": ("scatter of 2 groups", {"operands": 1}, "the operand of version"),
+    "no barrier of 2 groups": ("scatter of 2 groups", {"barrier": False}, "the operand of version"),
+    "one buffer of 2 groups' sums": ("scatter of 2 groups", {"buffers": 1}, r"reads \[1, 3\]"),
+    "groups share their words": (
+        "scatter of 2 groups",
+        {"group_buffers": 1},
+        r"receive of version 1 reads \[1, 2\]",
+    ),
+    "the sums of the group after are awaited": (
+        "scatter of 2 groups",
+        {"awaits_next": 2},
+        r"receive of version 1 reads \[2\]",
+    ),
     "only the block's own sums are awaited": (
         "scatter",
         {"awaits_others": False},

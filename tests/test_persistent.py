@@ -18,9 +18,12 @@ from fused_lstm.explain import GPUS, Gpu
 
 EMULATED = os.environ.get("FUSED_LSTM_EMULATED") == "1"
 # Of tests/emulator/cuda_runtime.cpp's profiles those that these tests run on
-EMULATOR = {"hopper-132": Gpu(90, 132, 227 * 1024, 16), "a100": GPUS["A100"], "l4": GPUS["L4"]}[
-    os.environ.get("EMULATED_GPU", "hopper-132")
-]
+EMULATOR = {
+    "hopper-132": Gpu(90, 132, 227 * 1024, 16),
+    "hopper": Gpu(90, 12, 227 * 1024, 8),
+    "a100": GPUS["A100"],
+    "l4": GPUS["L4"],
+}[os.environ.get("EMULATED_GPU", "hopper-132")]
 
 # T, B, D, H: on each side of a tile of 8 sequences, of a tile of rows or depth, of a slice of the
 # batch, and of what the registers of a block hold of the weights.
@@ -109,6 +112,36 @@ def test_episodes_and_ends(kernel, device, precision, kind):
     if kind != "lengths":
         options["reset"] = torch.rand(T, B, device=device) < 0.4
         options["reset_to"] = "zero" if kind == "both" else kind
+    assert_right(module, x, state, **options)
+
+
+@pytest.mark.parametrize(
+    ("B", "kind"),
+    [(70, "plain"), (33, "packed"), (20, "both"), (41, "initial"), (20, "states")],
+)
+def test_large_batches(kernel, device, precision, B, kind):
+    """Slices of several groups of sequences: the emulator's GPU is one of 12 multiprocessors."""
+    if kernel != "grid" or (EMULATED and EMULATOR.multiprocessors > 12):
+        pytest.skip("slices would be of one group")
+    if precision == torch.float16 and kind != "both":
+        pytest.skip("as bfloat16")
+    T, H, bidirectional = 3, 73 if EMULATED else 1000, kind != "plain"
+    module = FusedLSTM(3, H, device=device, dtype=precision, bidirectional=bidirectional)
+    if EMULATED:
+        (plan,) = fused_lstm.explain(module, B, T, device=EMULATOR)
+        assert plan.backward.kernel == "grid", plan
+        assert plan.backward.candidates["grid"].sequences > 8, plan
+    else:
+        must_run(kernel, module, T, B)
+    x, state = rand(T, B, 3, device=device, dtype=precision), rand_state(module, B)
+    options = {"return_states": True} if kind == "states" else {}
+    if kind == "packed":
+        x = pack_padded_sequence(x, T - torch.arange(B) * T // B)
+    elif kind == "both":
+        options["lengths"] = torch.randint(0, T + 1, (B,), device=device)
+    if kind in ("both", "initial"):
+        options["reset"] = torch.rand(T, B, device=device) < 0.4
+        options["reset_to"] = "initial" if kind == "initial" else "zero"
     assert_right(module, x, state, **options)
 
 

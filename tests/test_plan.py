@@ -44,12 +44,11 @@ FORWARD = {
     ("RTX 4090", "16 bits"): "bbggggs",
     ("RTX 4090", "TF32"): "bggggss",
 }
-# The grid's backward takes clusters of four where there are any, from compute capability 9.0 on
 BACKWARD = {
     ("H200", "16 bits"): "ccccggg",
     ("H200", "TF32"): "ccccggs",
     ("H200", "float32"): "cccgsss",
-    ("A100", "16 bits"): "bbggggs",
+    ("A100", "16 bits"): "bbggggg",
     ("A100", "TF32"): "bgggggs",
     ("L4", "16 bits"): "bggggss",
     ("L4", "TF32"): "ggggsss",
@@ -91,11 +90,48 @@ def test_the_grid_backward_with_and_without_clusters_of_four():
     assert (without["blocks"], without["units"]) == (16, 32)
 
 
+@pytest.mark.parametrize(("precision", "batch"), [("16 bits", 32), ("TF32", 16)])
+def test_the_grid_backward_does_without_clusters_where_that_is_quicker(precision, batch):
+    """Slices of 8 sequences without them, where those of the clusters' kernel would be of 16."""
+    few = GPUS["H200"]._replace(clusters=(64, 30, 14, 6))
+    with_them, without = (
+        plan(gpu, batch, 1024, precision, backward=True)["candidates"][2]
+        for gpu in (few, few._replace(largest_cluster=0))
+    )
+    assert with_them == without
+    assert with_them["sequences"] == 8
+    assert with_them["blocks"] * with_them["slices"] == 128
+
+
 def test_a_larger_batch_takes_larger_slices():
     """Blocks of all slices run at once: on an A100 6 slices of 16 blocks, or 4 of 16 sequences."""
     small, large = (plan("A100", B, 512, backward=True)["candidates"][2] for B in (48, 64))
     assert (small["slices"], small["sequences"]) == (6, 8)
     assert (large["slices"], large["sequences"]) == (4, 16)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "precision", "hidden", "batch", "placement"),
+    [
+        ("H100", "16 bits", 1024, 64, (32, 4, 16)),
+        ("H100", "16 bits", 1024, 128, (32, 4, 32)),
+        ("H100", "16 bits", 1024, 100, (32, 4, 32)),
+        ("H100", "16 bits", 768, 128, (24, 4, 32)),
+        ("H100", "16 bits", 1536, 64, (64, 2, 32)),
+        ("H100", "TF32", 1024, 64, (64, 2, 32)),
+        ("H100", "float32", 512, 40, (32, 3, 16)),
+        ("A100", "16 bits", 512, 128, (16, 6, 24)),
+        ("A100", "16 bits", 1024, 128, (43, 2, 64)),
+        ("A100", "16 bits", 1536, 16, (96, 1, 16)),
+        ("A100", "TF32", 1024, 16, (64, 1, 16)),
+    ],
+)
+def test_backward_of_large_batches(gpu, precision, hidden, batch, placement):
+    """As many slices as run at once, each of groups of 8 sequences."""
+    made = plan(gpu, batch, hidden, precision, backward=True)
+    grid = made["candidates"][2]
+    assert (grid["blocks"], grid["slices"], grid["sequences"]) == placement
+    assert made["kernel"] == "grid"
 
 
 def test_an_h100_is_planned_like_an_h200():
@@ -122,7 +158,9 @@ def test_placements_fit(gpu, precision, backward):
                     assert candidate["blocks"] * candidate["units"] >= hidden
                     assert candidate["slices"] * candidate["sequences"] >= batch
                     assert (candidate["slices"] - 1) * candidate["sequences"] < batch
-                    assert candidate["sequences"] <= 16 or candidate["kernel"] == "grid"
+                    if candidate["kernel"] != "grid" or candidate["sequences"] % 8:
+                        assert candidate["units"] * candidate["sequences"] <= 1024
+                        assert candidate["sequences"] <= 32
                     assert 0 < candidate["shared_memory"] <= facts.shared_memory
                     if candidate["kernel"] == "block":
                         assert candidate["blocks"] == 1

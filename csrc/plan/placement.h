@@ -35,8 +35,8 @@ struct Tiling {
   // Of a warp's fragments (fragments.h) so many stay in registers, the others in shared memory: as
   // many as leave no register spilled.
   int resident;
-  // Backward on the grid: without clusters (scatter_backward.h), row and depth tiles as a
-  // cluster's.
+  // Backward on the grid: by scattered sums, without clusters (scatter_backward.h), row and depth
+  // tiles as a cluster's.
   bool scatter;
   // On the grid: slices of any number of groups of sequences, a step of one after a step of
   // another, so that the exchange of a group's states hides behind the others' work.
@@ -93,7 +93,7 @@ constexpr Tilings cluster_tilings(Precision precision, bool backward) {
   if (backward) return {{{1, 16, 0, 1, 14}, {2, 16, 0, 1, 14}}, 2};
   return {{{1, 16, 0, 1, 16}, {1, 32, 0, 1, 16}}, 2};
 }
-// Backward on the grid of a GPU without clusters of kGateBlocks.
+// Backward on the grid without clusters.
 constexpr Tilings scatter_tilings(Precision precision) {
   if (precision == Precision::bits16) {
     return {{{2, 8, 0, 1, 16, true},
@@ -102,11 +102,13 @@ constexpr Tilings scatter_tilings(Precision precision) {
              {8, 4, 0, 1, 28, true},
              {8, 6, 0, 1, 24, true},
              {8, 8, 0, 1, 25, true},
-             {2, 8, 0, 2, 16, true},
-             {4, 8, 0, 2, 20, true},
-             {6, 8, 0, 2, 16, true},
-             {8, 8, 0, 2, 26, true}},
-            10};
+             {4, 8, 0, 1, 28, true, true},
+             {6, 8, 0, 1, 27, true, true},
+             {8, 6, 0, 1, 24, true, true},
+             {8, 8, 0, 1, 28, true, true},
+             {12, 4, 0, 1, 24, true, true},
+             {12, 6, 0, 1, 20, true, true}},
+            12};
   }
   if (precision == Precision::tf32) {
     return {{{2, 16, 0, 1, 28, true},
@@ -114,22 +116,21 @@ constexpr Tilings scatter_tilings(Precision precision) {
              {4, 16, 0, 1, 28, true},
              {6, 8, 0, 1, 27, true},
              {8, 8, 0, 1, 27, true},
-             {4, 8, 0, 2, 20, true},
-             {8, 8, 0, 2, 27, true}},
-            7};
+             {4, 8, 0, 1, 28, true, true},
+             {4, 16, 0, 1, 25, true, true},
+             {8, 8, 0, 1, 27, true, true}},
+            8};
   }
-  return {{{2, 8, 0, 1, 12, true}, {4, 4, 0, 1, 12, true}, {4, 8, 0, 1, 13, true}}, 3};
+  return {{{2, 8, 0, 1, 12, true},
+           {4, 4, 0, 1, 12, true},
+           {4, 8, 0, 1, 13, true},
+           {4, 8, 0, 1, 12, true, true}},
+          4};
 }
 constexpr Tilings clustered_grid_tilings(Precision precision, bool backward) {
   if (precision == Precision::bits16) {
     if (backward) {
-      return {{{4, 6, 0, 1, 24},
-               {5, 8, 0, 1, 20},
-               {4, 16, 0, 1, 20},
-               {4, 12, 0, 2, 14},
-               {4, 6, 0, 4, 12},
-               {4, 8, 0, 4, 8}},
-              6};
+      return {{{4, 6, 0, 1, 24}, {5, 8, 0, 1, 20}, {4, 16, 0, 1, 20}}, 3};
     }
     return {{{4, 6, 0, 1, 24},
              {4, 8, 0, 1, 30},
@@ -141,15 +142,7 @@ constexpr Tilings clustered_grid_tilings(Precision precision, bool backward) {
             7};
   }
   if (precision == Precision::tf32) {
-    if (backward) {
-      return {{{4, 12, 0, 1, 24},
-               {4, 16, 0, 1, 20},
-               {3, 24, 0, 1, 23},
-               {2, 12, 0, 2, 16},
-               {4, 12, 0, 2, 16},
-               {4, 16, 0, 2, 18}},
-              6};
-    }
+    if (backward) return {{{4, 12, 0, 1, 24}, {4, 16, 0, 1, 20}, {3, 24, 0, 1, 23}}, 3};
     return {{{4, 12, 0, 1, 24},
              {4, 16, 0, 1, 20},
              {3, 24, 0, 1, 23},
@@ -225,6 +218,8 @@ FUSED_LSTM_INLINE constexpr int partial_stride(int row_tiles) { return row_tiles
 // shared memory.
 FUSED_LSTM_INLINE constexpr int partial_buffers(int fragments) { return fragments > 40 ? 1 : 2; }
 
+constexpr int kPairStateBytes = 16;  // batched backward: of a pair of unit and sequence
+
 // Blocks of `units` hidden units that a block of scatter_backward.h can receive sums from.
 FUSED_LSTM_INLINE constexpr int scatter_senders(int row_tiles, int units) {
   return (row_tiles * kBlockWarps * kTileRows + units - 1) / units;
@@ -246,11 +241,14 @@ constexpr SharedLayout make_layout(Kernel kernel, bool backward, const Placement
   l.weights = take(spilled * kBlockThreads * words * 4);
   if (t.scatter) {
     l.operand = take(2 * operand_bytes(t.depth_tiles, t.sequence_tiles));
+    if (t.batched) {
+      l.states = take(groups_of(placement) * sequences * placement.units * kPairStateBytes);
+    }
     l.total = end;
     return l;
   }
   if (kernel == Kernel::grid) {
-    const int buffers = t.batched ? partial_buffers(t.fragments()) : t.sequence_tiles == 1 ? 2 : 1;
+    const int buffers = t.batched ? partial_buffers(t.fragments()) : 2;
     l.partials = take(buffers * kBlockWarps * sequences * partial_stride(t.row_tiles) * 4);
     if (t.batched) {
       l.states = take(groups_of(placement) * kBlockThreads * 8);

@@ -31,14 +31,20 @@ constexpr double kBatchedRagged = 1100;
 constexpr double kBatchedProduct = 13;  // of 16 bytes a lane of weights and 8 sequences
 // A cycle and multiprocessor, where all of them read at once: assumed.
 constexpr double kL2Bytes = 32;
-// Backward on the grid without clusters, of an A100: kScatterStep is from the machine code for 8.0,
-// the others follow from the data sheet (312 TFLOPS: 8 cycles a product, two warps a tensor core)
-// or are assumed (bytes a cycle between a multiprocessor and L2).
-constexpr double kScatterCyclesPerMicrosecond = 1410;
-constexpr double kScatterStep = 980;
-constexpr double kScatterRagged = 200;
-constexpr double kScatterProduct = 16;
-constexpr double kScatterBytes = 64;
+// Backward by scattered sums. `step`, `ragged`, `group` and `word` are from the machine code
+// for 8.0 or 9.0.
+struct ScatterCycles {
+  double per_microsecond;
+  double step, ragged;  // besides products, exchange and what other warps' accesses take
+  double group, word;  // of a batched slice: of a group, likewise, and of a word that a thread sums
+  double product;      // of two warps that share a tensor core
+  // Assumed: bytes a cycle between a multiprocessor and L2, when all of them load and store.
+  double bytes;
+};
+// An A100: 312 TFLOPS are 8 cycles a product.
+constexpr ScatterCycles kScatterA100 = {1410, 980, 200, 680, 33, 16, 64};
+// An H100, and what comes after it: 989 TFLOPS are 4 cycles a product.
+constexpr ScatterCycles kScatterH100 = {1755, 1000, 200, 650, 30, 8, kL2Bytes};
 constexpr double kInputGemm = 4;               // microseconds of its launch, once a direction
 constexpr double kStepwiseStep = 5;            // microseconds of two launches
 constexpr double kStepwiseOperations = 100e6;  // a microsecond, of a GEMM with few rows
@@ -66,16 +72,25 @@ int clusters_at_once(const Gpu& gpu, int blocks) {
   return gpu.clusters[i];
 }
 
-// What a block stores and loads through L2 is a word of each unit and sequence, both times.
+// What a block stores and loads through L2 is a word of each unit and sequence, both times. Of a
+// group of a batched slice that overlaps with the block's own work, and its exchange with the other
+// groups.
 double scatter_step_time(const Problem& problem, const Placement& placement) {
+  const Tiling& tiling = placement.tiling;
   const double products = precision_for(problem) == Precision::tf32_split ? 3 : 1;
-  const double sequence_tiles = ceil_div(placement.sequences, kTileSequences);
-  const double bytes = 2.0 * 4 * kTileSequences * problem.hidden;
-  const double tile =
-      kScatterProduct * products * placement.tiling.fragments() + bytes / kScatterBytes;
-  return (kScatterStep + (problem.ragged ? kScatterRagged : 0) + kGridExchange +
-          kSequenceTile * (sequence_tiles - 1) + tile * sequence_tiles) /
-         kScatterCyclesPerMicrosecond;
+  const ScatterCycles& cycles = problem.gpu->capability >= 90 ? kScatterH100 : kScatterA100;
+  const double transfer = 2.0 * 4 * kTileSequences * problem.hidden / cycles.bytes;
+  const double product = cycles.product * products * tiling.fragments();
+  const double groups = groups_of(placement);
+  if (groups == 1) {
+    const double ragged = problem.ragged || tiling.batched ? cycles.ragged : 0;
+    return (cycles.step + ragged + product + transfer + kGridExchange) / cycles.per_microsecond;
+  }
+  const int64_t sharers = kBlockThreads / (placement.units * kTileSequences);  // of a pair's words
+  const double words = ceil_div(placement.blocks, std::max(sharers, int64_t{1}));
+  const double group = std::max(cycles.group + cycles.word * words + product, transfer);
+  const double exposed = std::max(0.0, kGridExchange + transfer - (groups - 1) * group);
+  return (groups * group + exposed) / cycles.per_microsecond;
 }
 
 // Forward; the exchange of one group hides behind the work on the others.
@@ -94,8 +109,8 @@ double batched_step_time(const Problem& problem, const Placement& placement) {
 
 double step_time(const Problem& problem, Kernel kernel, const Placement& placement) {
   const Tiling& t = placement.tiling;
-  if (t.batched) return batched_step_time(problem, placement);
   if (t.scatter) return scatter_step_time(problem, placement);
+  if (t.batched) return batched_step_time(problem, placement);
   const double words = fragment_words(precision_for(problem)) / 4.0;
   const double sequence_tiles = ceil_div(placement.sequences, kTileSequences);
   const StepCycles& step = kernel == Kernel::block     ? kBlockStep
@@ -200,12 +215,10 @@ void offer_scatter(const Problem& problem, Candidate& candidate, const Tiling& t
   offer(problem, candidate, tiling, ceil_div(problem.hidden, units), units);
 }
 
-// Backward by the kernel that takes clusters of kGateBlocks, where the GPU has them.
+// Backward by either kernel; the one that takes clusters of kGateBlocks, where the GPU has them.
 void offer_grid(const Problem& problem, Candidate& candidate, const Tiling& tiling) {
-  if (problem.backward) {
-    if (tiling.scatter == (problem.gpu->largest_cluster >= kGateBlocks)) return;
-    if (tiling.scatter) return offer_scatter(problem, candidate, tiling);
-  }
+  if (tiling.scatter) return offer_scatter(problem, candidate, tiling);
+  if (problem.backward && problem.gpu->largest_cluster < kGateBlocks) return;
   const int64_t units = static_cast<int64_t>(tiling.row_tiles) * kTileUnits;
   const int64_t blocks = problem.backward
                              ? kGateBlocks * ceil_div(problem.hidden, kGateBlocks * units)

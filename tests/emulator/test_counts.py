@@ -12,9 +12,9 @@ import fused_lstm
 
 pytestmark = pytest.mark.skipif(not emulated.EMULATED, reason="needs the emulator: make emulate")
 
-# Kernel, H and direction, with 8 sequences of bfloat16; then of a step, over all blocks: products
-# of a warp and barriers of a block, at most; bytes stored through L2 and sent within clusters.
-# Bytes that are loaded while they are awaited depend on chance.
+# Kernel, H and direction, with BATCH sequences of bfloat16; then of a step, over all blocks:
+# products of a warp and barriers of a block, at most; bytes stored through L2 and sent within
+# clusters. Bytes that are loaded while they are awaited depend on chance.
 STEPS = [
     # 8 warps of 2 row tiles, 4 depth tiles of h and 2 of x; 4 warps of 1 row tile, 16 depth tiles
     ("block", 28, "forward", 96, 1, 0, 0),
@@ -26,17 +26,23 @@ STEPS = [
     ("grid", 72, "forward", 960, 5, 5 * 16 * 8 * 2, 0),
     ("grid", 72, "backward", 1536, 8, 4 * 128 * 8 * 4, 8 * 64 * 8 * 4),
 ]
-if EMULATOR.largest_cluster == 0:  # test_without_clusters.py runs this file so
+BATCH = 8
+if EMULATOR.multiprocessors == 12:  # test_without_clusters.py runs this file so
+    # 4 slices of 2 groups, each of 3 blocks: 2 warps of 4 row tiles, 8 depth tiles; sums of 72
+    # units from each
+    BATCH = 64
+    STEPS = [("grid", 72, "backward", 12 * 2 * 2 * 32, 12 * 2, 12 * 2 * 72 * 8 * 4, 0)]
+elif EMULATOR.largest_cluster == 0:  # likewise
     # 3 blocks of 32 units: 3 warps of 2 row tiles, 8 depth tiles; sums of 72 units from each
     STEPS = [("grid", 72, "backward", 3 * 3 * 16, 3, 3 * 72 * 8 * 4, 0)]
 
 
 def count(kernel: str, H: int, direction: str, T: int) -> emulated.Counts:
     module = fused_lstm.FusedLSTM(3, H, dtype=torch.bfloat16)
-    x = torch.zeros(T, 8, 3, dtype=torch.bfloat16)
+    x = torch.zeros(T, BATCH, 3, dtype=torch.bfloat16)
     with fused_lstm.use_kernel(kernel):
-        (plan,) = fused_lstm.explain(module, 8, T, device=EMULATOR)
-        assert plan.forward.kernel == plan.backward.kernel == kernel
+        (plan,) = fused_lstm.explain(module, BATCH, T, device=EMULATOR)
+        assert getattr(plan, direction).kernel == kernel
         before = emulated.counts()
         output, _ = module(x)
         if direction == "backward":

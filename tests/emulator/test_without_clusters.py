@@ -1,4 +1,5 @@
-"""Kernels of GPUs without clusters of blocks: an A100's and an L4's, as the emulator has them."""
+"""Kernels without clusters of blocks, on an A100 and an L4 as the emulator has them, and
+those of large batches, on few multiprocessors."""
 
 from __future__ import annotations
 
@@ -31,8 +32,13 @@ def test_the_grid(gpu):
     run(gpu, "-m", "pytest", "-q", str(TESTS / "test_persistent.py"), "-k", "grid")
 
 
-def test_counts():
-    run("a100", "-m", "pytest", "-q", str(TESTS / "emulator/test_counts.py"), "-k", "test_step")
+def test_large_batches():
+    run("hopper", "-m", "pytest", "-q", str(TESTS / "test_persistent.py"), "-k", "large_batches")
+
+
+@pytest.mark.parametrize("gpu", ["a100", "hopper"])
+def test_counts(gpu):
+    run(gpu, "-m", "pytest", "-q", str(TESTS / "emulator/test_counts.py"), "-k", "test_step")
 
 
 PROGRAM = """
@@ -77,13 +83,16 @@ SIZES = [
     ("a100", "bfloat16", "resets", 3, 20, 512, 16, 7),
     ("a100", "bfloat16", "plain", 2, 2, 640, 40, 2),
     ("a100", "bfloat16", "plain", 2, 17, 1024, 32, 6),
-    ("a100", "bfloat16", "resets", 2, 49, 512, 16, 13),
+    ("ada", "bfloat16", "resets", 3, 33, 333, 11, 40),
+    ("a100", "bfloat16", "plain", 1, 9, 1030, 65, 16),
+    ("a100", "tf32", "resets", 1, 28, 520, 33, 16),
     ("a100", "tf32", "packed", 2, 9, 600, 38, 9),
     ("a100", "tf32", "packed", 3, 5, 256, 8, 5),
     ("a100", "tf32", "resets", 3, 3, 333, 21, 3),
     ("a100", "tf32", "plain", 2, 2, 1001, 63, 2),
     ("a100", "float32", "plain", 3, 5, 200, 13, 5),
     ("a100", "float32", "resets", 2, 3, 400, 50, 3),
+    ("hopper", "bfloat16", "resets", 3, 20, 97, 4, 7),
     ("l4", "bfloat16", "plain", 2, 3, 1021, 43, 3),
     ("l4", "bfloat16", "resets", 3, 20, 512, 16, 7),
     ("l4", "tf32", "plain", 2, 3, 640, 40, 3),

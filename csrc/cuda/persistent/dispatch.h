@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "cuda/persistent/backward.h"
+#include "cuda/persistent/batched_backward.h"
 #include "cuda/persistent/batched_forward.h"
 #include "cuda/persistent/forward.h"
 #include "cuda/persistent/grid_backward.h"
@@ -20,12 +21,12 @@ namespace {
 template <class Mma, Precision precision, Kernel kernel, bool kBackward, int kIndex, bool kRagged>
 constexpr auto kernel_of() {
   constexpr Tiling t = tilings(kernel, precision, kBackward).list[kIndex];
-  if constexpr (t.scatter) {
-    return scatter_backward_kernel<Mma, t.row_tiles, t.depth_tiles, t.sequence_tiles, kRagged,
-                                   t.resident>;
+  if constexpr (t.scatter && t.batched) {
+    return batched_backward_kernel<Mma, t.row_tiles, t.depth_tiles, t.resident>;
+  } else if constexpr (t.scatter) {
+    return scatter_backward_kernel<Mma, t.row_tiles, t.depth_tiles, kRagged, t.resident>;
   } else if constexpr (kernel == Kernel::grid && kBackward) {
-    return grid_backward_kernel<Mma, t.row_tiles, t.depth_tiles, t.sequence_tiles, kRagged,
-                                t.resident>;
+    return grid_backward_kernel<Mma, t.row_tiles, t.depth_tiles, kRagged, t.resident>;
   } else if constexpr (t.batched) {
     return batched_forward_kernel<Mma, t.row_tiles, t.depth_tiles, t.sequence_tiles, kRagged,
                                   t.resident>;
@@ -65,7 +66,7 @@ bool has_output_gradients(const ForwardParams<Types>&) {
   return false;
 }
 
-// Of slices of several tiles of sequences at once, only the kernels of ragged sequences are
+// Of slices of several tiles or groups of sequences, only the kernels of ragged sequences are
 // compiled.
 template <class Mma, Precision precision, Kernel kernel, bool kBackward, class Params,
           int... indices>
@@ -79,13 +80,13 @@ cudaError_t launch_tiling(const Params& params, cudaStream_t stream,
     constexpr int i = decltype(index)::value;
     constexpr Tiling t = tilings(kernel, precision, kBackward).list[i];
     if (!(t == params.placement.tiling)) return;
-    constexpr bool only_ragged = t.sequence_tiles > 1 && !t.batched;
-    if (only_ragged || ragged) {
+    constexpr bool ragged_alone = t.batched ? t.scatter : t.sequence_tiles > 1;
+    if (ragged_alone || ragged) {
       error = launch_placed<kernel, kBackward>(
           kernel_of<Mma, precision, kernel, kBackward, i, true>(), params, stream);
     } else {
       error = launch_placed<kernel, kBackward>(
-          kernel_of<Mma, precision, kernel, kBackward, i, only_ragged>(), params, stream);
+          kernel_of<Mma, precision, kernel, kBackward, i, ragged_alone>(), params, stream);
     }
   };
   (each(std::integral_constant<int, indices>{}), ...);

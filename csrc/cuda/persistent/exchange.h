@@ -1,6 +1,6 @@
 // How the blocks of the grid hand the operand of a step to one another, or its sums
-// (scatter_backward.h): through words in global memory (the L2 cache) that say themselves whether
-// they have come. Free of torch.
+// (scatter_backward.h, batched_backward.h): through words in global memory (the L2 cache) that say
+// themselves whether they have come. Free of torch.
 //
 // Version v = 1, 2, .. of the operand enters the step of iteration v and lies in buffer v % 2. One
 // bit of each 32-bit word, which the data never needs, is the phase of its version,
@@ -43,42 +43,88 @@ __device__ __forceinline__ uint32_t pair_word(uint32_t bits, uint32_t phase) {
   return (bits & kPairPhase ? nan : bits) | phase;
 }
 
-// The sum of the first `awaited` words of a version, of `all`, float32 numbers that are `stride`
-// words apart: in their order, those of even and of odd places by themselves. Words that are not
-// awaited are zero. Those of a group are loaded again until as many have the phase's bit as should.
+// The first `awaited` words of a version, of `all`, float32 numbers that are `stride` words apart.
+// Words that are not awaited are zero. Those of a group are loaded again until as many have the
+// phase's bit as should.
 template <int all, int stride>
-__device__ __forceinline__ float receive_sum(const uint32_t* from, int awaited, uint32_t phase) {
-  constexpr int group = 8, groups = (all + group - 1) / group;
-  uint32_t words[all] = {};
-  int expected[groups];
-  bool whole[groups], all_whole;
+class SentSum {
+ public:
+  __device__ __forceinline__ SentSum(const uint32_t* from, int awaited, uint32_t phase)
+      : from_(from), phase_(phase) {
 #pragma unroll
-  for (int g = 0; g < groups; ++g) {
-    const int of_group = awaited - g * group;
-    expected[g] = phase == 0 || of_group < 0 ? 0 : of_group < group ? of_group : group;
-    whole[g] = false;
+    for (int g = 0; g < kGroups; ++g) {
+      const int of_group = awaited - g * kGroup;
+      expected_[g] = phase == 0 || of_group < 0 ? 0 : of_group < kGroup ? of_group : kGroup;
+      whole_[g] = false;
+    }
   }
-  do {
+
+  // Those of groups that are not whole.
+  __device__ __forceinline__ void load(uint32_t (&words)[all]) const {
 #pragma unroll
     for (int i = 0; i < all; ++i) {
-      words[i] = load_relaxed_if(!whole[i / group], from + i * stride, words[i]);
+      words[i] = load_relaxed_if(!whole_[i / kGroup], from_ + i * stride, words[i]);
     }
-    all_whole = true;
+  }
+
+  // Whether any lane's words have not all come.
+  __device__ __forceinline__ bool any_missing(const uint32_t (&words)[all]) {
+    bool all_whole = true;
 #pragma unroll
-    for (int g = 0; g < groups; ++g) {
+    for (int g = 0; g < kGroups; ++g) {
       int set = 0;
 #pragma unroll
-      for (int i = g * group; i < all && i < (g + 1) * group; ++i) {
+      for (int i = g * kGroup; i < all && i < (g + 1) * kGroup; ++i) {
         set += static_cast<int>(words[i] & kFloatPhase);
       }
-      whole[g] = expected[g] + (phase ? -set : set) <= 0;
-      all_whole = all_whole && whole[g];
+      whole_[g] = expected_[g] + (phase_ ? -set : set) <= 0;
+      all_whole = all_whole && whole_[g];
     }
-  } while (any_of_warp(!all_whole));
-  float sums[2] = {};
+    return any_of_warp(!all_whole);
+  }
+
+  // In their order, those of even and of odd places by themselves.
+  static __device__ __forceinline__ float sum(const uint32_t (&words)[all]) {
+    float sums[2] = {};
 #pragma unroll
-  for (int i = 0; i < all; ++i) sums[i % 2] += __uint_as_float(words[i] & ~kFloatPhase);
-  return sums[0] + sums[1];
+    for (int i = 0; i < all; ++i) sums[i % 2] += __uint_as_float(words[i] & ~kFloatPhase);
+    return sums[0] + sums[1];
+  }
+
+ private:
+  static constexpr int kGroup = 8, kGroups = (all + kGroup - 1) / kGroup;
+  const uint32_t* const from_;
+  const uint32_t phase_;
+  int expected_[kGroups];
+  bool whole_[kGroups];
+};
+
+template <int all, int stride>
+__device__ __forceinline__ float receive_sum(const uint32_t* from, int awaited, uint32_t phase) {
+  SentSum<all, stride> sent(from, awaited, phase);
+  uint32_t words[all] = {};
+  do {
+    sent.load(words);
+  } while (sent.any_missing(words));
+  return sent.sum(words);
+}
+
+// The same in two parts: load_sum loads the words, finish_sum again what had not come by then.
+template <int all, int stride>
+__device__ __forceinline__ void load_sum(uint32_t (&words)[all], const uint32_t* from,
+                                         int awaited) {
+  constexpr int group = 8;
+#pragma unroll
+  for (int i = 0; i < all; ++i) {
+    words[i] = load_relaxed_if(i / group * group < awaited, from + i * stride, 0);
+  }
+}
+template <int all, int stride>
+__device__ __forceinline__ float finish_sum(uint32_t (&words)[all], const uint32_t* from,
+                                            int awaited, uint32_t phase) {
+  SentSum<all, stride> sent(from, awaited, phase);
+  while (sent.any_missing(words)) sent.load(words);
+  return sent.sum(words);
 }
 
 // Vectors of the exchange that a lane receives at once, of `all`: no more than there are registers.

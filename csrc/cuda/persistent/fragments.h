@@ -138,19 +138,21 @@ class Fragments {
         });
   }
 
-  // sums[r] += the weights of row tile r and depth tile `tile` times the operand.
+  // sums[r] += the weights of row tile first + r, if there is one, and depth tile `tile` times the
+  // operand.
   template <int kSums>
   __device__ __forceinline__ void multiply(float (&sums)[kSums][4], int tile, uint32_t operand_0,
-                                           uint32_t operand_1) const {
-    multiply(reinterpret_cast<float (&)[1][kSums][4]>(sums), tile, {{operand_0, operand_1}});
+                                           uint32_t operand_1, int first = 0) const {
+    multiply(reinterpret_cast<float (&)[1][kSums][4]>(sums), tile, {{operand_0, operand_1}}, first);
   }
   // Likewise of several tiles of sequences.
   template <int kSequenceTiles, int kSums>
   __device__ __forceinline__ void multiply(float (&sums)[kSequenceTiles][kSums][4], int tile,
-                                           const uint32_t (&operands)[kSequenceTiles][2]) const {
+                                           const uint32_t (&operands)[kSequenceTiles][2],
+                                           int first = 0) const {
 #pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) {
-      const int f = tile * kRowTiles + r;
+    for (int r = 0; r < kSums && first + r < kRowTiles; ++r) {
+      const int f = tile * kRowTiles + first + r;
       Fragment fragment;
       if (f < kResident) {
         fragment = resident_[f];

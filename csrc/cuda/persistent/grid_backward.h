@@ -28,25 +28,23 @@ namespace fused_lstm {
 namespace cuda {
 namespace {
 
-template <class Mma, int kRowTiles, int kDepthTiles, int kSequenceTiles, bool kRagged,
-          int kResident>
+template <class Mma, int kRowTiles, int kDepthTiles, bool kRagged, int kResident>
 __global__ void __launch_bounds__(kBlockThreads, 1) grid_backward_kernel(
     const __grid_constant__ PersistentBackwardParams<typename Mma::Types> params) {
   using Types = typename Mma::Types;
   using Storage = typename Types::Storage;
-  constexpr int kRows = kRowTiles * kTileRows;  // hidden units of a cluster
-  constexpr int kUnits = kRows / kGateBlocks;   // of a block
-  constexpr int kSequences = kSequenceTiles * kTileSequences;
-  constexpr int kThreadUnits = (kUnits * kSequences + kBlockThreads - 1) / kBlockThreads;
-  constexpr int kThreadSums = (kRows / 2 * kSequences + kBlockThreads - 1) / kBlockThreads;
+  constexpr int kRows = kRowTiles * kTileRows;     // hidden units of a cluster
+  constexpr int kUnits = kRows / kGateBlocks;      // of a block
+  constexpr int kPairs = kUnits * kTileSequences;  // of unit and sequence, of a block
+  static_assert(kPairs <= kBlockThreads, "a thread has a pair at most");
+  constexpr int kSums = kRows / 2 * kTileSequences;
+  constexpr int kThreadSums = (kSums + kBlockThreads - 1) / kBlockThreads;
   constexpr int kGroupElements = 16;  // of each sequence, in 64 bytes of words
   constexpr int kGroups = kDepthTiles * Mma::kTileElements / kGroupElements;  // of a warp
-  constexpr int kTileVectors = kBlockWarps * kGroups * kWarpThreads;          // of 8 sequences
   constexpr int kAtOnce = received_at_once(kGroups);
   constexpr int kDepth = kBlockWarps * kGroups * kGroupElements;  // H at most
-  constexpr int kBuffers = kSequenceTiles == 1 ? 2 : 1;           // of the partial sums
-  constexpr int kPartials = kBlockWarps * kSequences * partial_stride(kRowTiles);
-  constexpr int kReceived = kGateBlocks * kSequences * kUnits;  // floats of a buffer
+  constexpr int kPartials = kBlockWarps * kTileSequences * partial_stride(kRowTiles);
+  constexpr int kReceived = kGateBlocks * kPairs;  // floats of a buffer
 
   const Placement& placement = params.placement;
   const int member = blockIdx.x % placement.blocks, block_group = blockIdx.x / placement.blocks;
@@ -109,30 +107,21 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_backward_kernel(
   Rows now = timeline.rows(index), next = timeline.rows(index - 1);
   auto after_next = timeline.load_rows(index - 2);
 
-  BackwardUnit<Types, kRagged> units[kThreadUnits];
-  uint32_t* word_of[kThreadUnits];  // of the exchange, of the first gate in the first buffer
-#pragma unroll
-  for (int i = 0; i < kThreadUnits; ++i) {
-    const int pair = i * kBlockThreads + threadIdx.x;
-    const int unit = pair % kUnits, sequence = pair / kUnits;
-    units[i].start(p, timeline, now, first_unit + unit, first_sequence + sequence,
-                   sequence < placement.sequences);
-    units[i].load(now, next, index > 0);
-    units[i].episodes.load_start(timeline, index);
-    const int element = first_unit + unit;
-    word_of[i] =
-        in_register(exchange +
-                    (sequence / kTileSequences * kTileVectors +
-                     element / kGroupElements * kWarpThreads + sequence % kTileSequences * 4) *
-                        4 +
-                    element % kGroupElements);
-  }
+  // The thread's pair, if it has one.
+  const int unit = threadIdx.x % kUnits, sequence = threadIdx.x / kUnits;
+  const bool has_pair = sequence < kTileSequences;
+  const int element = first_unit + unit;
+  BackwardUnit<Types, kRagged> its;
+  its.start(p, timeline, now, element, first_sequence + sequence, sequence < placement.sequences);
+  its.load(now, next, index > 0);
+  its.episodes.load_start(timeline, index);
+  // Of the exchange, of the first gate in the first buffer.
+  uint32_t* const its_word =
+      in_register(exchange + (element / kGroupElements * kWarpThreads + sequence * 4) * 4 +
+                  element % kGroupElements);
+  its.finish_start(p, now, next, index > 0);
 
-#pragma unroll
-  for (int i = 0; i < kThreadUnits; ++i) units[i].finish_start(p, now, next, index > 0);
-
-  const int sequence_tiles = (placement.sequences + kTileSequences - 1) / kTileSequences;
-  const unsigned bytes = kGateBlocks * sequence_tiles * kTileSequences * kUnits * 4;
+  constexpr unsigned bytes = kReceived * 4;
   if (threadIdx.x == 0) {
     barrier_init(&barriers[0], 1);
     barrier_init(&barriers[1], 1);
@@ -145,65 +134,55 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_backward_kernel(
 
   // The GEMM of the step that was last: its words of all blocks, its sums into grad_hidden.
   const auto multiply = [&](int version) {
-    float* const sums_of_warps = partials + version % kBuffers * kPartials;
+    float* const sums_of_warps = partials + version % 2 * kPartials;
     const uint4* const from =
         reinterpret_cast<const uint4*>(row_of(exchange, version % 2 * kGates + gate, gate_bytes));
+    float sums[kRowTiles][4] = {};
 #pragma unroll
-    for (int tile = 0; tile < kSequenceTiles; ++tile) {
-      if (kSequenceTiles > 1 && tile >= sequence_tiles) continue;
-      float sums[kRowTiles][4] = {};
+    for (int first = 0; first < kGroups; first += kAtOnce) {
+      uint4 words[kAtOnce];
+      receive(from, at, first, phase_of(version, kFloatPhase), kFloatPhase, words);
 #pragma unroll
-      for (int first = 0; first < kGroups; first += kAtOnce) {
-        uint4 words[kAtOnce];
-        receive(from + tile * kTileVectors, at, first, phase_of(version, kFloatPhase), kFloatPhase,
-                words);
-#pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) {
-          const int group = first + i;
-          if constexpr (Mma::kElementBytes == 2) {  // the elements' bits are in the upper halves
-            weights.multiply(sums, group, __byte_perm(words[i].x, words[i].y, 0x7632),
-                             __byte_perm(words[i].z, words[i].w, 0x7632));
-          } else {
-            weights.multiply(sums, 2 * group, words[i].x, words[i].y);
-            weights.multiply(sums, 2 * group + 1, words[i].z, words[i].w);
-          }
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int group = first + i;
+        if constexpr (Mma::kElementBytes == 2) {  // the elements' bits are in the upper halves
+          weights.multiply(sums, group, __byte_perm(words[i].x, words[i].y, 0x7632),
+                           __byte_perm(words[i].z, words[i].w, 0x7632));
+        } else {
+          weights.multiply(sums, 2 * group, words[i].x, words[i].y);
+          weights.multiply(sums, 2 * group + 1, words[i].z, words[i].w);
         }
       }
-      store_partials<kRowTiles>(sums_of_warps, kSequences, tile, sums);
     }
+    store_partials<kRowTiles>(sums_of_warps, kTileSequences, 0, sums);
     __syncthreads();
 #pragma unroll 1
     for (int i = 0; i < kThreadSums; ++i) {
       const int index = i * kBlockThreads + threadIdx.x;
       const int row = index % (kRows / 2) * 2, sequence = index / (kRows / 2);
-      if (sequence >= sequence_tiles * kTileSequences) continue;
+      if (kSums % kBlockThreads != 0 && sequence >= kTileSequences) continue;
       float2 sum;
       sum.x = sum.y = 0;
 #pragma unroll
       for (int part = 0; part < kBlockWarps; ++part) {
         const float2 each = *reinterpret_cast<const float2*>(
-            sums_of_warps + (part * kSequences + sequence) * partial_stride(kRowTiles) + row);
+            sums_of_warps + (part * kTileSequences + sequence) * partial_stride(kRowTiles) + row);
         sum.x += each.x;
         sum.y += each.y;
       }
       const unsigned rank = row / kUnits;
       float* const to = received + version % 2 * kReceived +
-                        (gate * kSequences + sequence) * kUnits + row % kUnits;
+                        (gate * kTileSequences + sequence) * kUnits + row % kUnits;
       store_async(cluster_address(to, rank),
                   make_uint2(__float_as_uint(sum.x), __float_as_uint(sum.y)),
                   cluster_address(&barriers[version % 2], rank));
     }
-    if (kBuffers == 1) __syncthreads();
 
     barrier_wait(&barriers[version % 2], (version - 1) / 2 % 2);
     if (threadIdx.x == 0) barrier_expect(&barriers[version % 2], bytes);
-#pragma unroll
-    for (int i = 0; i < kThreadUnits; ++i) {
-      const int pair = i * kBlockThreads + threadIdx.x;
-      if (pair / kUnits >= sequence_tiles * kTileSequences) continue;
-      const float* const parts = received + version % 2 * kReceived + pair;
-      units[i].grad_hidden += (parts[0] + parts[kSequences * kUnits]) +
-                              (parts[2 * kSequences * kUnits] + parts[3 * kSequences * kUnits]);
+    if (has_pair) {
+      const float* const parts = received + version % 2 * kReceived + threadIdx.x;
+      its.grad_hidden += (parts[0] + parts[kPairs]) + (parts[2 * kPairs] + parts[3 * kPairs]);
     }
   };
 
@@ -211,22 +190,19 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_backward_kernel(
     const int t = timeline.time(index);
     const uint32_t phase = phase_of(version, kFloatPhase);
 
-    Storage grads[kThreadUnits][4];
+    Storage grads[4];
+    if (has_pair) {
+      const Gates<FastFloat> grad = its.step(p, now, t);
+      grads[0] = rounded<Storage>(grad.i.value);
+      grads[1] = rounded<Storage>(grad.f.value);
+      grads[2] = rounded<Storage>(grad.g.value);
+      grads[3] = rounded<Storage>(grad.o.value);
+      uint32_t* const to = row_of(its_word, version % 2 * kGates, gate_bytes);
+      // Past the exchange's end the layer has no unit
 #pragma unroll
-    for (int i = 0; i < kThreadUnits; ++i) {
-      const int pair = i * kBlockThreads + threadIdx.x;
-      if (pair / kUnits >= sequence_tiles * kTileSequences) continue;
-      const Gates<FastFloat> grad = units[i].step(p, now, t);
-      grads[i][0] = rounded<Storage>(grad.i.value);
-      grads[i][1] = rounded<Storage>(grad.f.value);
-      grads[i][2] = rounded<Storage>(grad.g.value);
-      grads[i][3] = rounded<Storage>(grad.o.value);
-      uint32_t* const to = row_of(word_of[i], version % 2 * kGates, gate_bytes);
-      if (units[i].j >= kDepth) continue;  // past the exchange's end, where the layer has no unit
-#pragma unroll
-      for (int its = 0; its < 4; ++its) {
-        const uint32_t bits = Mma::bits(grads[i][its]);
-        store_relaxed(row_of(to, its, gate_bytes),
+      for (int i = 0; i < 4 && its.j < kDepth; ++i) {
+        const uint32_t bits = Mma::bits(grads[i]);
+        store_relaxed(row_of(to, i, gate_bytes),
                       float_word(Mma::kElementBytes == 2 ? bits << 16 : bits, phase));
       }
     }
@@ -235,22 +211,19 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_backward_kernel(
     const Rows previous = timeline.rows_after(next, after_next, -1);
     after_next = timeline.load_rows(index - 3);
     const bool more = index > 0 && (!kRagged || next.count > first_sequence);
-#pragma unroll
-    for (int i = 0; i < kThreadUnits; ++i) {
-      const int pair = i * kBlockThreads + threadIdx.x;
-      if (pair / kUnits >= sequence_tiles * kTileSequences) continue;
-      units[i].emit(now, grads[i]);
-      if (!more) continue;
-      units[i].load(next, previous, index > 1);
-      units[i].episodes.load_start(timeline, index - 1);
+    if (has_pair) {
+      its.emit(now, grads);
+      if (more) {
+        its.load(next, previous, index > 1);
+        its.episodes.load_start(timeline, index - 1);
+      }
     }
     multiply(version);
     if (!more) break;
     now = next;
     next = previous;
   }
-#pragma unroll
-  for (int i = 0; i < kThreadUnits; ++i) units[i].finish(p);
+  its.finish(p);
   cluster_arrive();  // others of the cluster may still send to this block
   cluster_wait();
 }

@@ -1,7 +1,7 @@
-// Backward on the whole grid without clusters, for GPUs before compute capability 9.0: a block has
-// the columns of its hidden units' gates, a warp all of their depth for some rows, the hidden units
-// of the whole layer, as in backward.h; partial sums of dL/dh go to the block that has the units
-// through global memory. Free of torch.
+// Backward on the whole grid without clusters, for GPUs that have none (before compute capability
+// 9.0) and where it is quicker: a block has the columns of its hidden units' gates, a warp all of
+// their depth for some rows, the hidden units of the whole layer, as in backward.h; partial sums of
+// dL/dh go to the block that has the units through global memory. Free of torch.
 //
 //   block m of the block group, its U hidden units
 //     thread: some (unit, sequence): dL/dh, dL/dc in registers
@@ -40,25 +40,46 @@ namespace fused_lstm {
 namespace cuda {
 namespace {
 
-template <class Mma, int kRowTiles, int kDepthTiles, int kSequenceTiles, bool kRagged,
-          int kResident>
+// The gradients of a unit's gates as the operand's elements.
+template <class Mma, class Storage>
+__device__ __forceinline__ void store_gradients(char* to, const Storage (&grads)[4]) {
+  uint32_t bits[4];
+#pragma unroll
+  for (int gate = 0; gate < 4; ++gate) bits[gate] = Mma::bits(grads[gate]);
+  if constexpr (Mma::kElementBytes == 2) {
+    *reinterpret_cast<uint2*>(to) = make_uint2(bits[0] | bits[1] << 16, bits[2] | bits[3] << 16);
+  } else {
+    *reinterpret_cast<uint4*>(to) = make_uint4(bits[0], bits[1], bits[2], bits[3]);
+  }
+}
+
+// Of lanes that are `apart` or a multiple of it apart.
+template <int apart>
+__device__ __forceinline__ float sum_of_lanes(float sum) {
+#pragma unroll
+  for (int other = apart; other < kWarpThreads; other *= 2) {
+    sum += __shfl_xor_sync(kFullMask, sum, other);
+  }
+  return sum;
+}
+
+template <class Mma, int kRowTiles, int kDepthTiles, bool kRagged, int kResident>
 __global__ void __launch_bounds__(kBlockThreads, 1) scatter_backward_kernel(
     const __grid_constant__ PersistentBackwardParams<typename Mma::Types> params) {
   using Types = typename Mma::Types;
   using Storage = typename Types::Storage;
   static_assert(kRowTiles % 2 == 0, "a lane sends four neighbouring rows of two tiles");
   constexpr int kUnits = kDepthTiles * Mma::kTileElements / kGates;  // of a block
-  constexpr int kSequences = kSequenceTiles * kTileSequences;
-  constexpr int kPairs = kUnits * kSequences;  // of unit and sequence, of a block
-  constexpr int kThreadUnits = (kPairs + kBlockThreads - 1) / kBlockThreads;
+  constexpr int kPairs = kUnits * kTileSequences;  // of unit and sequence, of a block
+  static_assert(kPairs <= kBlockThreads, "a thread has a pair at most");
   // Where threads are left over, several lanes of a warp share a pair's senders.
-  constexpr int kSharers = kBlockThreads / kPairs > 0 ? kBlockThreads / kPairs : 1;
+  constexpr int kSharers = kBlockThreads / kPairs;
   constexpr int kWarpPairs = kWarpThreads / kSharers;
   constexpr int kSenders = scatter_senders(kRowTiles, kUnits);
   constexpr int kSentUnits = 4;                                 // at once
-  constexpr int kWords = (kSenders + kSharers - 1) / kSharers;  // of a thread and pair
+  constexpr int kWords = (kSenders + kSharers - 1) / kSharers;  // of a thread
   constexpr int kChains = kRowTiles == 2 ? 2 : 1;
-  constexpr int kOperand = operand_bytes(kDepthTiles, kSequenceTiles);
+  constexpr int kOperand = operand_bytes(kDepthTiles, 1);
   static_assert(kSharers == 1 || kPairs * kSharers == kBlockThreads, "all threads have a pair");
 
   const Placement& placement = params.placement;
@@ -71,7 +92,6 @@ __global__ void __launch_bounds__(kBlockThreads, 1) scatter_backward_kernel(
   const int first_sequence = slice * placement.sequences;
   const int first_unit = member * kUnits;
   const int lane = threadIdx.x % kWarpThreads, warp = threadIdx.x / kWarpThreads;
-  const int sequence_tiles = (placement.sequences + kTileSequences - 1) / kTileSequences;
 
   char* const shared = dynamic_shared();
   char* const operand = shared + params.layout.operand;
@@ -85,27 +105,18 @@ __global__ void __launch_bounds__(kBlockThreads, 1) scatter_backward_kernel(
   Rows now = timeline.rows(index), next = timeline.rows(index - 1);
   auto after_next = timeline.load_rows(index - 2);
 
-  // The thread's i-th pair of unit and sequence; which of the lanes that share it the thread is.
+  // The thread's pair; which of the lanes that share it the thread is.
   const int sharer = kSharers == 1 ? 0 : lane / kWarpPairs;
-  const auto pair_of = [&](int i) {
-    return kSharers == 1 ? i * kBlockThreads + static_cast<int>(threadIdx.x)
-                         : warp * kWarpPairs + lane % kWarpPairs;
-  };
-  const auto has_pair = [&](int i) {
-    const int pair = pair_of(i);
-    return (kPairs * kSharers % kBlockThreads == 0 || pair < kPairs) &&
-           (kSequenceTiles == 1 || pair / kUnits < sequence_tiles * kTileSequences);
-  };
-  BackwardUnit<Types, kRagged> units[kThreadUnits];
-  const auto start_units = [&] {
-#pragma unroll
-    for (int i = 0; i < kThreadUnits; ++i) {
-      const int sequence = pair_of(i) / kUnits, unit = pair_of(i) % kUnits;
-      units[i].start(p, timeline, now, first_unit + unit, first_sequence + sequence,
-                     sharer == 0 && sequence < placement.sequences);
-      units[i].load(now, next, index > 0);
-      units[i].episodes.load_start(timeline, index);
-    }
+  const int pair =
+      kSharers == 1 ? static_cast<int>(threadIdx.x) : warp * kWarpPairs + lane % kWarpPairs;
+  const int sequence = pair / kUnits, unit = pair % kUnits;
+  const bool has_pair = kPairs * kSharers == kBlockThreads || pair < kPairs;
+  BackwardUnit<Types, kRagged> its;
+  const auto start_unit = [&] {
+    its.start(p, timeline, now, first_unit + unit, first_sequence + sequence,
+              sharer == 0 && sequence < placement.sequences);
+    its.load(now, next, index > 0);
+    its.episodes.load_start(timeline, index);
   };
 
   // Element 4 k + gate of the depth is a gate of the block's unit k.
@@ -123,96 +134,72 @@ __global__ void __launch_bounds__(kBlockThreads, 1) scatter_backward_kernel(
     });
   };
   // Where there are registers for it, all loads are in flight at once.
-  constexpr bool kAtOnce = kThreadUnits == 1 && kResident <= 16;
-  if (kAtOnce) start_units();
+  constexpr bool kAtOnce = kResident <= 16;
+  if (kAtOnce) start_unit();
   if (takes_vectors(weight_hh, H, kNeighbours * Mma::kElementBytes)) {
     gather(std::true_type{});
   } else {
     gather(std::false_type{});
   }
-  if (!kAtOnce) start_units();
+  if (!kAtOnce) start_unit();
 
-  // How many words of a pair the thread awaits.
-  int awaited[kThreadUnits];
-#pragma unroll
-  for (int i = 0; i < kThreadUnits; ++i) {
-    const int senders = (placement.blocks - sharer + kSharers - 1) / kSharers;
-    awaited[i] = in_register(units[i].j < round_up(H, kSentUnits) ? senders : 0);
-    units[i].finish_start(p, now, next, index > 0);
-  }
+  // How many words of its pair the thread awaits.
+  const int senders = (placement.blocks - sharer + kSharers - 1) / kSharers;
+  const int awaited = in_register(its.j < round_up(H, kSentUnits) ? senders : 0);
+  its.finish_start(p, now, next, index > 0);
 
-  // Where the lane's words go: those of its first row and sequence; and its own of the first pair.
+  // Where the lane's words go, those of its first row and sequence; and its own.
   constexpr int kReceiver = kSenders * kPairs;  // words for one
   const auto words_of_row = [&](int row) { return row / kUnits * kReceiver + row % kUnits; };
   const int lane_row = first_row + neighbour_row<kRowTiles>(0, 0);
   uint32_t* const sent = in_register(exchange + member * kPairs + 2 * (lane % 4) * kUnits);
   const uint32_t* const received =
-      in_register(exchange + member * kReceiver + sharer * kPairs + pair_of(0));
+      in_register(exchange + member * kReceiver + sharer * kPairs + pair);
 
   for (int version = 1;; ++version, --index) {
     const int t = timeline.time(index);
     const uint32_t phase = phase_of(version, kFloatPhase);
     const int buffer = version % 2;  // of the exchange
     char* const its_operand = operand + version % 2 * kOperand;
-    Storage grads[kThreadUnits][4];
-#pragma unroll
-    for (int i = 0; i < kThreadUnits; ++i) {
-      if (!has_pair(i)) continue;
-      const Gates<FastFloat> grad = units[i].step(p, now, t);
-      grads[i][0] = rounded<Storage>(grad.i.value);
-      grads[i][1] = rounded<Storage>(grad.f.value);
-      grads[i][2] = rounded<Storage>(grad.g.value);
-      grads[i][3] = rounded<Storage>(grad.o.value);
-      if (sharer != 0) continue;
-      const int sequence = pair_of(i) / kUnits, unit = pair_of(i) % kUnits;
-      char* const to = its_operand + sequence / kTileSequences * operand_bytes(kDepthTiles, 1) +
-                       operand_offset(unit * kGates, sequence % kTileSequences, Mma::kElementBytes);
-      uint32_t bits[4];
-#pragma unroll
-      for (int gate = 0; gate < 4; ++gate) bits[gate] = Mma::bits(grads[i][gate]);
-      if constexpr (Mma::kElementBytes == 2) {
-        *reinterpret_cast<uint2*>(to) =
-            make_uint2(bits[0] | bits[1] << 16, bits[2] | bits[3] << 16);
-      } else {
-        *reinterpret_cast<uint4*>(to) = make_uint4(bits[0], bits[1], bits[2], bits[3]);
+    Storage grads[4];
+    if (has_pair) {
+      const Gates<FastFloat> grad = its.step(p, now, t);
+      grads[0] = rounded<Storage>(grad.i.value);
+      grads[1] = rounded<Storage>(grad.f.value);
+      grads[2] = rounded<Storage>(grad.g.value);
+      grads[3] = rounded<Storage>(grad.o.value);
+      if (sharer == 0) {
+        store_gradients<Mma>(
+            its_operand + operand_offset(unit * kGates, sequence, Mma::kElementBytes), grads);
       }
     }
     __syncthreads();
 
     if (first_row < H) {
       uint32_t* const to = row_of(sent, buffer, buffer_bytes);
+      float sums[kChains][kRowTiles][4] = {};
+      const uint4* const from = reinterpret_cast<const uint4*>(its_operand) + lane;
 #pragma unroll
-      for (int tile = 0; tile < kSequenceTiles; ++tile) {
-        if (kSequenceTiles > 1 && tile >= sequence_tiles) continue;
-        float sums[kChains][kRowTiles][4] = {};
-        const uint4* const from =
-            reinterpret_cast<const uint4*>(its_operand + tile * operand_bytes(kDepthTiles, 1)) +
-            lane;
+      for (int pair = 0; pair < kDepthTiles / 2; ++pair) {
+        const uint4 words = from[pair * kWarpThreads];
+        weights.multiply(sums[2 * pair % kChains], 2 * pair, words.x, words.y);
+        weights.multiply(sums[(2 * pair + 1) % kChains], 2 * pair + 1, words.z, words.w);
+      }
 #pragma unroll
-        for (int pair = 0; pair < kDepthTiles / 2; ++pair) {
-          const uint4 words = from[pair * kWarpThreads];
-          weights.multiply(sums[2 * pair % kChains], 2 * pair, words.x, words.y);
-          weights.multiply(sums[(2 * pair + 1) % kChains], 2 * pair + 1, words.z, words.w);
+      for (int r = 0; r < kRowTiles; r += 2) {
+        const int row = lane_row + r * kTileRows;  // and the three after it
+        uint32_t words[2][4];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+          float sum = sums[0][r + i / 4][i % 4];
+#pragma unroll
+          for (int chain = 1; chain < kChains; ++chain) sum += sums[chain][r + i / 4][i % 4];
+          words[i % 2][i / 2] = float_word(__float_as_uint(sum), phase);
         }
 #pragma unroll
-        for (int r = 0; r < kRowTiles; r += 2) {
-          const int row = lane_row + r * kTileRows;  // and the three after it
-          uint32_t words[2][4];
-#pragma unroll
-          for (int i = 0; i < 8; ++i) {
-            float sum = sums[0][r + i / 4][i % 4];
-#pragma unroll
-            for (int chain = 1; chain < kChains; ++chain) sum += sums[chain][r + i / 4][i % 4];
-            words[i % 2][i / 2] = float_word(__float_as_uint(sum), phase);
-          }
-#pragma unroll
-          for (int sequence = 0; sequence < 2; ++sequence) {
-            store_relaxed_if(row < H,
-                             reinterpret_cast<uint4*>(to + words_of_row(row) +
-                                                      (tile * kTileSequences + sequence) * kUnits),
-                             make_uint4(words[sequence][0], words[sequence][1], words[sequence][2],
-                                        words[sequence][3]));
-          }
+        for (int s = 0; s < 2; ++s) {
+          store_relaxed_if(row < H, reinterpret_cast<uint4*>(to + words_of_row(row) + s * kUnits),
+                           make_uint4(words[s][0], words[s][1], words[s][2], words[s][3]));
         }
       }
     }
@@ -221,33 +208,21 @@ __global__ void __launch_bounds__(kBlockThreads, 1) scatter_backward_kernel(
     const Rows previous = timeline.rows_after(next, after_next, -1);
     after_next = timeline.load_rows(index - 3);
     const bool more = index > 0 && (!kRagged || next.count > first_sequence);
-#pragma unroll
-    for (int i = 0; i < kThreadUnits; ++i) {
-      if (!has_pair(i)) continue;
-      units[i].emit(now, grads[i]);
-      if (!more) continue;
-      units[i].load(next, previous, index > 1);
-      units[i].episodes.load_start(timeline, index - 1);
-    }
-
-    const uint32_t* const from = row_of(received, buffer, buffer_bytes);
-#pragma unroll
-    for (int i = 0; i < kThreadUnits; ++i) {
-      if (!has_pair(i)) continue;
-      float sum =
-          receive_sum<kWords, kSharers * kPairs>(from + i * kBlockThreads, awaited[i], phase);
-#pragma unroll
-      for (int other = kWarpPairs; other < kWarpThreads; other *= 2) {
-        sum += __shfl_xor_sync(kFullMask, sum, other);
+    if (has_pair) {
+      its.emit(now, grads);
+      if (more) {
+        its.load(next, previous, index > 1);
+        its.episodes.load_start(timeline, index - 1);
       }
-      units[i].grad_hidden += sum;
+      const uint32_t* const from = row_of(received, buffer, buffer_bytes);
+      its.grad_hidden +=
+          sum_of_lanes<kWarpPairs>(receive_sum<kWords, kSharers * kPairs>(from, awaited, phase));
     }
     if (!more) break;
     now = next;
     next = previous;
   }
-#pragma unroll
-  for (int i = 0; i < kThreadUnits; ++i) units[i].finish(p);
+  its.finish(p);
 }
 
 }  // namespace
