@@ -35,6 +35,7 @@ SHAPES = [
     (2, 17, 4, 100),
     (2, 41, 1, 20),
     (2, 1, 1, 200),
+    (2, 9, 2, 300),  # on the grid of an H100, backward in clusters of blocks
 ]
 PRECISIONS = ["float32", "tf32", "bfloat16", "float16"]
 

@@ -35,11 +35,11 @@ def kernels(gpu: str, precision: str, batch: int = 16, **options) -> str:
 # b block, c cluster, g grid, s stepwise
 FORWARD = {
     ("H200", "16 bits"): "ccccggg",
-    ("H200", "TF32"): "ccccggs",
-    ("H200", "float32"): "cccgsss",
+    ("H200", "TF32"): "ccccggg",
+    ("H200", "float32"): "cccgggs",
     ("A100", "16 bits"): "bbggggg",
     ("A100", "TF32"): "bggggss",
-    ("L4", "16 bits"): "bbgssss",
+    ("L4", "16 bits"): "bbgggss",
     ("L4", "TF32"): "bggssss",
     ("RTX 4090", "16 bits"): "bbggggs",
     ("RTX 4090", "TF32"): "bggggss",

@@ -99,6 +99,8 @@ torch.backends.cudnn.allow_tf32 = precision == "tf32"
 dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
 factors = TF32 if precision == "tf32" and kernel != "stepwise" else None
 T, B, H = 6, 45 if in_groups else 11, 28 if kernel == "block" else 72
+if (kernel, sys.argv[4]) == ("grid", "hopper-132"):
+    T, H = 4, 300  # in clusters backward
 lengths = [6, 6, 6, 5, 5, 4, 4, 2, 2, 1, 1]
 if in_groups:
     lengths = [6] * 10 + [5] * 10 + [3] * 15 + [2] * 10
@@ -111,7 +113,7 @@ for kind in ("ragged", "resets"):
             assert plan.forward.kernel == kernel, plan
             assert plan.backward.kernel == kernel, plan
         if kind == "ragged":
-            x = pack_padded_sequence(x, torch.tensor(lengths))
+            x = pack_padded_sequence(x, torch.tensor(lengths).clamp(max=T))
         else:
             options["lengths"] = torch.randint(0, T + 1, (B,))
             options["reset"] = torch.rand(T, B) < 0.3
