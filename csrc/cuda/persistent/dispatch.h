@@ -33,11 +33,11 @@ constexpr auto kernel_of() {
   } else if constexpr (kernel == Kernel::grid) {
     return grid_forward_kernel<Mma, t.row_tiles, t.depth_tiles, kRagged, t.resident>;
   } else if constexpr (kBackward) {
-    return backward_kernel<Mma, t.row_tiles, t.depth_tiles, kernel == Kernel::cluster, kRagged,
-                           t.resident>;
+    return backward_kernel<Mma, t.row_tiles, t.depth_tiles, t.sequence_tiles,
+                           kernel == Kernel::cluster, kRagged, t.resident>;
   } else {
-    return forward_kernel<Mma, t.row_tiles, t.depth_tiles, t.input_tiles, kernel == Kernel::cluster,
-                          kRagged, t.resident>;
+    return forward_kernel<Mma, t.row_tiles, t.depth_tiles, t.input_tiles, t.sequence_tiles,
+                          kernel == Kernel::cluster, kRagged, t.resident>;
   }
 }
 
