@@ -24,7 +24,11 @@ constexpr StepCycles kBlockStep = {1250, 1150};
 constexpr StepCycles kClusterStep = {940, 850};
 constexpr StepCycles kGridStep = {760, 1180};
 constexpr StepCycles kClusterRagged = {90, 110};  // more, of ragged sequences; a block's too
-constexpr StepCycles kClusterTile = {350, 350};   // more, of a second tile of sequences
+// Of a cluster's slice, each sequence tile beyond the first; of a warp, each fragment that is in no
+// register, and forward each row tile beyond the first, for each sequence tile.
+constexpr StepCycles kClusterSequenceTile = {70, 160};
+constexpr double kClusterRowTile = 300;
+constexpr double kClusterSpilled = 4;
 constexpr StepCycles kGridRagged = {350, 100};
 // Forward on the grid in groups: of a step of each.
 constexpr double kBatchedGroup = 1150;
@@ -120,17 +124,23 @@ double step_time(const Problem& problem, Kernel kernel, const Placement& placeme
   const auto of_pass = [&](const StepCycles& its) {
     return problem.backward ? its.backward : its.forward;
   };
-  const bool is_ragged = problem.ragged || (kernel == Kernel::cluster && t.sequence_tiles > 1);
-  const double tile = kernel == Kernel::cluster ? of_pass(kClusterTile) : kSequenceTile;
+  const bool cluster = kernel == Kernel::cluster;
+  // A cluster multiplies all tiles that its tiling has, whose kernel is that for ragged sequences.
   const double sequence_tiles =
-      kernel == Kernel::cluster ? t.sequence_tiles : ceil_div(placement.sequences, kTileSequences);
-  double cycles = of_pass(step) + (is_ragged ? of_pass(ragged) : 0) + tile * (sequence_tiles - 1) +
+      cluster ? t.sequence_tiles : ceil_div(placement.sequences, kTileSequences);
+  const bool is_ragged = problem.ragged || (cluster && t.sequence_tiles > 1);
+  double cycles = of_pass(step) + (is_ragged ? of_pass(ragged) : 0) +
+                  (cluster ? of_pass(kClusterSequenceTile) : kSequenceTile) * (sequence_tiles - 1) +
                   kFragment * words * t.fragments() * sequence_tiles;
+  if (cluster) {
+    cycles += kClusterSpilled * words * (t.fragments() - t.resident);
+    if (!problem.backward) cycles += kClusterRowTile * (t.row_tiles - 1) * sequence_tiles;
+  }
   const double multiprocessors = problem.gpu->multiprocessors;
   double waves = std::ceil(blocks_of(problem, placement) / multiprocessors);
   if (kernel == Kernel::grid) {
     cycles += kGridExchange + (problem.backward ? kClusterExchange : 0);
-  } else if (kernel == Kernel::cluster) {
+  } else if (cluster) {
     cycles += kClusterExchange;
     const double clusters = clusters_at_once(*problem.gpu, placement.blocks);
     waves = std::ceil(problem.directions * placement.slices / std::max(clusters, 1.0));

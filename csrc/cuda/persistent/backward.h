@@ -271,11 +271,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
 #pragma unroll
       for (int i = 0; i < kThreadUnits; ++i) {
         units[i].load(next, previous, index > 1);
-        if (kNeighbourUnits && i > 0) {
-          units[i].episodes = units[0].episodes;
-        } else {
-          units[i].episodes.load_start(timeline, index - 1);
-        }
+        units[i].episodes.load_start(timeline, index - 1);
       }
     }
     receive(version);
