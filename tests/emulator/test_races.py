@@ -135,6 +135,7 @@ def instrumented(tmp_path_factory) -> Path:
         *((kernel, "hopper-132") for kernel in ("stepwise", "block", "cluster", "grid")),
         ("grid", "a100"),
         ("grid", "hopper"),  # slices of several groups of sequences
+        ("cluster", "one-cluster-of-4"),  # two tiles of sequences
     ],
 )
 def test_kernel(instrumented, kernel, gpu, precision):
