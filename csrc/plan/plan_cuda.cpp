@@ -24,11 +24,10 @@ constexpr StepCycles kBlockStep = {1250, 1150};
 constexpr StepCycles kClusterStep = {940, 850};
 constexpr StepCycles kGridStep = {760, 1180};
 constexpr StepCycles kClusterRagged = {90, 110};  // more, of ragged sequences; a block's too
-// Of a cluster's slice, each sequence tile beyond the first; of a warp, each fragment that is in no
-// register, and forward each row tile beyond the first, for each sequence tile.
-constexpr StepCycles kClusterSequenceTile = {70, 160};
-constexpr double kClusterRowTile = 300;
-constexpr double kClusterSpilled = 4;
+// Of a cluster, each sequence tile beyond the first; forward, of a warp, each row tile beyond the
+// first, for each sequence tile.
+constexpr StepCycles kClusterSequenceTile = {90, 160};
+constexpr double kClusterRowTile = 340;
 constexpr StepCycles kGridRagged = {350, 100};
 // Forward on the grid in groups: of a step of each.
 constexpr double kBatchedGroup = 1150;
@@ -132,9 +131,8 @@ double step_time(const Problem& problem, Kernel kernel, const Placement& placeme
   double cycles = of_pass(step) + (is_ragged ? of_pass(ragged) : 0) +
                   (cluster ? of_pass(kClusterSequenceTile) : kSequenceTile) * (sequence_tiles - 1) +
                   kFragment * words * t.fragments() * sequence_tiles;
-  if (cluster) {
-    cycles += kClusterSpilled * words * (t.fragments() - t.resident);
-    if (!problem.backward) cycles += kClusterRowTile * (t.row_tiles - 1) * sequence_tiles;
+  if (cluster && !problem.backward) {
+    cycles += kClusterRowTile * (t.row_tiles - 1) * sequence_tiles;
   }
   const double multiprocessors = problem.gpu->multiprocessors;
   double waves = std::ceil(blocks_of(problem, placement) / multiprocessors);
