@@ -25,7 +25,8 @@ constexpr int kGates = 4;
 constexpr int kTileUnits = kTileRows / kGates;  // forward
 constexpr int kMaxCluster = 16;                 // blocks
 constexpr int kGateBlocks = 4;                  // backward on the grid: a cluster, a gate each
-constexpr int kTiledCluster = 4;  // of these are a cluster's blocks where they have several tiles
+// The blocks of a cluster with several sequence tiles are a multiple of:
+constexpr int kTiledCluster = 4;
 
 // The sizes that are fixed when a kernel is compiled.
 struct Tiling {

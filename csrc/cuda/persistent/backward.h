@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   constexpr int kTileBytes = operand_bytes(kDepthTiles, 1);  // of the operand of a sequence tile
   constexpr int kOperand = kSequenceTiles * kTileBytes;
   constexpr int kOperands = kCluster ? 2 : 1;  // buffers
-  // With several sequence tiles a thread has neighbouring units of one sequence, as many.
+  // With several sequence tiles a thread has two neighbouring units of one sequence.
   constexpr bool kNeighbourUnits = kSequenceTiles > 1;
   static_assert(!kNeighbourUnits || (kCluster && kThreadUnits == 2 && kPairs == 2 * kBlockThreads),
                 "two units of a thread are loaded at once");
