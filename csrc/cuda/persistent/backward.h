@@ -171,20 +171,20 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       }
       units[0].grad_hidden += sum[0];
       units[1].grad_hidden += sum[1];
-      return;
-    }
+    } else {
 #pragma unroll
-    for (int i = 0; i < kThreadUnits; ++i) {
-      const int pair = i * kBlockThreads + threadIdx.x;
-      if (pair >= kUnits * kTileSequences) continue;
-      const int unit = pair / kTileSequences, sequence = pair % kTileSequences;
-      const int at = unit / 2 * 2 * kTileSequences + 2 * sequence + unit % 2;
-      float sum = 0;
+      for (int i = 0; i < kThreadUnits; ++i) {
+        const int pair = i * kBlockThreads + threadIdx.x;
+        if (pair >= kUnits * kTileSequences) continue;
+        const int unit = pair / kTileSequences, sequence = pair % kTileSequences;
+        const int at = unit / 2 * 2 * kTileSequences + 2 * sequence + unit % 2;
+        float sum = 0;
 #pragma unroll
-      for (int source = 0; source < (kCluster ? kMaxCluster : 1); ++source) {
-        if (source < blocks) sum += from[source * kUnits * kTileSequences + at];
+        for (int source = 0; source < (kCluster ? kMaxCluster : 1); ++source) {
+          if (source < blocks) sum += from[source * kUnits * kTileSequences + at];
+        }
+        units[i].grad_hidden += sum;
       }
-      units[i].grad_hidden += sum;
     }
   };
 
