@@ -33,7 +33,8 @@ COMPUTED := $(addprefix tests/test_,accuracy.py cell.py dtypes.py gradients.py h
 	recompute.py reset.py states.py)
 EMULATED := $(COMPUTED) $(addprefix tests/test_,autotune.py check.py frozen_fragments.py \
 	persistent.py refused_launches.py) \
-	$(addprefix tests/emulator/test_,counts.py faults.py races.py without_clusters.py)
+	$(addprefix tests/emulator/test_,batches.py counts.py faults.py races.py sequence_tiles.py \
+	without_clusters.py)
 
 SANITIZED := $(COMPUTED) $(addprefix tests/test_,autocast.py cpu_kernels.py errors.py operators.py)
 # But for two that want libgomp's threads

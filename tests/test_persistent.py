@@ -21,6 +21,7 @@ EMULATED = os.environ.get("FUSED_LSTM_EMULATED") == "1"
 EMULATOR = {
     "hopper-132": Gpu(90, 132, 227 * 1024, 16),
     "hopper": Gpu(90, 12, 227 * 1024, 8),
+    "one-cluster-of-4": Gpu(90, 4, 227 * 1024, 4),
     "a100": GPUS["A100"],
     "l4": GPUS["L4"],
 }[os.environ.get("EMULATED_GPU", "hopper-132")]

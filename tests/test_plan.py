@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
@@ -132,6 +133,28 @@ def test_backward_of_large_batches(gpu, precision, hidden, batch, placement):
     grid = made["candidates"][2]
     assert (grid["blocks"], grid["slices"], grid["sequences"]) == placement
     assert made["kernel"] == "grid"
+
+
+# Of TF32 backward at H 512, two tiles would gain little: it takes slices of 8
+TWO_TILES = [("16 bits", 256, 512), ("16 bits", 512, 128), ("TF32", 256, 256)]
+
+
+@pytest.mark.parametrize("backward", [False, True], ids=["forward", "backward"])
+@pytest.mark.parametrize(("precision", "hidden", "batch"), TWO_TILES)
+def test_clusters_take_two_tiles_of_sequences_where_it_saves_waves(
+    precision, hidden, batch, backward
+):
+    """Not where clusters of slices of 8 run at once; beyond, it takes less than their waves."""
+
+    def cluster(batch):
+        return plan("H100", batch, hidden, precision, backward=backward)["candidates"][1]
+
+    small, large = cluster(16), cluster(batch)
+    assert (small["slices"], small["sequences"]) == (2, 8)
+    assert (large["slices"], large["sequences"]) == (batch // 16, 16)
+    waves = math.ceil(batch / 8 / (132 // small["blocks"]))
+    assert 1.2 * large["microseconds"] < waves * small["microseconds"]
+    assert large["blocks"] % 4 == 0
 
 
 def test_an_h100_is_planned_like_an_h200():

@@ -25,6 +25,8 @@ constexpr int kGates = 4;
 constexpr int kTileUnits = kTileRows / kGates;  // forward
 constexpr int kMaxCluster = 16;                 // blocks
 constexpr int kGateBlocks = 4;                  // backward on the grid: a cluster, a gate each
+// The blocks of a cluster with several sequence tiles are a multiple of:
+constexpr int kTiledCluster = 4;
 
 // The sizes that are fixed when a kernel is compiled.
 struct Tiling {
@@ -83,12 +85,29 @@ constexpr Tilings block_tilings(Precision precision, bool backward) {
 }
 constexpr Tilings cluster_tilings(Precision precision, bool backward) {
   if (precision == Precision::bits16) {
-    if (backward) return {{{1, 8, 0, 1, 8}, {2, 8, 0, 1, 16}, {4, 8, 0, 1, 24}}, 3};
-    return {{{1, 8, 0, 1, 8}, {1, 16, 0, 1, 16}, {2, 16, 0, 1, 32}, {1, 32, 0, 1, 32}}, 4};
+    if (backward) {
+      return {
+          {{1, 8, 0, 1, 8}, {2, 8, 0, 1, 16}, {4, 8, 0, 1, 24}, {2, 8, 0, 2, 16}, {4, 8, 0, 2, 20}},
+          5};
+    }
+    return {{{1, 8, 0, 1, 8},
+             {1, 16, 0, 1, 16},
+             {2, 16, 0, 1, 32},
+             {1, 32, 0, 1, 32},
+             {2, 16, 0, 2, 8},
+             {1, 32, 0, 2, 28}},
+            6};
   }
   if (precision == Precision::tf32) {
-    if (backward) return {{{1, 16, 0, 1, 16}, {2, 16, 0, 1, 28}, {4, 16, 0, 1, 28}}, 3};
-    return {{{1, 16, 0, 1, 16}, {1, 32, 0, 1, 32}, {1, 64, 0, 1, 32}}, 3};
+    if (backward) {
+      return {{{1, 16, 0, 1, 16}, {2, 16, 0, 1, 28}, {4, 16, 0, 1, 28}, {2, 16, 0, 2, 24}}, 4};
+    }
+    return {{{1, 16, 0, 1, 16},
+             {1, 32, 0, 1, 32},
+             {1, 64, 0, 1, 32},
+             {1, 32, 0, 2, 32},
+             {1, 64, 0, 2, 32}},
+            5};
   }
   if (backward) return {{{1, 16, 0, 1, 14}, {2, 16, 0, 1, 14}}, 2};
   return {{{1, 16, 0, 1, 16}, {1, 32, 0, 1, 16}}, 2};
@@ -257,10 +276,10 @@ constexpr SharedLayout make_layout(Kernel kernel, bool backward, const Placement
     if (backward) l.received = take(2 * kGateBlocks * sequences * placement.units * 4);
   } else if (backward) {
     const int buffers = kernel == Kernel::cluster ? 2 : 1;
-    l.operand = take(buffers * operand_bytes(t.depth_tiles, 1));
-    l.received = take(buffers * placement.blocks * placement.units * kTileSequences * 4);
+    l.operand = take(buffers * operand_bytes(t.depth_tiles, t.sequence_tiles));
+    l.received = take(buffers * placement.blocks * placement.units * sequences * 4);
   } else {
-    l.operand = take(2 * operand_bytes(t.depth_tiles + t.input_tiles, 1));
+    l.operand = take(2 * operand_bytes(t.depth_tiles + t.input_tiles, t.sequence_tiles));
   }
   l.barriers = take(2 * 8);
   l.total = end;

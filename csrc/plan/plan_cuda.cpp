@@ -24,6 +24,10 @@ constexpr StepCycles kBlockStep = {1250, 1150};
 constexpr StepCycles kClusterStep = {940, 850};
 constexpr StepCycles kGridStep = {760, 1180};
 constexpr StepCycles kClusterRagged = {90, 110};  // more, of ragged sequences; a block's too
+// Of a cluster, each sequence tile beyond the first; forward, of a warp, each row tile beyond the
+// first, for each sequence tile.
+constexpr StepCycles kClusterSequenceTile = {90, 160};
+constexpr double kClusterRowTile = 340;
 constexpr StepCycles kGridRagged = {350, 100};
 // Forward on the grid in groups: of a step of each.
 constexpr double kBatchedGroup = 1150;
@@ -112,7 +116,6 @@ double step_time(const Problem& problem, Kernel kernel, const Placement& placeme
   if (t.scatter) return scatter_step_time(problem, placement);
   if (t.batched) return batched_step_time(problem, placement);
   const double words = fragment_words(precision_for(problem)) / 4.0;
-  const double sequence_tiles = ceil_div(placement.sequences, kTileSequences);
   const StepCycles& step = kernel == Kernel::block     ? kBlockStep
                            : kernel == Kernel::cluster ? kClusterStep
                                                        : kGridStep;
@@ -120,14 +123,22 @@ double step_time(const Problem& problem, Kernel kernel, const Placement& placeme
   const auto of_pass = [&](const StepCycles& its) {
     return problem.backward ? its.backward : its.forward;
   };
-  double cycles = of_pass(step) + (problem.ragged ? of_pass(ragged) : 0) +
-                  kSequenceTile * (sequence_tiles - 1) +
+  const bool cluster = kernel == Kernel::cluster;
+  // A cluster multiplies all tiles that its tiling has, whose kernel is that for ragged sequences.
+  const double sequence_tiles =
+      cluster ? t.sequence_tiles : ceil_div(placement.sequences, kTileSequences);
+  const bool is_ragged = problem.ragged || (cluster && t.sequence_tiles > 1);
+  double cycles = of_pass(step) + (is_ragged ? of_pass(ragged) : 0) +
+                  (cluster ? of_pass(kClusterSequenceTile) : kSequenceTile) * (sequence_tiles - 1) +
                   kFragment * words * t.fragments() * sequence_tiles;
+  if (cluster && !problem.backward) {
+    cycles += kClusterRowTile * (t.row_tiles - 1) * sequence_tiles;
+  }
   const double multiprocessors = problem.gpu->multiprocessors;
   double waves = std::ceil(blocks_of(problem, placement) / multiprocessors);
   if (kernel == Kernel::grid) {
     cycles += kGridExchange + (problem.backward ? kClusterExchange : 0);
-  } else if (kernel == Kernel::cluster) {
+  } else if (cluster) {
     cycles += kClusterExchange;
     const double clusters = clusters_at_once(*problem.gpu, placement.blocks);
     waves = std::ceil(problem.directions * placement.slices / std::max(clusters, 1.0));
@@ -196,6 +207,7 @@ void offer_cluster(const Problem& problem, Candidate& candidate, const Tiling& t
                    int64_t blocks) {
   const int64_t depth = depth_elements(problem, tiling);
   const int64_t tiles = static_cast<int64_t>(tiling.row_tiles) * kBlockWarps;  // of rows
+  if (tiling.sequence_tiles > 1 && blocks % kTiledCluster != 0) return;
   if (problem.backward) {
     const int64_t units = depth / kGates;
     if (blocks * units < problem.hidden || blocks * units > tiles * kTileRows) return;

@@ -34,6 +34,9 @@ const Profile& profile() {
       // GPCs of several sizes, as where some multiprocessors are switched off
       {"hopper-132", {9, 0, 132, shared_memory}, 90, {18, 18, 18, 18, 16, 16, 14, 14}},
       {"no-clusters-of-16", {9, 0, 32, shared_memory}, 90, {16, 16}, 8},
+      {"one-cluster-of-4", {9, 0, 4, shared_memory}, 90, {4}, 4},
+      {"one-cluster-of-8", {9, 0, 8, shared_memory}, 90, {8}, 8},
+      {"one-cluster-of-16", {9, 0, 16, shared_memory}, 90, {16}},
       {"fewer-sms", {9, 0, 12, shared_memory}, 90, {12}, 16, /*cooperative_blocks=*/5},
       {"ptx-8.0-on-9.0", {9, 0, 12, shared_memory}, 80, {12}},
       {"ada", {8, 9, 12, 99 * 1024}, 80, {12}, /*largest_cluster=*/0},

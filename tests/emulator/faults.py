@@ -314,10 +314,57 @@ FAULTS_OF_BATCHES = [
     ),
 ]
 
+# Of clusters that take two tiles of sequences, where few run at once
+FAULTS_OF_SEQUENCE_TILES = [
+    (
+        "the first tile's operand is multiplied for both",
+        "forward.h",
+        "from[tile * (kTileBytes / 16) + pair * kWarpThreads]",
+        "from[tile * !faulty() * (kTileBytes / 16) + pair * kWarpThreads]",
+        "is off by",
+    ),
+    (
+        "both tiles are sent to the first one's place",
+        "forward.h",
+        "destination[i] + at + tile * kTileBytes",
+        "destination[i] + at + tile * !faulty() * kTileBytes",
+        ("an asynchronous write by", "is off by"),
+    ),
+    (
+        "the bytes of one tile alone are awaited",
+        "forward.h",
+        "      kSequenceTiles * kTileSequences * blocks",
+        "      (faulty() ? 1 : kSequenceTiles) * kTileSequences * blocks",
+        ("an asynchronous write by", "more threads arrive at an mbarrier than it has arrivals"),
+    ),
+    (
+        "gradients of both tiles are stored in the first one's operand",
+        "backward.h",
+        "version % kOperands * kOperand + tile * kTileBytes +",
+        "version % kOperands * kOperand + tile * !faulty() * kTileBytes +",
+        ("a race in byte", "is off by"),
+    ),
+    (
+        "sums of the first tile are read for both",
+        "backward.h",
+        "tile * received_tile + unit_of(0)",
+        "tile * !faulty() * received_tile + unit_of(0)",
+        "is off by",
+    ),
+    (
+        "the sums of one tile alone are awaited",
+        "backward.h",
+        "if (threadIdx.x == 0) barrier_expect(barrier, buffer * 4);",
+        "if (threadIdx.x == 0) barrier_expect(barrier, (faulty() ? received_tile : buffer) * 4);",
+        ("an asynchronous write by", "more threads arrive at an mbarrier than it has arrivals"),
+    ),
+]
+
 FAULTS_OF = {
     "hopper-132": FAULTS,
     "a100": FAULTS_WITHOUT_CLUSTERS,
     "hopper": FAULTS_OF_BATCHES,
+    "one-cluster-of-4": FAULTS_OF_SEQUENCE_TILES,
 }
 ALL_FAULTS = [fault for faults in FAULTS_OF.values() for fault in faults]
 

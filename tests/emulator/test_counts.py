@@ -34,6 +34,10 @@ if EMULATOR.multiprocessors == 12:  # test_without_clusters.py runs this file so
     # units from each
     BATCH = 64
     STEPS = [("grid", 72, "backward", 12 * 2 * 2 * 32, 12 * 2, 12 * 2 * 72 * 8 * 4, 0)]
+elif EMULATOR.largest_cluster == 4:  # test_sequence_tiles.py runs this file so
+    # 4 blocks of 32 units, 2 tiles: 4 warps of 2 row tiles, 8 depth tiles; partial sums as above
+    BATCH = 16
+    STEPS = [("cluster", 72, "backward", 2 * 256, 4, 0, 2 * 4 * 128 * 8 * 4)]
 elif EMULATOR.largest_cluster == 0:  # likewise
     # 3 blocks of 32 units: 3 warps of 2 row tiles, 8 depth tiles; sums of 72 units from each
     STEPS = [("grid", 72, "backward", 3 * 3 * 16, 3, 3 * 72 * 8 * 4, 0)]

@@ -31,8 +31,11 @@ import fused_lstm
 
 torch.manual_seed(0)
 B = 45 if sys.argv[2] == "hopper" else 11  # there in groups
-kernels = ("block", 28), ("cluster", 72), ("grid", 260)  # from 256 on in clusters backward
-for kernel, hidden_size in kernels if sys.argv[2] == "hopper-132" else [("grid", 72)]:
+kernels = {
+    "hopper-132": [("block", 28), ("cluster", 72), ("grid", 260)],  # in clusters from 256 on
+    "one-cluster-of-4": [("cluster", 72), ("cluster", 133)],  # two tiles backward; forward
+}
+for kernel, hidden_size in kernels.get(sys.argv[2], [("grid", 72)]):
     module = fused_lstm.FusedLSTM(3, hidden_size, dtype=torch.bfloat16)
     x, state = rand(6, B, 3, dtype=torch.bfloat16), rand_state(module, B)
     with fused_lstm.use_kernel(kernel):

@@ -3,6 +3,7 @@ and not where it is not; then the kernels under both."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -22,6 +23,8 @@ pytestmark = pytest.mark.skipif(
 
 RACES, DELAY = {"EMULATOR_RACES": "1"}, {"EMULATOR_DELAY": "1"}
 PATTERNS = re.findall(r'\{"(\w+)", \{\w+_kernel, ', (HERE / "patterns.cu").read_text())
+
+PRECISIONS = ("bfloat16", "tf32", "float32")
 
 # Of each pattern, a fault, and what sees it
 FAULTS = [
@@ -130,13 +133,12 @@ def instrumented(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("precision", ["bfloat16", "tf32", "float32"])
 @pytest.mark.parametrize(
-    ("kernel", "gpu"),
+    ("kernel", "gpu", "precision"),
     [
-        *((kernel, "hopper-132") for kernel in ("stepwise", "block", "cluster", "grid")),
-        ("grid", "a100"),
-        ("grid", "hopper"),  # slices of several groups of sequences
+        *itertools.product(("stepwise", "block", "cluster", "grid"), ["hopper-132"], PRECISIONS),
+        *itertools.product(["grid"], ["a100", "hopper"], PRECISIONS),
+        *itertools.product(["cluster"], ["one-cluster-of-4"], PRECISIONS[:2]),  # sequence tiles
     ],
 )
 def test_kernel(instrumented, kernel, gpu, precision):

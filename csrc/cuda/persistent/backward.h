@@ -5,12 +5,13 @@
 //   block m of the cluster, its U hidden units
 //     thread: some (unit, sequence): dL/dh, dL/dc in registers
 //              |
-//              +-- dL/da ---> operand [2][4 U, 8 sequences], in the block's own shared memory
-//                                  |
+//              +-- dL/da ---> operand [2][sequence tiles][4 U, 8 sequences], in the block's own
+//                                  |                                         shared memory
 //     warp w: R row tiles of 16 units of the layer, [16 R, 4 U] weights in registers
 //              |
-//              +-- 16 x 8 partial sums of dL/dh of each tile ---> received [m, U / 2, sequence, 2]
-//                                                                 of the block that has the units
+//              +-- 16 x 8 partial sums of dL/dh of each tile ---> received [2][sequence tiles]
+//                                                                 [m, U / 2, sequence, 2] of the
+//                                                                 block that has the units
 //     thread: dL/dh += the sum of `received` over the blocks, in their order
 //
 // Version v of the sums comes from the v-th iteration. Within a block threads meet after dL/da and
@@ -19,7 +20,7 @@
 // of version v - 1, which every block has sent after it has read version v - 2. The operand of
 // version v lies in buffer v % 2, too: a warp whose rows are other blocks' units may still multiply
 // version v - 1 when the block's own sums of it have come, but not once it has met the block's
-// threads again.
+// threads again. A version has all sequence tiles.
 #pragma once
 
 #include <type_traits>
@@ -32,16 +33,26 @@ namespace fused_lstm {
 namespace cuda {
 namespace {
 
-template <class Mma, int kRowTiles, int kDepthTiles, bool kCluster, bool kRagged, int kResident>
+template <class Mma, int kRowTiles, int kDepthTiles, int kSequenceTiles, bool kCluster,
+          bool kRagged, int kResident>
 __global__ void __launch_bounds__(kBlockThreads, 1)
     backward_kernel(const __grid_constant__ PersistentBackwardParams<typename Mma::Types> params) {
   using Types = typename Mma::Types;
   using Storage = typename Types::Storage;
   constexpr int kUnits = kDepthTiles * Mma::kTileElements / kGates;  // of a block
-  constexpr int kThreadUnits = (kUnits * kTileSequences + kBlockThreads - 1) / kBlockThreads;
-  constexpr int kChains = kRowTiles == 1 && kDepthTiles >= 8 ? 4 : 2;
-  constexpr int kOperand = operand_bytes(kDepthTiles, 1);
+  constexpr int kPairs = kUnits * kSequenceTiles * kTileSequences;   // of unit and sequence
+  constexpr int kThreadUnits = (kPairs + kBlockThreads - 1) / kBlockThreads;
+  // Of sums that do not wait, of each tile.
+  constexpr int kChains = kSequenceTiles > 1 ? 1 : kRowTiles == 1 && kDepthTiles >= 8 ? 4 : 2;
+  constexpr int kTileBytes = operand_bytes(kDepthTiles, 1);  // of the operand of a sequence tile
+  constexpr int kOperand = kSequenceTiles * kTileBytes;
   constexpr int kOperands = kCluster ? 2 : 1;  // buffers
+  // With several sequence tiles a thread has two neighbouring units of one sequence.
+  constexpr bool kNeighbourUnits = kSequenceTiles > 1;
+  static_assert(!kNeighbourUnits || (kCluster && kThreadUnits == 2 && kPairs == 2 * kBlockThreads),
+                "two units of a thread are loaded at once");
+  static_assert(!kNeighbourUnits || kTiledCluster * kUnits % (kRowTiles * kTileRows) == 0,
+                "of a warp's rows all are units of the cluster's blocks, or none");
 
   const Placement& placement = params.placement;
   const int blocks = kCluster ? placement.blocks : 1;
@@ -58,7 +69,9 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   char* const shared = dynamic_shared();
   char* const operand = shared + params.layout.operand;
   float* const received = reinterpret_cast<float*>(shared + params.layout.received);
-  const int buffer = blocks * kUnits * kTileSequences;  // floats
+  // Floats of a tile of sequences, and of a version.
+  const int received_tile = blocks * kUnits * kTileSequences;
+  const int buffer = kSequenceTiles * received_tile;
   uint64_t* const barriers = reinterpret_cast<uint64_t*>(shared + params.layout.barriers);
 
   int index = timeline.length - 1;
@@ -68,14 +81,23 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   Rows now = timeline.rows(index), next = timeline.rows(index - 1);
   auto after_next = timeline.load_rows(index - 2);
 
+  // The thread's i-th unit, of the block; its sequence, of the tile that it has.
+  const auto unit_of = [](int i) {
+    if (!kNeighbourUnits) {
+      return (i * kBlockThreads + static_cast<int>(threadIdx.x)) / kTileSequences;
+    }
+    return static_cast<int>(threadIdx.x) / kTileSequences * 2 % kUnits + i;
+  };
+  const int tile_sequence = threadIdx.x % kTileSequences;
+  const int tile = kNeighbourUnits ? threadIdx.x / (kBlockThreads / kSequenceTiles) : 0;
   BackwardUnit<Types, kRagged> units[kThreadUnits];
   const auto start_units = [&] {
 #pragma unroll
     for (int i = 0; i < kThreadUnits; ++i) {
-      const int pair = i * kBlockThreads + threadIdx.x;
-      const int sequence = pair % kTileSequences, unit = pair / kTileSequences;
+      const int unit = unit_of(i), sequence = tile * kTileSequences + tile_sequence;
       units[i].start(p, timeline, now, first_unit + unit, first_sequence + sequence,
                      unit < kUnits && sequence < placement.sequences);
+      if (kNeighbourUnits && i > 0) units[i].share(units[0], i);
       units[i].load(now, next, index > 0);
       units[i].episodes.load_start(timeline, index);
     }
@@ -129,18 +151,40 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       if (threadIdx.x == 0) barrier_expect(barrier, buffer * 4);
     }
     const float* const from = received + (kCluster ? version % 2 * buffer : 0);
+    if constexpr (kNeighbourUnits) {
+      const int at = tile * received_tile + unit_of(0) * kTileSequences + 2 * tile_sequence;
+      float sum[2] = {};
 #pragma unroll
-    for (int i = 0; i < kThreadUnits; ++i) {
-      const int pair = i * kBlockThreads + threadIdx.x;
-      if (pair >= kUnits * kTileSequences) continue;
-      const int unit = pair / kTileSequences, sequence = pair % kTileSequences;
-      const int at = unit / 2 * 2 * kTileSequences + 2 * sequence + unit % 2;
-      float sum = 0;
+      for (int first = 0; first < kMaxCluster; first += kTiledCluster) {
+        if (first >= blocks) break;
+        float2 both[kTiledCluster];
 #pragma unroll
-      for (int source = 0; source < (kCluster ? kMaxCluster : 1); ++source) {
-        if (source < blocks) sum += from[source * kUnits * kTileSequences + at];
+        for (int i = 0; i < kTiledCluster; ++i) {
+          const int source = (first + i) * kUnits * kTileSequences;
+          both[i] = *reinterpret_cast<const float2*>(from + source + at);
+        }
+#pragma unroll
+        for (int i = 0; i < kTiledCluster; ++i) {
+          sum[0] += both[i].x;
+          sum[1] += both[i].y;
+        }
       }
-      units[i].grad_hidden += sum;
+      units[0].grad_hidden += sum[0];
+      units[1].grad_hidden += sum[1];
+    } else {
+#pragma unroll
+      for (int i = 0; i < kThreadUnits; ++i) {
+        const int pair = i * kBlockThreads + threadIdx.x;
+        if (pair >= kUnits * kTileSequences) continue;
+        const int unit = pair / kTileSequences, sequence = pair % kTileSequences;
+        const int at = unit / 2 * 2 * kTileSequences + 2 * sequence + unit % 2;
+        float sum = 0;
+#pragma unroll
+        for (int source = 0; source < (kCluster ? kMaxCluster : 1); ++source) {
+          if (source < blocks) sum += from[source * kUnits * kTileSequences + at];
+        }
+        units[i].grad_hidden += sum;
+      }
     }
   };
 
@@ -154,11 +198,9 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       grads[i][1] = rounded<Storage>(grad.f.value);
       grads[i][2] = rounded<Storage>(grad.g.value);
       grads[i][3] = rounded<Storage>(grad.o.value);
-      const int pair = i * kBlockThreads + threadIdx.x;
-      if (pair >= kUnits * kTileSequences) continue;
-      char* const to =
-          operand + version % kOperands * kOperand +
-          operand_offset(pair / kTileSequences * kGates, pair % kTileSequences, Mma::kElementBytes);
+      if (unit_of(i) >= kUnits) continue;
+      char* const to = operand + version % kOperands * kOperand + tile * kTileBytes +
+                       operand_offset(unit_of(i) * kGates, tile_sequence, Mma::kElementBytes);
       uint32_t bits[4];
 #pragma unroll
       for (int gate = 0; gate < 4; ++gate) bits[gate] = Mma::bits(grads[i][gate]);
@@ -172,41 +214,48 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     __syncthreads();
 
     if (warp * kRowTiles * kTileRows < blocks * kUnits) {
-      float sums[kChains][kRowTiles][4] = {};
+      float sums[kSequenceTiles][kChains][kRowTiles][4] = {};
       const uint4* const from =
           reinterpret_cast<const uint4*>(operand + version % kOperands * kOperand) + lane;
 #pragma unroll
       for (int pair = 0; pair < kDepthTiles / 2; ++pair) {
-        const uint4 words = from[pair * kWarpThreads];
-        weights.multiply(sums[2 * pair % kChains], 2 * pair, words.x, words.y);
-        weights.multiply(sums[(2 * pair + 1) % kChains], 2 * pair + 1, words.z, words.w);
+#pragma unroll
+        for (int s = 0; s < kSequenceTiles; ++s) {
+          const uint4 words = from[s * (kTileBytes / 16) + pair * kWarpThreads];
+          weights.multiply(sums[s][2 * pair % kChains], 2 * pair, words.x, words.y);
+          weights.multiply(sums[s][(2 * pair + 1) % kChains], 2 * pair + 1, words.z, words.w);
+        }
       }
       const int into = kCluster ? version % 2 * buffer : 0;
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r) {
         const int unit = lane_row(r);  // and the one after it
-        float each[4];
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          each[i] = sums[0][r][i];
+        for (int s = 0; s < kSequenceTiles; ++s) {
+          float each[4];
 #pragma unroll
-          for (int chain = 1; chain < kChains; ++chain) each[i] += sums[chain][r][i];
-        }
-        const int at = into + (member * kUnits + unit % kUnits) * kTileSequences + 4 * (lane % 4);
-        const bool exists = unit < blocks * kUnits;
-        if (kCluster) {
-          const unsigned rank = exists ? unit / kUnits : 0;
-          store_async(cluster_address(received + at, rank),
-                      make_uint4(__float_as_uint(each[0]), __float_as_uint(each[2]),
-                                 __float_as_uint(each[1]), __float_as_uint(each[3])),
-                      cluster_address(&barriers[version % 2], rank), exists);
-        } else if (exists) {
-          float4 all;
-          all.x = each[0];
-          all.y = each[2];
-          all.z = each[1];
-          all.w = each[3];
-          *reinterpret_cast<float4*>(received + at) = all;
+          for (int i = 0; i < 4; ++i) {
+            each[i] = sums[s][0][r][i];
+#pragma unroll
+            for (int chain = 1; chain < kChains; ++chain) each[i] += sums[s][chain][r][i];
+          }
+          const int at = into + s * received_tile +
+                         (member * kUnits + unit % kUnits) * kTileSequences + 4 * (lane % 4);
+          const bool exists = kNeighbourUnits || unit < blocks * kUnits;
+          if (kCluster) {
+            const unsigned rank = exists ? unit / kUnits : 0;
+            store_async(cluster_address(received + at, rank),
+                        make_uint4(__float_as_uint(each[0]), __float_as_uint(each[2]),
+                                   __float_as_uint(each[1]), __float_as_uint(each[3])),
+                        cluster_address(&barriers[version % 2], rank), exists);
+          } else if (exists) {
+            float4 all;
+            all.x = each[0];
+            all.y = each[2];
+            all.z = each[1];
+            all.w = each[3];
+            *reinterpret_cast<float4*>(received + at) = all;
+          }
         }
       }
     }

@@ -33,11 +33,11 @@ constexpr auto kernel_of() {
   } else if constexpr (kernel == Kernel::grid) {
     return grid_forward_kernel<Mma, t.row_tiles, t.depth_tiles, kRagged, t.resident>;
   } else if constexpr (kBackward) {
-    return backward_kernel<Mma, t.row_tiles, t.depth_tiles, kernel == Kernel::cluster, kRagged,
-                           t.resident>;
+    return backward_kernel<Mma, t.row_tiles, t.depth_tiles, t.sequence_tiles,
+                           kernel == Kernel::cluster, kRagged, t.resident>;
   } else {
-    return forward_kernel<Mma, t.row_tiles, t.depth_tiles, t.input_tiles, kernel == Kernel::cluster,
-                          kRagged, t.resident>;
+    return forward_kernel<Mma, t.row_tiles, t.depth_tiles, t.input_tiles, t.sequence_tiles,
+                          kernel == Kernel::cluster, kRagged, t.resident>;
   }
 }
 
@@ -66,8 +66,8 @@ bool has_output_gradients(const ForwardParams<Types>&) {
   return false;
 }
 
-// Of slices of several tiles or groups of sequences, only the kernels of ragged sequences are
-// compiled.
+// Of slices of several tiles of sequences, and backward of groups, only the kernels of ragged
+// sequences are compiled.
 template <class Mma, Precision precision, Kernel kernel, bool kBackward, class Params,
           int... indices>
 cudaError_t launch_tiling(const Params& params, cudaStream_t stream,

@@ -1,13 +1,13 @@
 // Forward on one block or on a cluster of blocks: a block has all four gates of its hidden units, a
 // warp all of the depth of its rows. Free of torch.
 //
-//   block m of the cluster                             shared memory of every block
-//   warp w: R row tiles of 4 units, 16 rows            operand [2][depth, 8 sequences]
-//     [16 R, H] weights, in registers                    h of step t | x of step t (input_tiles)
-//              |                                                |
-//              +---- 16 x 8 sums of each tile, all gates <------+
+//   block m of the cluster                          shared memory of every block
+//   warp w: R row tiles of 4 units, 16 rows         operand [2][sequence tiles][depth, 8 sequences]
+//     [16 R, H] weights, in registers                 h of step t | x of step t (input_tiles)
+//              |                                             |
+//              +---- 16 x 8 sums of each tile, all gates <---+
 //              |
-//     lane: one unit of one sequence for each row tile, its cell state in a register
+//     lane: one unit of one sequence for each row and sequence tile, its cell state in a register
 //              |
 //              +---- h ----> operand of step t + 1, in every block of the cluster
 //
@@ -18,7 +18,8 @@
 // threads meet after each step. In a cluster version v + 1 is stored by store_async: `barriers[v %
 // 2]` counts its bytes. It may overwrite version v - 1, as a warp sends its part only when it has
 // all of version v, which every warp of the cluster that reads has sent after its last use of
-// version v - 1.
+// version v - 1. A version has all sequence tiles: the exchange hides behind what a warp stores and
+// loads of both.
 #pragma once
 
 #include <type_traits>
@@ -31,18 +32,22 @@ namespace fused_lstm {
 namespace cuda {
 namespace {
 
-template <class Mma, int kRowTiles, int kDepthTiles, int kInputTiles, bool kCluster, bool kRagged,
-          int kResident>
+template <class Mma, int kRowTiles, int kDepthTiles, int kInputTiles, int kSequenceTiles,
+          bool kCluster, bool kRagged, int kResident>
 __global__ void __launch_bounds__(kBlockThreads, 1)
     forward_kernel(const __grid_constant__ PersistentForwardParams<typename Mma::Types> params) {
   using Types = typename Mma::Types;
   using Storage = typename Types::Storage;
   static_assert(!kCluster || kInputTiles == 0, "the input's elements need a barrier of the block");
+  static_assert(kSequenceTiles == 1 || kCluster, "a block by itself has one tile of sequences");
   constexpr int kTiles = kDepthTiles + kInputTiles;
-  constexpr int kBuffer = operand_bytes(kTiles, 1);
-  constexpr int kChains = kRowTiles == 1 && kTiles >= 8 ? 4 : 2;  // of sums that do not wait
+  constexpr int kTileBytes = operand_bytes(kTiles, 1);  // of the operand of a tile of sequences
+  constexpr int kBuffer = kSequenceTiles * kTileBytes;
+  // Of sums that do not wait, of each tile.
+  constexpr int kChains = kSequenceTiles * kRowTiles == 1 && kTiles >= 8 ? 4 : 2;
   constexpr int kPacked = 8 / Mma::kElementBytes;  // units that lanes share when they send
-  constexpr int kSends = kMaxCluster / kPacked;    // of a lane
+  static_assert(kPacked <= kTiledCluster, "with several tiles of sequences every lane sends");
+  constexpr int kSends = kMaxCluster / kPacked;  // of a lane
 
   const Placement& placement = params.placement;
   const int blocks = kCluster ? placement.blocks : 1;
@@ -57,9 +62,13 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
 
   const int lane = threadIdx.x % kWarpThreads, warp = threadIdx.x / kWarpThreads;
   const int lane_unit = lane / 4 % kTileUnits;           // of a row tile
-  const int lane_sequence = 2 * (lane % 4) + lane / 16;  // of the slice
+  const int lane_sequence = 2 * (lane % 4) + lane / 16;  // of each tile
   const bool low = lane < 16;
   const int first_unit = member * placement.units + warp * kRowTiles * kTileUnits;
+  // The lane's sequences are kTileSequences apart, and so are their rows at each step.
+  const auto rows_of = [&](int tile, const Rows& rows) {
+    return Rows{rows.first + tile * kTileSequences, rows.count};
+  };
   // Whether row tile r of the warp has units.
   const int warp_tiles = placement.units / kTileUnits - warp * kRowTiles;
   const auto has_rows = [&](int r) { return r < warp_tiles; };
@@ -77,33 +86,47 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   Rows now = timeline.rows(index), next = timeline.rows(index + 1);
   auto after_next = timeline.load_rows(index + 2);
 
-  ForwardUnit<Types, kRagged, kRowTiles <= 2> units[kRowTiles];
-  bool starts[kRowTiles];  // whether an episode starts at the step
-  Episodes<kRagged> first_episodes[kRowTiles];
-  Episodes<kRagged> episodes(p.boundaries, timeline, first_sequence + warp);
+  ForwardUnit<Types, kRagged, kRowTiles <= 2> units[kSequenceTiles][kRowTiles];
+  bool starts[kSequenceTiles][kRowTiles];  // whether an episode starts at the step
+  Episodes<kRagged> first_episodes[kSequenceTiles][kRowTiles];
+  Episodes<kRagged> episodes[kSequenceTiles];
+#pragma unroll
+  for (int tile = 0; tile < kSequenceTiles; ++tile) {
+    const int b = first_sequence + tile * kTileSequences + warp;
+    episodes[tile] = Episodes<kRagged>(p.boundaries, timeline, b);
+  }
   constexpr int kInitial = kDepthTiles * Mma::kTileElements / kWarpThreads;  // elements of a lane
-  Storage initial[kInitial];
+  Storage initial[kSequenceTiles][kInitial];
   const auto start_units = [&] {
 #pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) {
-      units[r].start(params, direction, timeline, first_unit + r * kTileUnits + lane_unit,
-                     first_sequence + lane_sequence,
-                     has_rows(r) && lane_sequence < placement.sequences);
-      if (kInputTiles == 0) units[r].load(now);
-      first_episodes[r] = units[r].episodes;
-      first_episodes[r].load_start(timeline, index);
-      units[r].episodes.load_start(timeline, index + 1);
+    for (int tile = 0; tile < kSequenceTiles; ++tile) {
+#pragma unroll
+      for (int r = 0; r < kRowTiles; ++r) {
+        auto& unit = units[tile][r];
+        const int sequence = tile * kTileSequences + lane_sequence;  // of the slice
+        unit.start(params, direction, timeline, first_unit + r * kTileUnits + lane_unit,
+                   first_sequence + sequence, has_rows(r) && sequence < placement.sequences);
+        if (tile > 0) unit.share_arrays(units[0][r]);
+        if (kInputTiles == 0) unit.load(rows_of(tile, now));
+        first_episodes[tile][r] = unit.episodes;
+        first_episodes[tile][r].load_start(timeline, index);
+        unit.episodes.load_start(timeline, index + 1);
+      }
     }
 
     // Version 0 of the operand: the hidden state that enters the first step, zero where there is no
-    // unit. Each warp has a sequence of it.
+    // unit. Each warp has a sequence of each tile of it.
     static_assert(kBlockWarps == kTileSequences, "a warp for each sequence");
-    episodes.load_start(timeline, 0);
 #pragma unroll
-    for (int i = 0; i < kInitial; ++i) {
-      const int b = first_sequence + warp, j = lane + i * kWarpThreads;
-      initial[i] = load_if(p.h_0 && warp < placement.sequences && b < B && j < H,
-                           element_at(p.h_0, b, H, j));
+    for (int tile = 0; tile < kSequenceTiles; ++tile) {
+      const int sequence = tile * kTileSequences + warp, b = first_sequence + sequence;
+      episodes[tile].load_start(timeline, 0);
+#pragma unroll
+      for (int i = 0; i < kInitial; ++i) {
+        const int j = lane + i * kWarpThreads;
+        initial[tile][i] = load_if(p.h_0 && sequence < placement.sequences && b < B && j < H,
+                                   element_at(p.h_0, b, H, j));
+      }
     }
   };
 
@@ -149,19 +172,22 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     barrier_init_fence();
   }
   __syncthreads();
-  const auto store_operand = [&](int version, int element, int sequence, Storage x) {
-    char* const to =
-        operand + version % 2 * kBuffer + operand_offset(element, sequence, Mma::kElementBytes);
+  const auto store_operand = [&](int tile, int version, int element, int sequence, Storage x) {
+    char* const to = operand + version % 2 * kBuffer + tile * kTileBytes +
+                     operand_offset(element, sequence, Mma::kElementBytes);
     if constexpr (Mma::kElementBytes == 2) {
       *reinterpret_cast<uint16_t*>(to) = static_cast<uint16_t>(Mma::bits(x));
     } else {
       *reinterpret_cast<uint32_t*>(to) = Mma::bits(x);
     }
   };
-  const bool zero = episodes.starts() && !p.boundaries.reset_to_initial;
 #pragma unroll
-  for (int i = 0; i < kInitial; ++i) {
-    store_operand(0, lane + i * kWarpThreads, warp, zero ? Storage{} : initial[i]);
+  for (int tile = 0; tile < kSequenceTiles; ++tile) {
+    const bool zero = episodes[tile].starts() && !p.boundaries.reset_to_initial;
+#pragma unroll
+    for (int i = 0; i < kInitial; ++i) {
+      store_operand(tile, 0, lane + i * kWarpThreads, warp, zero ? Storage{} : initial[tile][i]);
+    }
   }
 
   // The thread's element of the input, with input_tiles.
@@ -180,19 +206,23 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   };
   const auto store_input = [&](int version, Storage x) {
     if (input_sequence < kTileSequences) {
-      store_operand(version, kDepthTiles * Mma::kTileElements + input_column, input_sequence, x);
+      store_operand(0, version, kDepthTiles * Mma::kTileElements + input_column, input_sequence, x);
     }
   };
 
 #pragma unroll
-  for (int r = 0; r < kRowTiles; ++r) {
-    units[r].finish_start(p);
-    starts[r] = first_episodes[r].starts();
+  for (int tile = 0; tile < kSequenceTiles; ++tile) {
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r) {
+      units[tile][r].finish_start(p);
+      starts[tile][r] = first_episodes[tile][r].starts();
+    }
   }
 
   // Where the lane sends: every kPacked-th block of the cluster.
   ClusterAddress destination[kSends];
-  const unsigned sent_bytes = kTileSequences * blocks * placement.units * Mma::kElementBytes;
+  const unsigned sent_bytes =
+      kSequenceTiles * kTileSequences * blocks * placement.units * Mma::kElementBytes;
   if (kCluster) {
 #pragma unroll
     for (int i = 0; i < kSends; ++i) {
@@ -223,57 +253,75 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     const int t = timeline.time(index);
     const bool more = index + 1 < T && (!kRagged || next.count > first_sequence);
 
-    float sums[kChains][kRowTiles][4] = {};
+    float sums[kSequenceTiles][kChains][kRowTiles][4] = {};
     const uint4* const from =
         reinterpret_cast<const uint4*>(operand + version % 2 * kBuffer) + lane;
 #pragma unroll
-    for (int pair = 0; pair < kTiles / 2; ++pair) {
-      const uint4 words = from[pair * kWarpThreads];
-      weights.multiply(sums[2 * pair % kChains], 2 * pair, words.x, words.y);
-      weights.multiply(sums[(2 * pair + 1) % kChains], 2 * pair + 1, words.z, words.w);
+    for (int tile = 0; tile < kSequenceTiles; ++tile) {
+#pragma unroll
+      for (int pair = 0; pair < kTiles / 2; ++pair) {
+        const uint4 words = from[tile * (kTileBytes / 16) + pair * kWarpThreads];
+        weights.multiply(sums[tile][2 * pair % kChains], 2 * pair, words.x, words.y);
+        weights.multiply(sums[tile][(2 * pair + 1) % kChains], 2 * pair + 1, words.z, words.w);
+      }
     }
 
-    Gates<FastFloat> gates[kRowTiles];
+    Gates<FastFloat> gates[kSequenceTiles][kRowTiles];
 #pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) {
-      float all[4];
+    for (int tile = 0; tile < kSequenceTiles; ++tile) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        all[i] = sums[0][r][i];
+      for (int r = 0; r < kRowTiles; ++r) {
+        auto& unit = units[tile][r];
+        float all[4];
 #pragma unroll
-        for (int chain = 1; chain < kChains; ++chain) all[i] += sums[chain][r][i];
+        for (int i = 0; i < 4; ++i) {
+          all[i] = sums[tile][0][r][i];
+#pragma unroll
+          for (int chain = 1; chain < kChains; ++chain) all[i] += sums[tile][chain][r][i];
+        }
+        // Lanes below 16 have i and g of both sequences, the others f and o.
+        const float first = __shfl_xor_sync(kFullMask, low ? all[1] : all[0], 16);
+        const float second = __shfl_xor_sync(kFullMask, low ? all[3] : all[2], 16);
+        const float own[4] = {low ? all[0] : first, low ? first : all[1], low ? all[2] : second,
+                              low ? second : all[3]};
+        float total[4];
+#pragma unroll
+        for (int gate = 0; gate < 4; ++gate) total[gate] = own[gate] + unit.preactivation(gate);
+        gates[tile][r] = unit.step(now, t, starts[tile][r], total);
+        starts[tile][r] = unit.episodes.starts();  // at the next step
       }
-      // Lanes below 16 have i and g of both sequences, the others f and o.
-      const float first = __shfl_xor_sync(kFullMask, low ? all[1] : all[0], 16);
-      const float second = __shfl_xor_sync(kFullMask, low ? all[3] : all[2], 16);
-      const float own[4] = {low ? all[0] : first, low ? first : all[1], low ? all[2] : second,
-                            low ? second : all[3]};
-      float total[4];
+    }
+    // The words of h that the lane sends, of the units of kPacked lanes.
+    uint2 words[kSequenceTiles][kRowTiles];
+    const auto pack = [&](int r) {
 #pragma unroll
-      for (int gate = 0; gate < 4; ++gate) total[gate] = own[gate] + units[r].preactivation(gate);
-      gates[r] = units[r].step(now, t, starts[r], total);
-      starts[r] = units[r].episodes.starts();  // at the next step
+      for (int tile = 0; tile < kSequenceTiles; ++tile) {
+        const auto& unit = units[tile][r];
+        const uint32_t word = Mma::bits(starts[tile][r] ? unit.first_hidden : unit.hidden);
+        const uint32_t other = __shfl_xor_sync(kFullMask, word, 4);
+        if constexpr (Mma::kElementBytes == 2) {
+          const uint32_t pair = lane_unit % 2 ? other | word << 16 : word | other << 16;
+          const uint32_t rest = __shfl_xor_sync(kFullMask, pair, 8);
+          words[tile][r] = lane_unit < 2 ? make_uint2(pair, rest) : make_uint2(rest, pair);
+        } else {
+          words[tile][r] = lane_unit % 2 ? make_uint2(other, word) : make_uint2(word, other);
+        }
+      }
+    };
+    if (kSequenceTiles > 1) {  // outside the branch, where shuffles of one tile hide another's
+#pragma unroll
+      for (int r = 0; r < kRowTiles; ++r) pack(r);
     }
     if (more) {
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r) {
-        const Storage h = starts[r] ? units[r].first_hidden : units[r].hidden;
         const int element = first_unit + r * kTileUnits + lane_unit;
         if (!kCluster) {
-          if (has_rows(r)) store_operand(version + 1, element, lane_sequence, h);
+          const Storage h = starts[0][r] ? units[0][r].first_hidden : units[0][r].hidden;
+          if (has_rows(r)) store_operand(0, version + 1, element, lane_sequence, h);
           continue;
         }
-        uint32_t word = Mma::bits(h);
-        uint2 words;
-        if constexpr (Mma::kElementBytes == 2) {
-          const uint32_t other = __shfl_xor_sync(kFullMask, word, 4);
-          word = lane_unit % 2 ? other | word << 16 : word | other << 16;
-          const uint32_t rest = __shfl_xor_sync(kFullMask, word, 8);
-          words = lane_unit < 2 ? make_uint2(word, rest) : make_uint2(rest, word);
-        } else {
-          const uint32_t other = __shfl_xor_sync(kFullMask, word, 4);
-          words = lane_unit % 2 ? make_uint2(other, word) : make_uint2(word, other);
-        }
+        if (kSequenceTiles == 1) pack(r);
         const int at =
             operand_at + (version + 1) % 2 * kBuffer +
             operand_offset(element / kPacked * kPacked, lane_sequence, Mma::kElementBytes);
@@ -281,8 +329,13 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
 #pragma unroll
         for (int i = 0; i < kSends; ++i) {
           if (i * kPacked >= blocks) break;
-          if (lane_unit % kPacked + i * kPacked < blocks && has_rows(r)) {
-            store_async(destination[i] + at, words, destination[i] + barrier);
+          const bool exists = kSequenceTiles > 1 || lane_unit % kPacked + i * kPacked < blocks;
+          if (exists && has_rows(r)) {
+#pragma unroll
+            for (int tile = 0; tile < kSequenceTiles; ++tile) {
+              store_async(destination[i] + at + tile * kTileBytes, words[tile][r],
+                          destination[i] + barrier);
+            }
           }
         }
       }
@@ -292,19 +345,25 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
 
     // What no other thread waits for: results, and the next steps' operands.
 #pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) units[r].emit(now, t, gates[r]);
+    for (int tile = 0; tile < kSequenceTiles; ++tile) {
+#pragma unroll
+      for (int r = 0; r < kRowTiles; ++r) {
+        units[tile][r].emit(rows_of(tile, now), t, gates[tile][r]);
+      }
+    }
     if (!more) break;
     now = next;
     next = timeline.rows_after(now, after_next, 1);
     after_next = timeline.load_rows(index + 3);
-    if (kInputTiles > 0) {
-      if (index + 2 < T) input_ahead = load_input(next);
-    } else {
+    if (kInputTiles > 0 && index + 2 < T) input_ahead = load_input(next);
 #pragma unroll
-      for (int r = 0; r < kRowTiles; ++r) units[r].load(now);
+    for (int tile = 0; tile < kSequenceTiles; ++tile) {
+#pragma unroll
+      for (int r = 0; r < kRowTiles; ++r) {
+        if (kInputTiles == 0) units[tile][r].load(rows_of(tile, now));
+        units[tile][r].episodes.load_start(timeline, index + 2);
+      }
     }
-#pragma unroll
-    for (int r = 0; r < kRowTiles; ++r) units[r].episodes.load_start(timeline, index + 2);
     if (kCluster) {
       uint64_t* const barrier = &barriers[(version + 1) % 2];
       barrier_wait(barrier, version / 2 % 2);
@@ -312,7 +371,10 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     }
   }
 #pragma unroll
-  for (int r = 0; r < kRowTiles; ++r) units[r].finish(p);
+  for (int tile = 0; tile < kSequenceTiles; ++tile) {
+#pragma unroll
+    for (int r = 0; r < kRowTiles; ++r) units[tile][r].finish(p);
+  }
   if (kCluster) {  // others may still send to this block
     cluster_arrive();
     cluster_wait();

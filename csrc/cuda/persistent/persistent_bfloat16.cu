@@ -20,7 +20,7 @@ cudaError_t launch_backward(Kernel kernel, Precision /*precision: bits16*/,
 }
 
 void ask_driver(Gpu& gpu) {
-  const auto kernel = forward_kernel<Mma<BFloat16Float, 1>, 1, 32, 0, true, false, 32>;
+  const auto kernel = forward_kernel<Mma<BFloat16Float, 1>, 1, 32, 0, 1, true, false, 32>;
   cudaFuncAttributes attributes = {};
   if (cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess) {
     gpu.capability = std::min(gpu.capability, attributes.ptxVersion);

@@ -129,6 +129,22 @@ struct ForwardUnit {
     if (kRagged) first_cell = p.boundaries.reset_to_initial ? loaded.first_cell.value(p) : 0.0f;
   }
 
+  // Has the arrays and biases of the same unit of an earlier sequence, to save registers: rows that
+  // are passed from then on begin that many sequences later.
+  __device__ __forceinline__ void share_arrays(const ForwardUnit& its) {
+    H = its.H;
+    output_bytes = its.output_bytes;
+    preactivations = its.preactivations;
+    output = its.output;
+    gates = its.gates;
+    cells = its.cells;
+#pragma unroll
+    for (int gate = 0; gate < 4; ++gate) {
+      biases[0][gate] = its.biases[0][gate];
+      biases[1][gate] = its.biases[1][gate];
+    }
+  }
+
   // Once other loads have been issued, too.
   __device__ __forceinline__ void finish_start(const ForwardParams<Types>& p) {
     cell = initial_cell.value(p);
@@ -220,6 +236,7 @@ struct BackwardUnit {
   const float* grad_cells;       // [N, H], or null: kRagged alone
   const Storage* grad_gates;     // [N, 4H], or null: kRagged alone
   Storage* grad_preactivations;  // [N, 4H]
+  int unit_distance = 0;         // of the unit from the element that those point to
   int H, output_bytes;           // output_bytes: of a row of grad_outputs
   InitialCell<Storage> stored_initial_cell;
   float initial_cell;              // c_0
@@ -259,6 +276,21 @@ struct BackwardUnit {
     cell = load_if(present && b < last.count, row_of(cells, last.first, 4 * H));
   }
 
+  // For the same sequence's unit that is `distance` after that of `its`: has its arrays, whose rows
+  // are then computed once for both, and its episodes.
+  __device__ __forceinline__ void share(const BackwardUnit& its, int distance) {
+    H = its.H;
+    output_bytes = its.output_bytes;
+    gates = its.gates;
+    cells = its.cells;
+    grad_outputs = its.grad_outputs;
+    grad_cells = its.grad_cells;
+    grad_gates = its.grad_gates;
+    grad_preactivations = its.grad_preactivations;
+    episodes = its.episodes;
+    unit_distance = distance;
+  }
+
   // Once other loads have been issued, too.
   __device__ __forceinline__ void finish_start(const BackwardParams<Types>& p, const Rows& last,
                                                const Rows& previous, bool has_previous) {
@@ -272,20 +304,25 @@ struct BackwardUnit {
   __device__ __forceinline__ void load(const Rows& rows, const Rows& previous, bool has_previous) {
     constexpr int bytes = sizeof(Storage);
     previous_cell = load_if(present && has_previous && (!kRagged || b < previous.count),
-                            row_of(cells, previous.first, 4 * H), initial_cell);
+                            row_of(cells, previous.first, 4 * H) + unit_distance, initial_cell);
     const bool exists = present && (!kRagged || b < rows.count);
     const Storage* const from = row_of(gates, rows.first, 4 * bytes * H);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) gate[i] = load_if(exists, row_of(from, i, bytes * H), gate[i]);
-    grad_output = load_if(exists && grad_outputs, row_of(grad_outputs, rows.first, output_bytes),
-                          grad_output);
+    for (int i = 0; i < 4; ++i) {
+      gate[i] = load_if(exists, row_of(from, i, bytes * H) + unit_distance, gate[i]);
+    }
+    grad_output =
+        load_if(exists && grad_outputs,
+                row_of(grad_outputs, rows.first, output_bytes) + unit_distance, grad_output);
     if (!kRagged) return;
     grad_cell_output =
-        load_if(exists && grad_cells, row_of(grad_cells, rows.first, 4 * H), grad_cell_output);
+        load_if(exists && grad_cells, row_of(grad_cells, rows.first, 4 * H) + unit_distance,
+                grad_cell_output);
     const Storage* const grads = row_of(grad_gates, rows.first, 4 * bytes * H);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      grad_gate[i] = load_if(exists && grad_gates, row_of(grads, i, bytes * H), grad_gate[i]);
+      grad_gate[i] =
+          load_if(exists && grad_gates, row_of(grads, i, bytes * H) + unit_distance, grad_gate[i]);
     }
   }
 
@@ -324,7 +361,9 @@ struct BackwardUnit {
     constexpr int bytes = sizeof(Storage);
     Storage* const to = row_of(grad_preactivations, rows.first, 4 * bytes * H);
 #pragma unroll
-    for (int i = 0; i < 4; ++i) store_if(exists, row_of(to, i, bytes * H), grad[i]);
+    for (int i = 0; i < 4; ++i) {
+      store_if(exists, row_of(to, i, bytes * H) + unit_distance, grad[i]);
+    }
   }
 
   __device__ __forceinline__ void finish(const BackwardParams<Types>& p) const {
