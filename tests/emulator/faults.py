@@ -360,8 +360,11 @@ FAULTS_OF_SEQUENCE_TILES = [
     ),
 ]
 
+# By the emulated GPU on which they show, and what its kernels run
+IN_CLUSTERS = "hopper-132 in clusters"  # backward on the grid
 FAULTS_OF = {
-    "hopper-132": FAULTS,
+    "hopper-132": [fault for fault in FAULTS if fault[1] != "grid_backward.h"],
+    IN_CLUSTERS: [fault for fault in FAULTS if fault[1] == "grid_backward.h"],
     "a100": FAULTS_WITHOUT_CLUSTERS,
     "hopper": FAULTS_OF_BATCHES,
     "one-cluster-of-4": FAULTS_OF_SEQUENCE_TILES,

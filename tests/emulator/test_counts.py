@@ -22,8 +22,8 @@ STEPS = [
     # 4 blocks of 20 units: h to each of 4; of 32 units: partial sums of 128 units from each
     ("cluster", 72, "forward", 160, 0, 0, 4 * 4 * 20 * 8 * 2),
     ("cluster", 72, "backward", 256, 4, 0, 4 * 128 * 8 * 4),
-    # 5 blocks of 16 units: h; 3 blocks of 32 units: 3 warps of 2 row tiles, 8 depth tiles, sums of 72
-    # units from each; 12 clusters of 4 blocks: four gates of 768 units, sums of 64 from each
+    # 5 blocks of 16 units: h; 3 blocks of 32 units: 3 warps of 2 row tiles, 8 depth tiles, sums of
+    # 72 units from each; 12 clusters of 4 blocks: four gates of 768 units, sums of 64 from each
     ("grid", 72, "forward", 960, 5, 5 * 16 * 8 * 2, 0),
     ("grid", 72, "backward", 3 * 3 * 16, 3, 3 * 72 * 8 * 4, 0),
     ("grid", 768, "backward", 48 * 8 * 24, 48, 4 * 768 * 8 * 4, 48 * 64 * 8 * 4),

@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     which = " and ".join(map(str, options.threads))
     print(
-        f"B {BATCH} unless another is named, T {LENGTH}, training, an H100's code unless another GPU is named; "
+        f"B {BATCH}, T {LENGTH}, training, an H100's code, unless another is named; "
         f"threads {which} of block {options.block}"
     )
     rows = [row_of(one, by_name, options.threads, options.block) for one in passes]

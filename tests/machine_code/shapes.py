@@ -106,7 +106,16 @@ _LIMITS_OF_AN_A100 = {
 }
 
 
-_LIMITS_OF_BATCHES: dict[tuple[str, str, int, int], Limit] = {}
+# What there is, and a little more: no one has asked for a number.
+_LIMITS_OF_BATCHES = {
+    ("forward", "bfloat16", 512, 256): Limit(540, 9, 1500),
+    ("forward", "bfloat16", 1024, 64): Limit(1100, 9, 3800),
+    ("forward", "float32", 1024, 64): Limit(1700, 14, 5400),
+    ("backward", "bfloat16", 512, 128): Limit(1680, 9, 4500),  # of an A100
+    ("backward", "bfloat16", 512, 256): Limit(650, 11, 1700),
+    ("backward", "bfloat16", 1024, 64): Limit(1600, 13, 3600),
+    ("backward", "float32", 1024, 64): Limit(3200, 13, 8600),
+}
 
 
 def shapes() -> Iterator[Shape]:
@@ -120,6 +129,10 @@ def shapes() -> Iterator[Shape]:
             yield Shape("bfloat16", hidden, hidden, boundaries, gpu="A100")
         for hidden in (512, 768):
             yield Shape("float32", hidden, hidden, boundaries, gpu="A100")
+        yield Shape("bfloat16", 1024, 1024, boundaries, batch=64)
+    yield Shape("bfloat16", 512, 512, batch=256)
+    yield Shape("float32", 1024, 1024, batch=64)
+    yield Shape("bfloat16", 512, 512, gpu="A100", batch=128)
     yield Shape("bfloat16", 64, 10, frozen=True)
     for hidden in (512, 1024):
         yield Shape("bfloat16", hidden, hidden, frozen=True)
