@@ -66,7 +66,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) batched_backward_kernel(
   const BackwardParams<Types>& p = params.layer[direction];
   const Timeline<kRagged> timeline(p.steps);
   const int H = in_register(static_cast<int>(p.hidden_size));
-  const int groups = groups_of(placement);
+  const int groups = (placement.sequences + kTileSequences - 1) / kTileSequences;
   const int first_sequence = slice * placement.sequences;
   const int first_unit = member * kUnits;
   const int lane = threadIdx.x % kWarpThreads, warp = threadIdx.x / kWarpThreads;
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) batched_backward_kernel(
   char* const shared = dynamic_shared();
   char* const operand = shared + params.layout.operand;
   const int buffer_bytes = in_register(4 * static_cast<int>(params.exchange_words));
-  const int group_bytes = buffer_bytes / groups;
+  const int group_bytes = in_register(4 * placement.blocks * kSenders * kPairs);
   uint32_t* const exchange = params.exchange + 2 * block_group * params.exchange_words;
 
   // The thread's pair; which of the lanes that share it the thread is.
