@@ -126,6 +126,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) grid_forward_kernel(
     if (!more) break;
     if (kRagged) {
       entering.find(p.boundaries, lane_b, next, timeline.time(index + 1), now, t);
+      __syncwarp();  // keeps later loads behind
     }
     now = next;
     next = timeline.rows_after(now, after_next, 1);
