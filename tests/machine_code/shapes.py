@@ -112,7 +112,7 @@ _LIMITS_OF_BATCHES = {
     ("forward", "bfloat16", 1024, 64): Limit(1100, 9, 3800),
     ("forward", "float32", 1024, 64): Limit(1700, 14, 5400),
     ("backward", "bfloat16", 512, 128): Limit(1680, 9, 4500),  # of an A100
-    ("backward", "bfloat16", 512, 256): Limit(650, 11, 1700),
+    ("backward", "bfloat16", 512, 256): Limit(2200, 9, 5200),
     ("backward", "bfloat16", 1024, 64): Limit(1600, 13, 3600),
     ("backward", "float32", 1024, 64): Limit(3200, 13, 8600),
 }
