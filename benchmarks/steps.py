@@ -53,7 +53,7 @@ def measured(
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.steps")
-    parser.add_argument("--batch", type=int, nargs="+", default=[16])
+    parser.add_argument("--batch", type=int, nargs="+", default=[16, 128])
     parser.add_argument("--hidden", type=int, nargs="+", default=[64, 768, 32, 128, 256, 512, 1024])
     parser.add_argument("--dtype", nargs="+", default=["bfloat16", "float32"])
     parser.add_argument("--rehearse", action="store_true", help="tiny, on an emulated GPU")
