@@ -31,7 +31,7 @@ constexpr double kClusterRowTile = 340;
 constexpr StepCycles kGridRagged = {350, 100};
 // Forward on the grid in groups: of a step of each.
 constexpr double kBatchedGroup = 1150;
-constexpr double kBatchedRagged = 1100;
+constexpr double kBatchedRagged = 1400;
 constexpr double kBatchedProduct = 13;  // of 16 bytes a lane of weights and 8 sequences
 // A cycle and multiprocessor, where all of them read at once: assumed.
 constexpr double kL2Bytes = 32;

@@ -227,13 +227,11 @@ __global__ void __launch_bounds__(kBlockThreads, 1) batched_forward_kernel(
       store_partials<kRowTiles>(its_partials, kSequences, tile, sums[tile]);
     }
     if (kRagged && begins && threadIdx.x == 0) begun[group] = index;
-    // Nothing past the slice's end, nor for threads without a unit: others may write there.
-    const Rows none = {0, 0};
-    const auto ahead = load_ahead(next_group,
-                                  !more || !has_unit ? none
-                                  : is_last          ? next
-                                                     : now,
-                                  next_index);
+    __syncwarp();  // keeps the loads behind
+    // Nothing past the last turn, nor for threads without a unit: others may write there.
+    const int ahead_count = is_last ? next.count : now.count;
+    const Rows rows_ahead = {is_last ? next.first : now.first, more && has_unit ? ahead_count : 0};
+    const auto ahead = load_ahead(next_group, rows_ahead, next_index);
     __syncthreads();
 
     if (has_unit) {
