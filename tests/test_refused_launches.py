@@ -115,7 +115,7 @@ def blocks(one):
 
 
 with fused_lstm.use_kernel("grid"):
-    assert all(blocks(one) > 5 for one in passes(call[0], B=11))
+    assert blocks(passes(call[0], B=11)[0]) > 5  # forward
     check(*call)
     for one in passes(call[0], B=11):
         assert one.kernel == "grid"
