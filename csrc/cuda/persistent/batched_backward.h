@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) batched_backward_kernel(
   char* const shared = dynamic_shared();
   char* const operand = shared + params.layout.operand;
   const int buffer_bytes = in_register(4 * static_cast<int>(params.exchange_words));
-  const int group_bytes = in_register(4 * placement.blocks * kSenders * kPairs);
+  const int group_bytes = buffer_bytes / groups;
   uint32_t* const exchange = params.exchange + 2 * block_group * params.exchange_words;
 
   // The thread's pair; which of the lanes that share it the thread is.
