@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -63,3 +65,15 @@ def on_allocation(function: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         setter(None)
+
+
+def run_on(gpu: str, *arguments: str) -> None:
+    """Runs Python with these arguments, on another emulated GPU; it must succeed."""
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env=os.environ | {"EMULATED_GPU": gpu},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

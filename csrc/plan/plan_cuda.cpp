@@ -16,7 +16,6 @@ constexpr double kCyclesPerMicrosecond = 1755;
 constexpr double kGridExchange = 650;     // through the L2 cache
 constexpr double kClusterExchange = 250;  // through distributed shared memory
 constexpr double kFragment = 8.5;         // of a warp, each of 16 bytes a lane
-constexpr double kSequenceTile = 1500;    // of a slice, each beyond the first
 struct StepCycles {
   double forward, backward;  // besides fragments and exchange
 };
@@ -24,8 +23,8 @@ constexpr StepCycles kBlockStep = {1250, 1150};
 constexpr StepCycles kClusterStep = {940, 850};
 constexpr StepCycles kGridStep = {760, 1180};
 constexpr StepCycles kClusterRagged = {90, 110};  // more, of ragged sequences; a block's too
-// Of a cluster, each sequence tile beyond the first; forward, of a warp, each row tile beyond the
-// first, for each sequence tile.
+// Of a cluster, whose tilings alone have several, each sequence tile beyond the first; forward, of
+// a warp, each row tile beyond the first, for each sequence tile.
 constexpr StepCycles kClusterSequenceTile = {90, 160};
 constexpr double kClusterRowTile = 340;
 constexpr StepCycles kGridRagged = {350, 100};
@@ -124,15 +123,13 @@ double step_time(const Problem& problem, Kernel kernel, const Placement& placeme
     return problem.backward ? its.backward : its.forward;
   };
   const bool cluster = kernel == Kernel::cluster;
-  // A cluster multiplies all tiles that its tiling has, whose kernel is that for ragged sequences.
-  const double sequence_tiles =
-      cluster ? t.sequence_tiles : ceil_div(placement.sequences, kTileSequences);
-  const bool is_ragged = problem.ragged || (cluster && t.sequence_tiles > 1);
+  // Of several sequence tiles the kernel is that for ragged sequences.
+  const bool is_ragged = problem.ragged || t.sequence_tiles > 1;
   double cycles = of_pass(step) + (is_ragged ? of_pass(ragged) : 0) +
-                  (cluster ? of_pass(kClusterSequenceTile) : kSequenceTile) * (sequence_tiles - 1) +
-                  kFragment * words * t.fragments() * sequence_tiles;
+                  of_pass(kClusterSequenceTile) * (t.sequence_tiles - 1) +
+                  kFragment * words * t.fragments() * t.sequence_tiles;
   if (cluster && !problem.backward) {
-    cycles += kClusterRowTile * (t.row_tiles - 1) * sequence_tiles;
+    cycles += kClusterRowTile * (t.row_tiles - 1) * t.sequence_tiles;
   }
   const double multiprocessors = problem.gpu->multiprocessors;
   double waves = std::ceil(blocks_of(problem, placement) / multiprocessors);

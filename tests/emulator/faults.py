@@ -238,8 +238,8 @@ FAULTS_OF_BATCHES = [
     (
         "a group's partial sums in the buffer of the one before",
         "batched_forward.h",
-        "turn % kPartialBuffers * kPartials",
-        "(faulty() ? 0 : turn % kPartialBuffers) * kPartials",
+        "item % kPartialBuffers * kPartials",
+        "(faulty() ? 0 : item % kPartialBuffers) * kPartials",
         "a race in byte",
     ),
     (

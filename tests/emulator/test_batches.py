@@ -3,13 +3,10 @@ multiprocessors, as the emulator has it."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from emulated import EMULATED
+from emulated import EMULATED, run_on
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -73,11 +70,4 @@ SIZES = [
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_forward(size):
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(TESTS), *map(str, size)],
-        env=os.environ | {"EMULATED_GPU": "hopper"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_on("hopper", "-c", PROGRAM, str(TESTS), *map(str, size))

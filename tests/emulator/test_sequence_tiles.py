@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from emulated import EMULATED
+from emulated import EMULATED, run_on
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -68,23 +65,12 @@ SIZES = [
 ]
 
 
-def run(gpu: str, *arguments: str) -> None:
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        env=os.environ | {"EMULATED_GPU": gpu},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_results(size):
     gpu, *rest = map(str, size)
-    run(gpu, "-c", PROGRAM, str(TESTS), *rest)
+    run_on(gpu, "-c", PROGRAM, str(TESTS), *rest)
 
 
 def test_counts():
     counts = str(TESTS / "emulator/test_counts.py")
-    run("one-cluster-of-4", "-m", "pytest", "-q", counts, "-k", "test_step")
+    run_on("one-cluster-of-4", "-m", "pytest", "-q", counts, "-k", "test_step")

@@ -3,42 +3,28 @@ those of large batches, on few multiprocessors."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from emulated import EMULATED
+from emulated import EMULATED, run_on
 
 TESTS = Path(__file__).resolve().parents[1]
 
 pytestmark = pytest.mark.skipif(not EMULATED, reason="needs the emulator: make emulate")
 
 
-def run(gpu: str, *arguments: str) -> None:
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        env=os.environ | {"EMULATED_GPU": gpu},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 @pytest.mark.parametrize("gpu", ["a100", "l4"])
 def test_the_grid(gpu):
-    run(gpu, "-m", "pytest", "-q", str(TESTS / "test_persistent.py"), "-k", "grid")
+    run_on(gpu, "-m", "pytest", "-q", str(TESTS / "test_persistent.py"), "-k", "grid")
 
 
 def test_large_batches():
-    run("hopper", "-m", "pytest", "-q", str(TESTS / "test_persistent.py"), "-k", "large_batches")
+    run_on("hopper", "-m", "pytest", "-q", str(TESTS / "test_persistent.py"), "-k", "large_batches")
 
 
 @pytest.mark.parametrize("gpu", ["a100", "hopper"])
 def test_counts(gpu):
-    run(gpu, "-m", "pytest", "-q", str(TESTS / "emulator/test_counts.py"), "-k", "test_step")
+    run_on(gpu, "-m", "pytest", "-q", str(TESTS / "emulator/test_counts.py"), "-k", "test_step")
 
 
 PROGRAM = """
@@ -103,4 +89,4 @@ SIZES = [
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_backward(size):
     gpu, *rest = size
-    run(gpu, "-c", PROGRAM, str(TESTS), *map(str, rest))
+    run_on(gpu, "-c", PROGRAM, str(TESTS), *map(str, rest))

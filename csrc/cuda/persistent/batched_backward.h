@@ -4,16 +4,15 @@
 //
 //   item: a step of one group, in the order (step, group)
 //
-//     thread: some (unit, sequence of the group): dL/dh is the sum of all senders' words of the
-//     step
-//             before; its state in shared memory
+//     thread: some (unit, sequence of the group), its state in shared memory: dL/dh is the sum of
+//     all senders' words of the step before
 //              |
 //              +-- dL/da ---> operand [2][4 U, 8 sequences]; a barrier of the block
 //                                  |
 //     warp w: R row tiles of 16 units of the layer, [16 R, 4 U] weights, a few row tiles at a time
 //              |
 //              +-- partial sums of dL/dh ---> exchange [2][group, receiver, sender m, sequence,
-//              unit]
+//                                             unit]
 //
 // What an item reads of memory is loaded in the item before. So are its words, before the product's
 // last row tiles: of two groups or more the words were sent an item ago or earlier. What has not

@@ -7,17 +7,18 @@
 //     the group before this one has its gates
 //              |
 //              +---- weights: partial sums, in one of two buffers; one barrier of the block
-//              |       (where only one buffer fits, two)
+//              |     (where one buffer alone fits, two barriers)
 //              |
 //     thread: some (unit, sequence) of the group, its states in shared memory
 //              |
 //              +---- h ----> exchange, while the next groups are multiplied
 //
 // For each group the exchange is that of exchange.h: a block sends version v + 1 after the barrier
-// of the group's version v. Of partial sums the buffer of a turn is written again two turns later,
-// after the barrier of the turn between them, before which the threads have read it.
+// of the group's version v. Of partial sums the buffer of an item, a step of one group, is written
+// again two items later, after the barrier of the item between them, before which the threads have
+// read it.
 //
-// Of packed sequences a group takes no turn in steps that none of its sequences has. In the reverse
+// Of packed sequences a group has no item in steps that none of its sequences has. In the reverse
 // direction it then begins later than others, with a version 0 of its own.
 #pragma once
 
@@ -78,7 +79,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1) batched_forward_kernel(
   float* const partials = reinterpret_cast<float*>(shared + params.layout.partials);
   GroupState* const states =  // [groups, threads]
       reinterpret_cast<GroupState*>(shared + params.layout.states) + threadIdx.x;
-  int* const begun = reinterpret_cast<int*>(shared + params.layout.begun);  // [groups], at an index
+  int* const begun =  // [groups], the index of each group's first step
+      reinterpret_cast<int*>(shared + params.layout.begun);
   const int buffer_bytes = in_register(4 * static_cast<int>(params.exchange_words));
   uint32_t* const exchange = in_register(params.exchange + 2 * block_group * params.exchange_words);
 
@@ -148,7 +150,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1) batched_forward_kernel(
   uint4 words[kBuffers][kVectors];
   int group = 0, version = 0;
   bool begins = true;  // the group
-  for (int turn = 0;; ++turn) {
+  for (int item = 0;; ++item) {
     const int t = timeline.time(index);
     const int here = (now.count < after_last ? now.count : after_last) - first_of(group);
     const bool is_last = here <= kSequences;  // of the step's groups
@@ -221,14 +223,14 @@ __global__ void __launch_bounds__(kBlockThreads, 1) batched_forward_kernel(
       }
       if (kBuffers == 1) load_words_ahead();
     }
-    float* const its_partials = partials + turn % kPartialBuffers * kPartials;
+    float* const its_partials = partials + item % kPartialBuffers * kPartials;
 #pragma unroll
     for (int tile = 0; tile < kSequenceTiles; ++tile) {
       store_partials<kRowTiles>(its_partials, kSequences, tile, sums[tile]);
     }
     if (kRagged && begins && threadIdx.x == 0) begun[group] = index;
     __syncwarp();  // keeps the loads behind
-    // Nothing past the last turn, nor for threads without a unit: others may write there.
+    // Nothing past the last item, nor for threads without a unit: others may write there.
     const int ahead_count = is_last ? next.count : now.count;
     const Rows rows_ahead = {is_last ? next.first : now.first, more && has_unit ? ahead_count : 0};
     const auto ahead = load_ahead(next_group, rows_ahead, next_index);
