@@ -116,6 +116,16 @@ class Device {
   virtual void recompute(const Sequence& sequence, const BackwardTensors& layer) const = 0;
   virtual void backward(const Sequence& sequence, const BackwardTensors& layer) const = 0;
 
+  // Several layers of one direction, without projections, each the input of the next: `sequence` is
+  // that of the first one, an upper one's D is H. Here one layer after the other (stack.cpp).
+  virtual void forward_stack(const Sequence& sequence,
+                             const std::vector<ForwardTensors>& layers) const;
+  // The last layer alone has a grad_output; those of the others come from the layer above, and are
+  // set where the device stores them.
+  virtual void backward_stack(const Sequence& sequence, std::vector<BackwardTensors>& layers) const;
+  // Whether it takes the layers of a stack at once, rather than one after the other.
+  virtual bool takes_stacks() const { return false; }
+
   // The gradients over all steps, once backward has run, of operand_type or wider: here one GEMM
   // for each weight (gradients.cpp). Of the input, [N, D] or in the input's own shape.
   virtual at::Tensor input_gradient(const Sequence& sequence, const BackwardTensors& layer) const;
