@@ -39,6 +39,7 @@ def gpu_plan(
     tensor_cores: bool,
     ragged: bool = False,
     kernel_override: str | None = None,
+    layers: int = 1,
 ) -> dict[str, Any]: ...
 def gpu(
     index: int,

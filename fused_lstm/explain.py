@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import starmap
 from typing import Any, NamedTuple
 
 import torch
@@ -77,6 +79,19 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class Stack:
+    """Layers of one direction that one launch runs at once, each awaiting the one before."""
+
+    layers: range
+    candidate: Candidate
+    """Its kernel, and how it distributes each of the layers; a step of all of them."""
+
+    def __str__(self) -> str:
+        first, last = self.layers[0], self.layers[-1]
+        return f"layers {first} to {last} at once, each awaiting the one before: {self.candidate}"
+
+
+@dataclass(frozen=True)
 class PassPlan:
     """What a forward or a backward pass of one layer runs."""
 
@@ -84,7 +99,10 @@ class PassPlan:
     """On a GPU "block", "cluster", "grid" or "stepwise", on a CPU "direct" or "panels";
     "reference" where no kernel has the dtype."""
     candidates: Mapping[str, Candidate] = field(default_factory=dict)
-    """On a GPU, by name."""
+    """On a GPU, by name, for the layer by itself."""
+    stack: Stack | None = None
+    """On a GPU, the launch that the layer shares with others, without dropout between them and
+    `return_states`; None: it has its own."""
     batch_slices: int = 1
     """On a CPU, parts of the batch that run on threads of their own."""
     unit_slices: int = 1
@@ -101,6 +119,8 @@ class PassPlan:
     def __str__(self) -> str:
         lines = [self.kernel]
         lines += [f"  {candidate}" for candidate in self.candidates.values()]
+        if self.stack:
+            lines.insert(1, f"  {self.stack}")
         if self.microseconds is not None:
             parts = ((self.batch_slices, "batch"), (self.unit_slices, "hidden units"))
             lines[0] += "".join(f", {n} slices of the {name}" for n, name in parts if n > 1)
@@ -181,9 +201,8 @@ def explain(
     index = _index(where) if gpu else None
     directions = 2 if module.bidirectional else 1
     projection = module.proj_size or module.hidden_size
-    plans = []
-    for layer in range(module.num_layers):
-        sizes = {
+    every = [
+        {
             "length": length,
             "batch": batch,
             "input": module.input_size if layer == 0 else directions * projection,
@@ -191,16 +210,17 @@ def explain(
             "projection": projection,
             "directions": directions,
         }
-        if weight.dtype not in KERNEL_DTYPES:
-            forward = backward = PassPlan("reference")
-        elif gpu is None:
-            forward, backward = (_on_cpu(weight.dtype, sizes, b) for b in (False, True))
-        else:
-            forward, backward = (
-                _on_gpu(gpu, index, weight.dtype, sizes, b, ragged) for b in (False, True)
-            )
-        plans.append(LayerPlan(layer, forward, backward))
-    return Plans(plans)
+        for layer in range(module.num_layers)
+    ]
+    if weight.dtype not in KERNEL_DTYPES:
+        passes = [[PassPlan("reference")] * len(every)] * 2
+    elif gpu is None:
+        passes = [[_on_cpu(weight.dtype, sizes, b) for sizes in every] for b in (False, True)]
+    else:
+        stacked = directions == 1 and not module.proj_size
+        on_gpu = partial(_on_gpu, gpu, index, weight.dtype, ragged=ragged)
+        passes = [_of_layers(on_gpu, every, stacked, backward=b) for b in (False, True)]
+    return Plans(starmap(LayerPlan, zip(range(len(every)), *passes, strict=True)))
 
 
 @contextmanager
@@ -275,6 +295,29 @@ def _index(device: torch.device | str | Gpu) -> int | None:
     return torch.cuda.current_device() if device.index is None else device.index
 
 
+def _of_layers(
+    on_gpu: Callable[..., tuple[PassPlan, int]],
+    every: list[dict[str, int]],
+    stacked: bool,
+    *,
+    backward: bool,
+) -> list[PassPlan]:
+    """A pass of each layer: forward from the first one on, backward from the last."""
+    order = range(len(every))
+    left = list(reversed(order)) if backward else list(order)
+    plans: dict[int, PassPlan] = {}
+    while left:
+        plan, count = on_gpu(every[left[0]], backward, layers=len(left) if stacked else 1)
+        at_once, left = left[:count], left[count:]
+        for layer in at_once:
+            alone, _ = on_gpu(every[layer], backward, layers=1)
+            plans[layer] = alone
+            if plan.stack:
+                shared = replace(plan.stack, layers=range(min(at_once), max(at_once) + 1))
+                plans[layer] = replace(alone, kernel=plan.kernel, stack=shared)
+    return [plans[layer] for layer in order]
+
+
 def _on_gpu(
     gpu: Gpu,
     index: int | None,
@@ -282,7 +325,9 @@ def _on_gpu(
     sizes: dict[str, int],
     backward: bool,
     ragged: bool,
-) -> PassPlan:
+    layers: int,
+) -> tuple[PassPlan, int]:
+    """Of the first of so many layers, and how many of them go at once."""
     override = _C.kernel_override()
     if override is None and index is not None:  # what autotune has found
         rows = sizes["length"] * sizes["batch"]
@@ -297,10 +342,13 @@ def _on_gpu(
         tensor_cores=uses_tensor_cores(dtype),
         ragged=ragged,
         kernel_override=override,
+        layers=layers,
         **sizes,
     )
     candidates = (Candidate(**candidate) for candidate in plan["candidates"])
-    return PassPlan(plan["kernel"], {one.kernel: one for one in candidates})
+    found, count = plan["stack"], plan["layers"]
+    stack = Stack(range(count), Candidate(**found)) if found else None
+    return PassPlan(plan["kernel"], {one.kernel: one for one in candidates}, stack), count
 
 
 def _count(number: int, noun: str) -> str:

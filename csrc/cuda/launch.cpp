@@ -58,15 +58,20 @@ bool is_ragged(const Sequence& sequence) {
   return sequence.sizes.packed || sequence.lengths || sequence.reset;
 }
 
-// Runs the pass that the plan names, and the plan's next choice if the driver refuses it.
+// Runs the pass that the plan names of the first of so many layers, and the plan's next choice if
+// the driver refuses it. Returns how many layers have run.
 template <class Persistent, class Stepwise>
-void run(Problem problem, const Persistent& persistent, const Stepwise& stepwise) {
+int run(Problem problem, size_t layers, const Persistent& persistent, const Stepwise& stepwise) {
   const int device = at::cuda::current_device();
   for (;;) {
-    const Plan plan = make_plan(problem);
-    if (plan.kernel == Kernel::stepwise) return stepwise(plan);
+    const Plan plan = make_stack_plan(problem, static_cast<int64_t>(layers));
+    if (plan.kernel == Kernel::stepwise) {
+      stepwise(plan);
+      return 1;
+    }
     const cudaError_t error = persistent(plan);
-    if (error == cudaSuccess) return;
+    if (error == cudaSuccess) return plan.layers;
+    problem.layers = plan.layers;
     remember(device, plan.kernel, blocks_together(problem, plan.kernel, plan.placement), error);
     problem.gpu = gpu_of(device);
   }
@@ -91,12 +96,13 @@ class CudaDevice final : public Device {
   bool reads_state_gradients() const override { return false; }
 
   void forward(const Sequence& sequence, const ForwardTensors& layer) const override {
-    const c10::cuda::CUDAGuard guard(layer.output.device());
-    run(
-        current_problem(sequence.sizes, layer.output.scalar_type(), /*backward=*/false,
-                        is_ragged(sequence)),
-        [&](const Plan& plan) { return cuda::persistent_forward(sequence, layer, plan); },
-        [&](const Plan& plan) { cuda::stepwise_forward(sequence, layer, plan); });
+    forward_layers(sequence, layer);
+  }
+
+  bool takes_stacks() const override { return true; }
+  void forward_stack(const Sequence& sequence,
+                     const std::vector<ForwardTensors>& layers) const override {
+    forward_layers(sequence, layers);
   }
 
   bool keeps_fragments() const override { return true; }
@@ -115,13 +121,52 @@ class CudaDevice final : public Device {
   }
 
   void backward(const Sequence& sequence, const BackwardTensors& layer) const override {
-    const c10::cuda::CUDAGuard guard(layer.gates.device());
+    backward_layers(sequence, layer, 1);
+  }
+  // The stack's kernels leave no gradient of the initial states where episodes start from them.
+  void backward_stack(const Sequence& sequence,
+                      std::vector<BackwardTensors>& layers) const override {
+    const bool starts_from_initial = sequence.reset && sequence.reset_to_initial;
+    for (size_t end = layers.size(); end > 0;) {
+      const at::ArrayRef<BackwardTensors> these =
+          at::ArrayRef<BackwardTensors>(layers).slice(0, end);
+      end -= backward_layers(sequence, these, starts_from_initial ? 1 : end);
+      if (end == 0) break;
+      const at::Tensor gradient = input_gradient(sequence_of_layer(sequence, end), layers[end]);
+      layers[end - 1].grad_output = gradient.to(layers[end].gates.scalar_type());
+    }
+  }
+
+ private:
+  // One layer, or a stack from its first one on.
+  static void forward_layers(const Sequence& sequence, at::ArrayRef<ForwardTensors> layers) {
+    const c10::cuda::CUDAGuard guard(layers.front().output.device());
+    for (size_t k = 0; k < layers.size();) {
+      const Sequence its = sequence_of_layer(sequence, k);
+      k += run(
+          current_problem(its.sizes, layers[k].output.scalar_type(), /*backward=*/false,
+                          is_ragged(its)),
+          layers.size() - k,
+          [&](const Plan& plan) {
+            return cuda::persistent_forward(its, layers.slice(k, plan.layers), plan);
+          },
+          [&](const Plan& plan) { cuda::stepwise_forward(its, layers[k], plan); });
+    }
+  }
+  // The last of them, at most so many. Returns how many have run.
+  static int backward_layers(const Sequence& sequence, at::ArrayRef<BackwardTensors> layers,
+                             size_t most) {
+    const BackwardTensors& last = layers.back();
+    const c10::cuda::CUDAGuard guard(last.gates.device());
     const bool ragged =
-        is_ragged(sequence) || layer.grad_cells.defined() || layer.grad_gates.defined();
-    run(
-        current_problem(sequence.sizes, layer.gates.scalar_type(), /*backward=*/true, ragged),
-        [&](const Plan& plan) { return cuda::persistent_backward(sequence, layer, plan); },
-        [&](const Plan& plan) { cuda::stepwise_backward(sequence, layer, plan); });
+        is_ragged(sequence) || last.grad_cells.defined() || last.grad_gates.defined();
+    return run(
+        current_problem(sequence.sizes, last.gates.scalar_type(), /*backward=*/true, ragged), most,
+        [&](const Plan& plan) {
+          return cuda::persistent_backward(sequence, layers.slice(layers.size() - plan.layers),
+                                           plan);
+        },
+        [&](const Plan& plan) { cuda::stepwise_backward(sequence, last, plan); });
   }
 
  protected:

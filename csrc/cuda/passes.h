@@ -15,11 +15,12 @@ void stepwise_backward(const Sequence& sequence, const BackwardTensors& layer, c
 // Device::recompute.
 void recompute(const Sequence& sequence, const BackwardTensors& layer);
 
-// plan.kernel is block, cluster or grid. They return why the driver refused the launch, after which
-// another pass may run on the same tensors, or cudaSuccess.
-cudaError_t persistent_forward(const Sequence& sequence, const ForwardTensors& layer,
+// One layer, or plan.layers of a stack, whose first one `sequence` is of; plan.kernel is block,
+// cluster or grid. They return why the driver refused the launch, after which another pass may run
+// on the same tensors, or cudaSuccess.
+cudaError_t persistent_forward(const Sequence& sequence, at::ArrayRef<ForwardTensors> layers,
                                const Plan& plan);
-cudaError_t persistent_backward(const Sequence& sequence, const BackwardTensors& layer,
+cudaError_t persistent_backward(const Sequence& sequence, at::ArrayRef<BackwardTensors> layers,
                                 const Plan& plan);
 
 // Calls body(Types) for a layer whose tensors have type `storage`.

@@ -219,10 +219,58 @@ __device__ __forceinline__ uint32_t load_relaxed_if(bool exists, const uint32_t*
       : "memory");
   return otherwise;
 }
+__device__ __forceinline__ uint2 load_relaxed_if(bool exists, const uint2* from, uint2 otherwise) {
+  asm volatile(
+      "{ .reg .pred exists; setp.ne.u32 exists, %3, 0;\n"
+      "@exists ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2]; }"
+      : "+r"(otherwise.x), "+r"(otherwise.y)
+      : "l"(from), "r"(static_cast<unsigned>(exists))
+      : "memory");
+  return otherwise;
+}
+__device__ __forceinline__ float load_relaxed_if(bool exists, const float* from, float otherwise) {
+  const uint32_t bits =
+      load_relaxed_if(exists, reinterpret_cast<const uint32_t*>(from), __float_as_uint(otherwise));
+  return __uint_as_float(bits);
+}
+template <class T>
+__device__ __forceinline__ T load_relaxed_if(bool exists, const T* from, T otherwise) {
+  static_assert(sizeof(T) == 2, "a 16-bit type, or one of those above");
+  asm volatile(
+      "{ .reg .pred exists; setp.ne.u32 exists, %2, 0;\n"
+      "@exists ld.relaxed.gpu.global.u16 %0, [%1]; }"
+      : "+h"(otherwise.bits)
+      : "l"(from), "r"(static_cast<unsigned>(exists))
+      : "memory");
+  return otherwise;
+}
 __device__ __forceinline__ void store_relaxed(uint32_t* to, uint32_t word) {
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(word) : "memory");
 }
-// Four words, each whole by itself, where they exist.
+template <class T>
+__device__ __forceinline__ void store_relaxed_if(bool exists, T* to, T x) {
+  static_assert(sizeof(T) == 2, "a 16-bit type, or one of those below");
+  asm volatile(
+      "{ .reg .pred exists; setp.ne.u32 exists, %2, 0;\n"
+      "@exists st.relaxed.gpu.global.u16 [%0], %1; }" ::"l"(to),
+      "h"(x.bits), "r"(static_cast<unsigned>(exists))
+      : "memory");
+}
+__device__ __forceinline__ void store_relaxed_if(bool exists, float* to, float x) {
+  asm volatile(
+      "{ .reg .pred exists; setp.ne.u32 exists, %2, 0;\n"
+      "@exists st.relaxed.gpu.global.f32 [%0], %1; }" ::"l"(to),
+      "f"(x), "r"(static_cast<unsigned>(exists))
+      : "memory");
+}
+// Two or four words, each whole by itself, where they exist.
+__device__ __forceinline__ void store_relaxed_if(bool exists, uint2* to, uint2 words) {
+  asm volatile(
+      "{ .reg .pred exists; setp.ne.u32 exists, %3, 0;\n"
+      "@exists st.relaxed.gpu.global.v2.u32 [%0], {%1, %2}; }" ::"l"(to),
+      "r"(words.x), "r"(words.y), "r"(static_cast<unsigned>(exists))
+      : "memory");
+}
 __device__ __forceinline__ void store_relaxed_if(bool exists, uint4* to, uint4 words) {
   asm volatile(
       "{ .reg .pred exists; setp.ne.u32 exists, %5, 0;\n"

@@ -88,6 +88,9 @@ struct BackwardTensors {
   at::Tensor unprojected;          // [directions, N, H] o tanh(c), with a projection
 };
 
+// Layer k's of a stack, from that of its first layer.
+Sequence sequence_of_layer(const Sequence& first, size_t k);
+
 // The sizes as a plan's problem; what depends on the device is left zero.
 inline Problem problem_of(const Sizes& sizes) {
   Problem problem = {};

@@ -125,10 +125,24 @@ py::dict cpu_plan(int threads, bool concurrent_threads, int64_t length, int64_t 
   return result;
 }
 
+py::dict facts_of(const Candidate& candidate) {
+  py::dict one;
+  one["kernel"] = kernel_name(candidate.kernel);
+  one["obstacle"] = candidate.obstacle ? py::object(py::str(candidate.obstacle)) : py::none();
+  one["microseconds"] = candidate.microseconds;
+  one["blocks"] = candidate.placement.blocks;
+  one["units"] = candidate.placement.units;
+  one["slices"] = candidate.placement.slices;
+  one["sequences"] = candidate.placement.sequences;
+  one["shared_memory"] = candidate.shared_memory;
+  return one;
+}
+
+// Of a stack of so many layers: with "stack", how the first ones go at once.
 py::dict gpu_plan(const GpuFacts& gpu, int64_t length, int64_t batch, int64_t input, int64_t hidden,
                   int64_t projection, int64_t directions, bool backward, int element_bytes,
-                  bool tensor_cores, bool ragged,
-                  const std::optional<std::string>& kernel_override) {
+                  bool tensor_cores, bool ragged, const std::optional<std::string>& kernel_override,
+                  int64_t layers) {
   Problem problem =
       problem_for(gpu_from(gpu), length, batch, input, hidden, projection, directions);
   problem.backward = backward;
@@ -137,21 +151,17 @@ py::dict gpu_plan(const GpuFacts& gpu, int64_t length, int64_t batch, int64_t in
   problem.ragged = ragged;
   if (kernel_override) problem.kernel_override = kernel_named(*kernel_override);
   py::list candidates;
-  for (const Candidate& candidate : gpu_candidates(problem)) {
-    py::dict one;
-    one["kernel"] = kernel_name(candidate.kernel);
-    one["obstacle"] = candidate.obstacle ? py::object(py::str(candidate.obstacle)) : py::none();
-    one["microseconds"] = candidate.microseconds;
-    one["blocks"] = candidate.placement.blocks;
-    one["units"] = candidate.placement.units;
-    one["slices"] = candidate.placement.slices;
-    one["sequences"] = candidate.placement.sequences;
-    one["shared_memory"] = candidate.shared_memory;
-    candidates.append(one);
-  }
+  for (const Candidate& candidate : gpu_candidates(problem)) candidates.append(facts_of(candidate));
+  const Plan plan = make_stack_plan(problem, layers);
   py::dict result;
-  result["kernel"] = kernel_name(make_plan(problem).kernel);
+  result["kernel"] = kernel_name(plan.kernel);
   result["candidates"] = candidates;
+  result["layers"] = plan.layers;
+  result["stack"] = py::none();
+  problem.layers = plan.layers;
+  for (const Candidate& candidate : gpu_candidates(problem)) {
+    if (plan.layers > 1 && candidate.kernel == plan.kernel) result["stack"] = facts_of(candidate);
+  }
   return result;
 }
 
@@ -238,7 +248,7 @@ PYBIND11_MODULE(_C, m) {
         py::kw_only(), py::arg("gpu"), py::arg("length"), py::arg("batch"), py::arg("input"),
         py::arg("hidden"), py::arg("projection"), py::arg("directions"), py::arg("backward"),
         py::arg("element_bytes"), py::arg("tensor_cores"), py::arg("ragged") = false,
-        py::arg("kernel_override") = py::none());
+        py::arg("kernel_override") = py::none(), py::arg("layers") = 1);
   m.def("gpu", &gpu_facts, "What a plan knows of a CUDA device.", py::arg("index"));
   m.def("kernel_override", &kernel_override_name,
         "The kernel that GPU layers take where they can, or None.");

@@ -24,15 +24,18 @@ constexpr int kDepthBytes = 32;    // of both
 constexpr int kGates = 4;
 constexpr int kTileUnits = kTileRows / kGates;  // forward
 constexpr int kMaxCluster = 16;                 // blocks
+constexpr int kMaxParts = 4;                    // of a launch: directions, or layers of a stack
 constexpr int kGateBlocks = 4;                  // backward on the grid: a cluster, a gate each
 // The blocks of a cluster with several sequence tiles are a multiple of:
 constexpr int kTiledCluster = 4;
 
 // The sizes that are fixed when a kernel is compiled.
 struct Tiling {
-  int row_tiles;       // of the weights: block and cluster, of a warp; grid, of a block
-  int depth_tiles;     // of a warp. Block and cluster: the whole depth; grid: an eighth of it
-  int input_tiles;     // depth tiles of the input, multiplied in the same GEMM; 0: a GEMM ahead
+  int row_tiles;    // of the weights: block and cluster, of a warp; grid, of a block
+  int depth_tiles;  // of a warp. Block and cluster: the whole depth; grid: an eighth of it
+  // Depth tiles of the input, multiplied in the same GEMM; 0: a GEMM ahead. Of a stack as many as
+  // depth_tiles: of the layer before, or backward of the gradients of the layer after.
+  int input_tiles;
   int sequence_tiles;  // of a slice, at most; batched: of a group of sequences
   // Of a warp's fragments (fragments.h) so many stay in registers, the others in shared memory: as
   // many as leave no register spilled.
@@ -44,6 +47,8 @@ struct Tiling {
   // another, so that the exchange of a group's states hides behind the others' work.
   bool batched;
 
+  // Layers at once, each awaiting what the one before it has of a step.
+  constexpr bool stacked() const { return input_tiles == depth_tiles; }
   constexpr int fragments() const { return row_tiles * (depth_tiles + input_tiles); }
   friend constexpr bool operator==(const Tiling& a, const Tiling& b) {
     return a.row_tiles == b.row_tiles && a.depth_tiles == b.depth_tiles &&
@@ -76,38 +81,58 @@ struct Tilings {
 };
 constexpr Tilings block_tilings(Precision precision, bool backward) {
   if (precision == Precision::bits16) {
-    if (backward) return {{{1, 16, 0, 1, 16}, {1, 32, 0, 1, 8}}, 2};
-    return {{{2, 4, 2, 1, 12}, {2, 4, 0, 1, 8}, {4, 8, 0, 1, 20}}, 3};
+    if (backward) return {{{1, 16, 0, 1, 16}, {1, 32, 0, 1, 8}, {1, 16, 16, 1, 20}}, 3};
+    return {{{2, 4, 2, 1, 12}, {2, 4, 0, 1, 8}, {4, 8, 0, 1, 20}, {2, 4, 4, 1, 16}}, 4};
   }
-  const bool split = precision == Precision::tf32_split;
+  if (precision == Precision::tf32) {
+    if (backward) return {{{1, 32, 0, 1, 8}, {1, 32, 32, 1, 20}}, 2};
+    return {{{2, 8, 2, 1, 20}, {2, 8, 0, 1, 16}, {2, 8, 8, 1, 20}}, 3};
+  }
   if (backward) return {{{1, 32, 0, 1, 8}}, 1};
-  return {{{2, 8, 2, 1, split ? 14 : 20}, {2, 8, 0, 1, 16}}, 2};
+  return {{{2, 8, 2, 1, 14}, {2, 8, 0, 1, 16}}, 2};
 }
 constexpr Tilings cluster_tilings(Precision precision, bool backward) {
   if (precision == Precision::bits16) {
     if (backward) {
-      return {
-          {{1, 8, 0, 1, 8}, {2, 8, 0, 1, 16}, {4, 8, 0, 1, 24}, {2, 8, 0, 2, 16}, {4, 8, 0, 2, 20}},
-          5};
+      return {{{1, 8, 0, 1, 8},
+               {2, 8, 0, 1, 16},
+               {4, 8, 0, 1, 24},
+               {2, 8, 0, 2, 16},
+               {4, 8, 0, 2, 20},
+               {1, 8, 8, 1, 16},
+               {2, 8, 8, 1, 24},
+               {4, 8, 8, 1, 20}},
+              8};
     }
     return {{{1, 8, 0, 1, 8},
              {1, 16, 0, 1, 16},
              {2, 16, 0, 1, 32},
              {1, 32, 0, 1, 32},
              {2, 16, 0, 2, 8},
-             {1, 32, 0, 2, 28}},
-            6};
+             {1, 32, 0, 2, 28},
+             {1, 8, 8, 1, 16},
+             {1, 16, 16, 1, 28},
+             {1, 32, 32, 1, 28}},
+            9};
   }
   if (precision == Precision::tf32) {
     if (backward) {
-      return {{{1, 16, 0, 1, 16}, {2, 16, 0, 1, 28}, {4, 16, 0, 1, 28}, {2, 16, 0, 2, 24}}, 4};
+      return {{{1, 16, 0, 1, 16},
+               {2, 16, 0, 1, 28},
+               {4, 16, 0, 1, 28},
+               {2, 16, 0, 2, 24},
+               {1, 16, 16, 1, 24},
+               {2, 16, 16, 1, 24}},
+              6};
     }
     return {{{1, 16, 0, 1, 16},
              {1, 32, 0, 1, 32},
              {1, 64, 0, 1, 32},
              {1, 32, 0, 2, 32},
-             {1, 64, 0, 2, 32}},
-            5};
+             {1, 64, 0, 2, 32},
+             {1, 16, 16, 1, 28},
+             {1, 32, 32, 1, 28}},
+            7};
   }
   if (backward) return {{{1, 16, 0, 1, 14}, {2, 16, 0, 1, 14}}, 2};
   return {{{1, 16, 0, 1, 16}, {1, 32, 0, 1, 16}}, 2};
@@ -276,7 +301,7 @@ constexpr SharedLayout make_layout(Kernel kernel, bool backward, const Placement
     if (backward) l.received = take(2 * kGateBlocks * sequences * placement.units * 4);
   } else if (backward) {
     const int buffers = kernel == Kernel::cluster ? 2 : 1;
-    l.operand = take(buffers * operand_bytes(t.depth_tiles, t.sequence_tiles));
+    l.operand = take(buffers * operand_bytes(t.depth_tiles + t.input_tiles, t.sequence_tiles));
     l.received = take(buffers * placement.blocks * placement.units * sequences * 4);
   } else {
     l.operand = take(2 * operand_bytes(t.depth_tiles + t.input_tiles, t.sequence_tiles));

@@ -58,6 +58,7 @@ struct Problem {
   // Of a GPU:
   bool tensor_cores;  // float32: in TF32
   bool ragged;        // packed, lengths or resets; backward, gradients of gates or cell states
+  int layers = 1;     // at once, of a stack whose upper layers are of this problem
   std::optional<Kernel> kernel_override;  // chosen if it can run
 };
 
@@ -79,6 +80,7 @@ struct Plan {
   bool tensor_cores;  // the problem's
   // Of the GPU's kernels block, cluster and grid.
   Placement placement;
+  int layers;  // of a stack, in one launch
 };
 
 // One kernel of a GPU: its obstacle, or its best placement and estimate.
@@ -91,6 +93,8 @@ struct Candidate {
 };
 
 Plan make_plan(const Problem& problem);
+// Of the first layers of a stack of so many: how many of them go at once, and how.
+Plan make_stack_plan(Problem problem, int64_t layers);
 // Whether a CPU's gates are quicker by divisions than by estimates of reciprocals.
 bool make_division_plan(const Machine& machine);
 // Its two halves, plan_cpu.cpp and plan_cuda.cpp.
@@ -100,7 +104,8 @@ Plan make_gpu_plan(const Problem& problem);
 // Every kernel of a GPU, in the order block, cluster, grid, stepwise. make_plan chooses the fastest
 // of those without an obstacle.
 std::array<Candidate, 4> gpu_candidates(const Problem& problem);
-// The blocks that a launch wants to run at the same time: of a cluster, or of a whole grid.
+// The blocks that a launch wants to run at the same time: of a cluster, or of a whole grid or
+// stack.
 int64_t blocks_together(const Problem& problem, Kernel kernel, const Placement& placement);
 
 }  // namespace fused_lstm

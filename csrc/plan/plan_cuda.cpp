@@ -48,6 +48,7 @@ struct ScatterCycles {
 constexpr ScatterCycles kScatterA100 = {1410, 980, 200, 680, 33, 16, 64};
 // An H100, and what comes after it: 989 TFLOPS are 4 cycles a product.
 constexpr ScatterCycles kScatterH100 = {1755, 1000, 200, 650, 30, 8, kL2Bytes};
+constexpr double kLayerSteps = 3;              // that a layer of a stack is behind the one before
 constexpr double kInputGemm = 4;               // microseconds of its launch, once a direction
 constexpr double kStepwiseStep = 5;            // microseconds of two launches
 constexpr double kStepwiseOperations = 100e6;  // a microsecond, of a GEMM with few rows
@@ -66,7 +67,7 @@ SharedLayout layout_of(const Problem& problem, Kernel kernel, const Placement& p
 }
 
 int64_t blocks_of(const Problem& problem, const Placement& placement) {
-  return problem.directions * placement.slices * placement.blocks;
+  return problem.directions * problem.layers * placement.slices * placement.blocks;
 }
 
 int clusters_at_once(const Gpu& gpu, int blocks) {
@@ -123,8 +124,8 @@ double step_time(const Problem& problem, Kernel kernel, const Placement& placeme
     return problem.backward ? its.backward : its.forward;
   };
   const bool cluster = kernel == Kernel::cluster;
-  // Of several sequence tiles the kernel is that for ragged sequences.
-  const bool is_ragged = problem.ragged || t.sequence_tiles > 1;
+  // Of several sequence tiles, and of a stack, the kernel is that for ragged sequences.
+  const bool is_ragged = problem.ragged || t.sequence_tiles > 1 || t.stacked();
   double cycles = of_pass(step) + (is_ragged ? of_pass(ragged) : 0) +
                   of_pass(kClusterSequenceTile) * (t.sequence_tiles - 1) +
                   kFragment * words * t.fragments() * t.sequence_tiles;
@@ -140,6 +141,7 @@ double step_time(const Problem& problem, Kernel kernel, const Placement& placeme
     const double clusters = clusters_at_once(*problem.gpu, placement.blocks);
     waves = std::ceil(problem.directions * placement.slices / std::max(clusters, 1.0));
   }
+  if (t.stacked()) waves = 1;  // or it is not offered
   const bool input_ahead = !problem.backward && t.input_tiles == 0;
   return waves * cycles / kCyclesPerMicrosecond +
          (input_ahead ? kInputGemm * problem.directions / problem.length : 0.0);
@@ -173,6 +175,13 @@ int64_t grid_blocks_at_once(const Problem& problem, const Tiling& tiling) {
   return std::min(multiprocessors, kGateBlocks * clusters_at_once(*problem.gpu, kGateBlocks));
 }
 
+// Slices of a stack whose layers all run at once, on clusters of so many blocks or on one.
+int64_t stacked_slices_at_once(const Problem& problem, int64_t blocks) {
+  const int64_t groups = blocks > 1 ? clusters_at_once(*problem.gpu, static_cast<int>(blocks))
+                                    : problem.gpu->multiprocessors;
+  return groups / problem.layers;
+}
+
 // Offers `units` hidden units on each of `blocks` blocks, by slices of at most the tiling's
 // sequences; batched, by as many slices of whole groups as run at once.
 void offer(const Problem& problem, Candidate& candidate, const Tiling& tiling, int64_t blocks,
@@ -187,6 +196,7 @@ void offer(const Problem& problem, Candidate& candidate, const Tiling& tiling, i
     slices = ceil_div(problem.batch, sequences);
   }
   if (slices > at_once) return;
+  if (tiling.stacked() && slices > stacked_slices_at_once(problem, blocks)) return;
   offer(problem, candidate,
         {static_cast<int>(blocks), static_cast<int>(units), static_cast<int>(slices),
          static_cast<int>(sequences), tiling});
@@ -205,15 +215,21 @@ void offer_cluster(const Problem& problem, Candidate& candidate, const Tiling& t
   const int64_t depth = depth_elements(problem, tiling);
   const int64_t tiles = static_cast<int64_t>(tiling.row_tiles) * kBlockWarps;  // of rows
   if (tiling.sequence_tiles > 1 && blocks % kTiledCluster != 0) return;
+  if (tiling.stacked() != problem.layers > 1) return;
+  // What one layer hands to the next is words of 8 bytes.
+  if (tiling.stacked() && problem.hidden * problem.element_bytes % 8 != 0) return;
   if (problem.backward) {
     const int64_t units = depth / kGates;
     if (blocks * units < problem.hidden || blocks * units > tiles * kTileRows) return;
     return offer(problem, candidate, tiling, blocks, units);
   }
-  const int64_t units = round_up(ceil_div(problem.hidden, blocks), kTileUnits);
+  // Of a stack every warp has units, as all of them send.
+  const int64_t units = tiling.stacked() ? tiles * kTileUnits
+                                         : round_up(ceil_div(problem.hidden, blocks), kTileUnits);
   const int64_t input = static_cast<int64_t>(tiling.input_tiles) * kDepthBytes;
   if (units > tiles * kTileUnits || blocks * units > depth) return;
-  if (input > 0 && problem.input * problem.element_bytes > input) return;
+  if (blocks * units < problem.hidden) return;
+  if (input > 0 && !tiling.stacked() && problem.input * problem.element_bytes > input) return;
   offer(problem, candidate, tiling, blocks, units);
 }
 
@@ -226,6 +242,7 @@ void offer_scatter(const Problem& problem, Candidate& candidate, const Tiling& t
 
 // Backward by either kernel; the one that takes clusters of kGateBlocks, where the GPU has them.
 void offer_grid(const Problem& problem, Candidate& candidate, const Tiling& tiling) {
+  if (problem.layers > 1) return;
   if (tiling.scatter) return offer_scatter(problem, candidate, tiling);
   if (problem.backward && problem.gpu->largest_cluster < kGateBlocks) return;
   const int64_t units = static_cast<int64_t>(tiling.row_tiles) * kTileUnits;
@@ -253,7 +270,8 @@ const char* persistent_obstacle(const Problem& problem) {
 }  // namespace
 
 int64_t blocks_together(const Problem& problem, Kernel kernel, const Placement& placement) {
-  return kernel == Kernel::grid ? blocks_of(problem, placement) : placement.blocks;
+  const bool together = kernel == Kernel::grid || placement.tiling.stacked();
+  return together ? blocks_of(problem, placement) : placement.blocks;
 }
 
 std::array<Candidate, 4> gpu_candidates(const Problem& problem) {
@@ -301,17 +319,38 @@ Plan make_gpu_plan(const Problem& problem) {
   Plan plan = {};
   plan.tensor_cores = problem.tensor_cores;
   plan.kernel = Kernel::stepwise;  // runs every problem
-  double least = std::numeric_limits<double>::infinity();
+  plan.layers = problem.layers;
+  plan.microseconds = std::numeric_limits<double>::infinity();
   for (const Candidate& candidate : gpu_candidates(problem)) {
     if (candidate.obstacle) continue;
     const bool overridden = problem.kernel_override == candidate.kernel;
-    if (!overridden && candidate.microseconds >= least) continue;
+    if (!overridden && candidate.microseconds >= plan.microseconds) continue;
     plan.kernel = candidate.kernel;
     plan.placement = candidate.placement;
+    plan.microseconds = candidate.microseconds;
     if (overridden) break;
-    least = candidate.microseconds;
   }
   return plan;
+}
+
+// The time of a step for each of the layers at once; those above begin some steps later.
+Plan make_stack_plan(Problem problem, int64_t layers) {
+  problem.layers = 1;
+  Plan best = make_gpu_plan(problem);
+  double least = best.microseconds;
+  for (problem.layers = 2; problem.layers <= std::min<int64_t>(layers, kMaxParts);
+       ++problem.layers) {
+    const Plan plan = make_gpu_plan(problem);
+    if (plan.kernel == Kernel::stepwise) continue;
+    if (problem.kernel_override && problem.kernel_override != plan.kernel) continue;
+    const double late = kLayerSteps * (plan.layers - 1);
+    const double each =
+        plan.microseconds * (1 + late / static_cast<double>(problem.length)) / plan.layers;
+    if (each >= least) continue;
+    best = plan;
+    least = each;
+  }
+  return best;
 }
 
 }  // namespace fused_lstm

@@ -12,37 +12,39 @@ namespace {
 constexpr const char* polled = "a word in global memory";
 }
 
-// Words of 32 bits are atomic, each for itself: between two of them others may go on.
-void load_relaxed(const uint32_t* from, uint32_t* to, int words) {
-  if (reinterpret_cast<uintptr_t>(from) % (4 * static_cast<size_t>(words))) {
-    fail("ld.relaxed of %d bytes is not aligned", 4 * words);
+// Words are atomic, each for itself: between two of them others may go on.
+void load_relaxed(const void* from, void* to, int count, int bytes) {
+  if (reinterpret_cast<uintptr_t>(from) % (static_cast<size_t>(bytes) * count)) {
+    fail("ld.relaxed of %d bytes is not aligned", bytes * count);
   }
   const Fiber& self = machine().running();
-  counts.loaded_bytes += 4 * words;
-  for (int i = 0; i < words; ++i) {
+  counts.loaded_bytes += bytes * count;
+  for (int i = 0; i < count; ++i) {
+    const char* const word = static_cast<const char*>(from) + i * bytes;
     if (races::on()) {
-      races::read(self, from + i, 4, races::Kind::relaxed, __builtin_return_address(0));
-      races::receive_value(self, from + i);
+      races::read(self, word, bytes, races::Kind::relaxed, __builtin_return_address(0));
+      races::receive_value(self, word);
     }
-    std::memcpy(to + i, from + i, 4);
+    std::memcpy(static_cast<char*>(to) + i * bytes, word, bytes);
     if (machine().by_chance(16)) machine().poll(polled);
   }
   if (machine().by_chance(4)) machine().poll(polled);
 }
 
-void store_relaxed(uint32_t* to, const uint32_t* from, int words) {
-  if (reinterpret_cast<uintptr_t>(to) % (4 * static_cast<size_t>(words))) {
-    fail("st.relaxed of %d bytes is not aligned", 4 * words);
+void store_relaxed(void* to, const void* from, int count, int bytes) {
+  if (reinterpret_cast<uintptr_t>(to) % (static_cast<size_t>(bytes) * count)) {
+    fail("st.relaxed of %d bytes is not aligned", bytes * count);
   }
   const Fiber& self = machine().running();
-  counts.stored_bytes += 4 * words;
-  for (int i = 0; i < words; ++i) {
+  counts.stored_bytes += bytes * count;
+  for (int i = 0; i < count; ++i) {
+    char* const word = static_cast<char*>(to) + i * bytes;
     if (races::on()) {
-      races::write(self, to + i, 4, races::Kind::relaxed, __builtin_return_address(0));
-      races::send_value(self, to + i);
+      races::write(self, word, bytes, races::Kind::relaxed, __builtin_return_address(0));
+      races::send_value(self, word);
     }
-    if (delays::on()) delays::store(*self.block, to + i, 4);
-    std::memcpy(to + i, from + i, 4);
+    if (delays::on()) delays::store(*self.block, word, bytes);
+    std::memcpy(word, static_cast<const char*>(from) + i * bytes, bytes);
     machine().progress();
     if (machine().by_chance(16)) machine().pause();
   }

@@ -27,6 +27,7 @@ def row_of(
 ) -> Row:
     """The step of the pass's persistent kernel; of several threads, of the one that takes longest.
 
+    Of a stack, of a layer that awaits another: forward the last one, backward the first.
     Without a step where the plan has no persistent kernel.
     """
     gpu = GPUS[one.shape.gpu]
@@ -36,10 +37,16 @@ def row_of(
             raise SystemExit(f"no kernel of the cubins is {recorded.kernel}")
         if step.loop_over_time(kernel.code) is None:
             continue
+        of_layer = recorded.launch.grid // one.shape.layers
+        awaits = of_layer * (one.shape.layers - 1) if one.direction == "forward" else 0
         measured = []
         for thread in threads:
             running = execute.Thread(
-                kernel.code, recorded.launch, kernel.parameters_at, thread=thread, block=block
+                kernel.code,
+                recorded.launch,
+                kernel.parameters_at,
+                thread=thread,
+                block=awaits + block,
             )
             running.run(INSTRUCTIONS)
             measured.append(

@@ -23,7 +23,7 @@ from fused_lstm.explain import Gpu
 def record(folder: Path, length: int, shape: dict[str, Any]) -> dict[str, Any]:
     batch = shape["batch"]
     dtype = getattr(torch, shape["dtype"])
-    module = fused_lstm.FusedLSTM(shape["input"], shape["hidden"], dtype=dtype)
+    module = fused_lstm.FusedLSTM(shape["input"], shape["hidden"], shape["layers"], dtype=dtype)
     x = torch.zeros(length, batch, shape["input"], dtype=dtype, requires_grad=True)
     options = {}
     if shape["boundaries"] == "lengths":
@@ -48,10 +48,13 @@ def record(folder: Path, length: int, shape: dict[str, Any]) -> dict[str, Any]:
         output = module(x, **options)[0]
         enter("backward")
         output.sum().backward()
-    return {
-        direction: (chosen.kernel, chosen.candidates[chosen.kernel].microseconds)
-        for direction, chosen in (("forward", plan.forward), ("backward", plan.backward))
-    }
+    found = {}
+    for direction, chosen in (("forward", plan.forward), ("backward", plan.backward)):
+        if shape["layers"] > 1 and not chosen.stack:
+            raise SystemExit(f"{shape} has a launch for each layer, {direction}")
+        candidate = chosen.stack.candidate if chosen.stack else chosen.candidates[chosen.kernel]
+        found[direction] = (chosen.kernel, candidate.microseconds)
+    return found
 
 
 def main(folder: Path, length: int, shapes: list[dict[str, Any]]) -> None:

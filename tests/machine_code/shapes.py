@@ -54,6 +54,8 @@ class Shape:
     """By `freeze`: in inference."""
     gpu: str = "H100"
     batch: int = BATCH
+    layers: int = 1
+    """In one launch."""
 
     @property
     def name(self) -> str:
@@ -61,7 +63,8 @@ class Shape:
         fused = f" D {self.input}" if self.input != self.hidden else ""
         batch = f" B {self.batch}" if self.batch != BATCH else ""
         frozen = "frozen" if self.frozen else ""
-        sizes = f"H {self.hidden}{fused}{batch}"
+        layers = f" L {self.layers}" if self.layers > 1 else ""
+        sizes = f"H {self.hidden}{fused}{batch}{layers}"
         return f"{gpu}{self.dtype} {sizes} {self.boundaries}{frozen}".strip()
 
     @property
@@ -76,6 +79,8 @@ class Shape:
         found = limits.get((direction, self.dtype, self.hidden))
         if self.batch != BATCH:
             found = _LIMITS_OF_BATCHES.get((direction, self.dtype, self.hidden, self.batch))
+        if self.layers > 1:
+            found = _LIMITS_OF_STACKS.get((direction, self.dtype, self.hidden))
         if found is None or self.frozen:  # of the same kernels
             return None
         return found.times(BOUNDARIES_MAY_COST) if self.boundaries else found
@@ -118,6 +123,9 @@ _LIMITS_OF_BATCHES = {
 }
 
 
+_LIMITS_OF_STACKS: dict[tuple[str, str, int], Limit] = {}
+
+
 def shapes() -> Iterator[Shape]:
     for boundaries in ("", "lengths", "resets"):
         yield Shape("bfloat16", 64, 10, boundaries)
@@ -130,6 +138,10 @@ def shapes() -> Iterator[Shape]:
         for hidden in (512, 768):
             yield Shape("float32", hidden, hidden, boundaries, gpu="A100")
         yield Shape("bfloat16", 1024, 1024, boundaries, batch=64)
+    for hidden in (64, 256, 512):
+        yield Shape("bfloat16", hidden, hidden, layers=2)
+    for hidden in (64, 256):
+        yield Shape("float32", hidden, hidden, layers=2)
     yield Shape("bfloat16", 512, 512, batch=256)
     yield Shape("float32", 1024, 1024, batch=64)
     yield Shape("bfloat16", 512, 512, gpu="A100", batch=128)

@@ -21,10 +21,17 @@
 // version v lies in buffer v % 2, too: a warp whose rows are other blocks' units may still multiply
 // version v - 1 when the block's own sums of it have come, but not once it has met the block's
 // threads again. A version has all sequence tiles.
+//
+// Layers of a stack run at once, on block groups of their own: dL/dh of a layer's output comes from
+// dL/da of the layer after it, awaited (awaited.h), in the same sums. A thread puts that of its
+// units into a second part of the operand, a step later than its own: version v has its own of the
+// step that v is sent after, and the next layer's of the step that v is received for. Version 1 has
+// only the latter.
 #pragma once
 
 #include <type_traits>
 
+#include "cuda/persistent/awaited.h"
 #include "cuda/persistent/fragments.h"
 #include "cuda/persistent/params.h"
 #include "cuda/persistent/units.h"
@@ -33,18 +40,21 @@ namespace fused_lstm {
 namespace cuda {
 namespace {
 
-template <class Mma, int kRowTiles, int kDepthTiles, int kSequenceTiles, bool kCluster,
-          bool kRagged, int kResident>
+template <class Mma, int kRowTiles, int kDepthTiles, int kInputTiles, int kSequenceTiles,
+          bool kCluster, bool kRagged, int kResident>
 __global__ void __launch_bounds__(kBlockThreads, 1)
     backward_kernel(const __grid_constant__ PersistentBackwardParams<typename Mma::Types> params) {
   using Types = typename Mma::Types;
   using Storage = typename Types::Storage;
+  constexpr bool kStacked = kInputTiles == kDepthTiles;
+  static_assert(kStacked ? kRagged && kSequenceTiles == 1 : kInputTiles == 0, "as it is compiled");
+  constexpr int kTiles = kDepthTiles + kInputTiles;
   constexpr int kUnits = kDepthTiles * Mma::kTileElements / kGates;  // of a block
   constexpr int kPairs = kUnits * kSequenceTiles * kTileSequences;   // of unit and sequence
   constexpr int kThreadUnits = (kPairs + kBlockThreads - 1) / kBlockThreads;
   // Of sums that do not wait, of each tile.
-  constexpr int kChains = kSequenceTiles > 1 ? 1 : kRowTiles == 1 && kDepthTiles >= 8 ? 4 : 2;
-  constexpr int kTileBytes = operand_bytes(kDepthTiles, 1);  // of the operand of a sequence tile
+  constexpr int kChains = kSequenceTiles > 1 ? 1 : kRowTiles == 1 && kTiles >= 8 ? 4 : 2;
+  constexpr int kTileBytes = operand_bytes(kTiles, 1);  // of the operand of a sequence tile
   constexpr int kOperand = kSequenceTiles * kTileBytes;
   constexpr int kOperands = kCluster ? 2 : 1;  // buffers
   // With several sequence tiles a thread has two neighbouring units of one sequence.
@@ -57,9 +67,10 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   const Placement& placement = params.placement;
   const int blocks = kCluster ? placement.blocks : 1;
   const int member = kCluster ? blockIdx.x % blocks : 0, block_group = blockIdx.x / blocks;
-  const int direction = block_group >= placement.slices;  // of two at most
-  const int slice = block_group - direction * placement.slices;
-  const BackwardParams<Types>& p = params.layer[direction];
+  // A direction, of two at most, or a layer.
+  const int part = kStacked ? block_group / placement.slices : block_group >= placement.slices;
+  const int slice = block_group - part * placement.slices;
+  const BackwardParams<Types>& p = params.layer[part];
   const Timeline<kRagged> timeline(p.steps);
   const int H = in_register(static_cast<int>(p.hidden_size));
   const int first_sequence = slice * placement.sequences;
@@ -90,7 +101,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   };
   const int tile_sequence = threadIdx.x % kTileSequences;
   const int tile = kNeighbourUnits ? threadIdx.x / (kBlockThreads / kSequenceTiles) : 0;
-  BackwardUnit<Types, kRagged> units[kThreadUnits];
+  BackwardUnit<Types, kRagged, kStacked> units[kThreadUnits];
   const auto start_units = [&] {
 #pragma unroll
     for (int i = 0; i < kThreadUnits; ++i) {
@@ -108,21 +119,27 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   const auto lane_row = [&](int tile) {
     return warp * kRowTiles * kTileRows + neighbour_row<kRowTiles>(tile, 0);
   };
-  Fragments<Mma, kRowTiles, kDepthTiles, kResident> weights(shared + params.layout.weights);
-  const Storage* const weight_hh = params.weight_hh[direction];
+  Fragments<Mma, kRowTiles, kTiles, kResident> weights(shared + params.layout.weights);
+  const Storage* const weight_hh = params.weight_hh[part];
+  const Storage* const next_weight_ih = kStacked ? params.next_weight_ih[part] : nullptr;
   const auto gather = [&](auto vectors) {
     constexpr bool kVectors = decltype(vectors)::value;
     weights.template gather_columns<kVectors>([&](int tile, int depth, uint32_t* words) {
-      const int k = first_unit + depth / kGates;
+      constexpr int own_elements = kDepthTiles * Mma::kTileElements;
+      const bool own = !kStacked || depth < own_elements;
+      const Storage* const matrix = own ? weight_hh : next_weight_ih;
+      const int element = own ? depth : depth - own_elements;
+      const int k = first_unit + element / kGates;
       load_vector<kVectors, decltype(weights)::kColumnWords>(
-          element_at(weight_hh, depth % kGates * H + k, H, 0), lane_row(tile), k < H ? H : 0,
-          words);
+          element_at(matrix, element % kGates * H + k, H, 0), lane_row(tile),
+          matrix && k < H ? H : 0, words);
     });
   };
   // Where there are registers for it, all loads are in flight at once.
   constexpr bool kAtOnce = kThreadUnits == 1 && kResident <= 16;
   if (kAtOnce) start_units();
-  if (takes_vectors(weight_hh, H, kNeighbours * Mma::kElementBytes)) {
+  if (takes_vectors(weight_hh, H, kNeighbours * Mma::kElementBytes) &&
+      (!kStacked || takes_vectors(next_weight_ih, H, kNeighbours * Mma::kElementBytes))) {
     gather(std::true_type{});
   } else {
     gather(std::false_type{});
@@ -188,37 +205,31 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     }
   };
 
-  for (int version = 1;; ++version, --index) {
-    const int t = timeline.time(index);
-    Storage grads[kThreadUnits][4];
+  // Puts the gradients of gates into the operand: of the thread's i-th unit, of the own layer (0)
+  // or the next one (1).
+  const auto put = [&](int version, int i, int layer, const Storage(&grad)[4]) {
+    if (unit_of(i) >= kUnits) return;
+    char* const to =
+        operand + version % kOperands * kOperand + tile * kTileBytes +
+        operand_offset((layer * kUnits + unit_of(i)) * kGates, tile_sequence, Mma::kElementBytes);
+    uint32_t bits[4];
 #pragma unroll
-    for (int i = 0; i < kThreadUnits; ++i) {
-      const Gates<FastFloat> grad = units[i].step(p, now, t);
-      grads[i][0] = rounded<Storage>(grad.i.value);
-      grads[i][1] = rounded<Storage>(grad.f.value);
-      grads[i][2] = rounded<Storage>(grad.g.value);
-      grads[i][3] = rounded<Storage>(grad.o.value);
-      if (unit_of(i) >= kUnits) continue;
-      char* const to = operand + version % kOperands * kOperand + tile * kTileBytes +
-                       operand_offset(unit_of(i) * kGates, tile_sequence, Mma::kElementBytes);
-      uint32_t bits[4];
-#pragma unroll
-      for (int gate = 0; gate < 4; ++gate) bits[gate] = Mma::bits(grads[i][gate]);
-      if constexpr (Mma::kElementBytes == 2) {
-        *reinterpret_cast<uint2*>(to) =
-            make_uint2(bits[0] | bits[1] << 16, bits[2] | bits[3] << 16);
-      } else {
-        *reinterpret_cast<uint4*>(to) = make_uint4(bits[0], bits[1], bits[2], bits[3]);
-      }
+    for (int gate = 0; gate < 4; ++gate) bits[gate] = Mma::bits(grad[gate]);
+    if constexpr (Mma::kElementBytes == 2) {
+      *reinterpret_cast<uint2*>(to) = make_uint2(bits[0] | bits[1] << 16, bits[2] | bits[3] << 16);
+    } else {
+      *reinterpret_cast<uint4*>(to) = make_uint4(bits[0], bits[1], bits[2], bits[3]);
     }
+  };
+  // Multiplies the operand, and sends the sums.
+  const auto send = [&](int version) {
     __syncthreads();
-
     if (warp * kRowTiles * kTileRows < blocks * kUnits) {
       float sums[kSequenceTiles][kChains][kRowTiles][4] = {};
       const uint4* const from =
           reinterpret_cast<const uint4*>(operand + version % kOperands * kOperand) + lane;
 #pragma unroll
-      for (int pair = 0; pair < kDepthTiles / 2; ++pair) {
+      for (int pair = 0; pair < kTiles / 2; ++pair) {
 #pragma unroll
         for (int s = 0; s < kSequenceTiles; ++s) {
           const uint4 words = from[s * (kTileBytes / 16) + pair * kWarpThreads];
@@ -260,6 +271,60 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       }
     }
     if (!kCluster) __syncthreads();
+  };
+
+  // The gradients of the next layer's gates at the step before.
+  Awaited<Storage, kGates> next_grads[kThreadUnits];
+  const bool awaits = kStacked && next_weight_ih;
+  const auto load_next_layer = [&](const Rows& rows, bool exists) {
+#pragma unroll
+    for (int i = 0; i < kThreadUnits; ++i) {
+      const auto& unit = units[i];
+      const Storage* from[kGates];
+      bool each[kGates];
+#pragma unroll
+      for (int gate = 0; gate < kGates; ++gate) {
+        from[gate] = element_at(params.next_grad_preactivations[part], rows.first + unit.b, 4 * H,
+                                gate * H + unit.j);
+        each[gate] = awaits && exists && unit.present && unit.b < rows.count;
+      }
+      next_grads[i].load(from, each);
+    }
+  };
+  const auto put_next_layer = [&](int version) {
+#pragma unroll
+    for (int i = 0; i < kThreadUnits; ++i) put(version, i, 1, next_grads[i].get(awaits));
+  };
+  if constexpr (kStacked) {
+    load_next_layer(now, true);
+#pragma unroll
+    for (int i = 0; i < kThreadUnits; ++i) put(1, i, 0, {});
+    put_next_layer(1);
+    load_next_layer(next, index > 0);
+    send(1);
+    receive(1);
+  }
+
+  for (int version = kStacked ? 2 : 1;; ++version, --index) {
+    const int t = timeline.time(index);
+    Storage grads[kThreadUnits][4];
+#pragma unroll
+    for (int i = 0; i < kThreadUnits; ++i) {
+      // Where an episode starts, nothing goes back to the step before.
+      const bool ends = kStacked && units[i].episodes.starts();
+      const Gates<FastFloat> grad = units[i].step(p, now, t);
+      grads[i][0] = rounded<Storage>(grad.i.value);
+      grads[i][1] = rounded<Storage>(grad.f.value);
+      grads[i][2] = rounded<Storage>(grad.g.value);
+      grads[i][3] = rounded<Storage>(grad.o.value);
+      if (kStacked && ends) {
+        put(version, i, 0, {});
+      } else {
+        put(version, i, 0, grads[i]);
+      }
+    }
+    if (kStacked) put_next_layer(version);
+    send(version);
 
     // What no other thread waits for.
     const Rows previous = timeline.rows_after(next, after_next, -1);
@@ -273,6 +338,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
         units[i].load(next, previous, index > 1);
         units[i].episodes.load_start(timeline, index - 1);
       }
+      if (kStacked) load_next_layer(previous, index > 1);
     }
     receive(version);
     if (!more) break;

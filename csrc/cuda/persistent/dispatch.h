@@ -33,7 +33,7 @@ constexpr auto kernel_of() {
   } else if constexpr (kernel == Kernel::grid) {
     return grid_forward_kernel<Mma, t.row_tiles, t.depth_tiles, kRagged, t.resident>;
   } else if constexpr (kBackward) {
-    return backward_kernel<Mma, t.row_tiles, t.depth_tiles, t.sequence_tiles,
+    return backward_kernel<Mma, t.row_tiles, t.depth_tiles, t.input_tiles, t.sequence_tiles,
                            kernel == Kernel::cluster, kRagged, t.resident>;
   } else {
     return forward_kernel<Mma, t.row_tiles, t.depth_tiles, t.input_tiles, t.sequence_tiles,
@@ -44,12 +44,12 @@ constexpr auto kernel_of() {
 template <Kernel kernel, bool kBackward, class Params>
 cudaError_t launch_placed(void (*function)(Params), const Params& params, cudaStream_t stream) {
   const Placement& placement = params.placement;
-  const int64_t blocks =
-      static_cast<int64_t>(params.directions) * placement.slices * placement.blocks;
-  Together together = {0, false};
+  const int64_t blocks = static_cast<int64_t>(params.parts) * placement.slices * placement.blocks;
+  // Layers of a stack and the blocks of a grid wait for one another: all of them run, or none does.
+  Together together = {0, placement.tiling.stacked()};
   if (kernel == Kernel::cluster) together.cluster = placement.blocks;
   if (kernel == Kernel::grid) {
-    together.cooperative = true;  // its blocks wait for one another: all of them run, or none does
+    together.cooperative = true;
     if (kBackward && !placement.tiling.scatter) together.cluster = kGateBlocks;
   }
   return launch(function, params, blocks, kBlockThreads, params.layout.total, together, stream);
@@ -66,8 +66,8 @@ bool has_output_gradients(const ForwardParams<Types>&) {
   return false;
 }
 
-// Of slices of several tiles of sequences, and backward of groups, only the kernels of ragged
-// sequences are compiled.
+// Of slices of several tiles of sequences, of stacks, and backward of groups, only the kernels of
+// ragged sequences are compiled.
 template <class Mma, Precision precision, Kernel kernel, bool kBackward, class Params,
           int... indices>
 cudaError_t launch_tiling(const Params& params, cudaStream_t stream,
@@ -80,7 +80,7 @@ cudaError_t launch_tiling(const Params& params, cudaStream_t stream,
     constexpr int i = decltype(index)::value;
     constexpr Tiling t = tilings(kernel, precision, kBackward).list[i];
     if (!(t == params.placement.tiling)) return;
-    constexpr bool ragged_alone = t.batched ? t.scatter : t.sequence_tiles > 1;
+    constexpr bool ragged_alone = t.batched ? t.scatter : t.sequence_tiles > 1 || t.stacked();
     if (ragged_alone || ragged) {
       error = launch_placed<kernel, kBackward>(
           kernel_of<Mma, precision, kernel, kBackward, i, true>(), params, stream);

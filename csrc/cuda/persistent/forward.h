@@ -20,10 +20,15 @@
 // all of version v, which every warp of the cluster that reads has sent after its last use of
 // version v - 1. A version has all sequence tiles: the exchange hides behind what a warp stores and
 // loads of both.
+//
+// Layers of a stack run at once, on block groups of their own: x is h of the layer before, awaited
+// from its output (awaited.h). The threads of each block put it into the operand, in a cluster by
+// store_async to their own block.
 #pragma once
 
 #include <type_traits>
 
+#include "cuda/persistent/awaited.h"
 #include "cuda/persistent/fragments.h"
 #include "cuda/persistent/params.h"
 #include "cuda/persistent/units.h"
@@ -38,7 +43,10 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     forward_kernel(const __grid_constant__ PersistentForwardParams<typename Mma::Types> params) {
   using Types = typename Mma::Types;
   using Storage = typename Types::Storage;
-  static_assert(!kCluster || kInputTiles == 0, "the input's elements need a barrier of the block");
+  constexpr bool kStacked = kInputTiles == kDepthTiles;
+  static_assert(!kCluster || kInputTiles == 0 || kStacked,
+                "the input's elements need a barrier of the block");
+  static_assert(!kStacked || (kRagged && kSequenceTiles == 1), "as they are compiled");
   static_assert(kSequenceTiles == 1 || kCluster, "a block by itself has one tile of sequences");
   constexpr int kTiles = kDepthTiles + kInputTiles;
   constexpr int kTileBytes = operand_bytes(kTiles, 1);  // of the operand of a tile of sequences
@@ -52,9 +60,10 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   const Placement& placement = params.placement;
   const int blocks = kCluster ? placement.blocks : 1;
   const int member = kCluster ? blockIdx.x % blocks : 0, block_group = blockIdx.x / blocks;
-  const int direction = block_group >= placement.slices;  // of two at most
-  const int slice = block_group - direction * placement.slices;
-  const ForwardParams<Types>& p = params.layer[direction];
+  // A direction, of two at most, or a layer.
+  const int part = kStacked ? block_group / placement.slices : block_group >= placement.slices;
+  const int slice = block_group - part * placement.slices;
+  const ForwardParams<Types>& p = params.layer[part];
   const Timeline<kRagged> timeline(p.steps);
   const int H = in_register(static_cast<int>(p.hidden_size)), T = timeline.length,
             B = timeline.batch;
@@ -86,6 +95,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   Rows now = timeline.rows(index), next = timeline.rows(index + 1);
   auto after_next = timeline.load_rows(index + 2);
 
+  // Whether a stack's first layer has an input that does not fit into the operand.
+  const bool made_ahead = kStacked && params.preactivations[part];
   ForwardUnit<Types, kRagged, kRowTiles <= 2> units[kSequenceTiles][kRowTiles];
   bool starts[kSequenceTiles][kRowTiles];  // whether an episode starts at the step
   Episodes<kRagged> first_episodes[kSequenceTiles][kRowTiles];
@@ -104,10 +115,10 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       for (int r = 0; r < kRowTiles; ++r) {
         auto& unit = units[tile][r];
         const int sequence = tile * kTileSequences + lane_sequence;  // of the slice
-        unit.start(params, direction, timeline, first_unit + r * kTileUnits + lane_unit,
+        unit.start(params, part, timeline, first_unit + r * kTileUnits + lane_unit,
                    first_sequence + sequence, has_rows(r) && sequence < placement.sequences);
         if (tile > 0) unit.share_arrays(units[0][r]);
-        if (kInputTiles == 0) unit.load(rows_of(tile, now));
+        if (kInputTiles == 0 || made_ahead) unit.load(rows_of(tile, now));
         first_episodes[tile][r] = unit.episodes;
         first_episodes[tile][r].load_start(timeline, index);
         unit.episodes.load_start(timeline, index + 1);
@@ -132,7 +143,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
 
   // Row g of a row tile is gate g / kTileUnits of a unit.
   Fragments<Mma, kRowTiles, kTiles, kResident> weights(shared + params.layout.weights);
-  const Storage* const weight_hh = params.weight_hh[direction];
+  const Storage* const weight_hh = params.weight_hh[part];
   const auto gather = [&](auto vectors) {
     constexpr bool kVectors = decltype(vectors)::value;
     weights.template gather<kVectors>([&](int tile, int half, int depth, uint32_t* words) {
@@ -144,17 +155,19 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       if (depth < hidden_elements) {
         load_vector<kVectors, 4>(element_at(weight_hh, at, H, 0), depth, exists ? H : 0, words);
       } else {
-        load_vector<false, 4>(element_at(params.weight_ih[direction], at, params.input_size, 0),
-                              depth - hidden_elements, exists ? params.input_size : 0, words);
+        const int size = params.input_size[part];
+        load_vector<kStacked && kVectors, 4>(element_at(params.weight_ih[part], at, size, 0),
+                                             depth - hidden_elements, exists ? size : 0, words);
       }
     });
   };
   // Where there are registers for it, all loads are in flight at once.
   constexpr bool kAtOnce = kRowTiles <= 2 && kResident <= 16;
   if (kAtOnce) start_units();
-  if (params.fragments[direction]) {
-    weights.load(params.fragments[direction], member);
-  } else if (takes_vectors(weight_hh, H, 16)) {
+  if (params.fragments[part]) {
+    weights.load(params.fragments[part], member);
+  } else if (takes_vectors(weight_hh, H, 16) &&
+             (!kStacked || takes_vectors(params.weight_ih[part], params.input_size[part], 16))) {
     gather(std::true_type{});
   } else {
     gather(std::false_type{});
@@ -190,25 +203,66 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     }
   }
 
-  // The thread's element of the input, with input_tiles.
+  // The thread's element of the input, with input_tiles; of a stack its words, of kPacked elements
+  // each, kWordRows sequences apart.
   constexpr int kInputElements = kInputTiles > 0 ? kInputTiles * Mma::kTileElements : 1;
-  const int input_sequence = threadIdx.x / kInputElements;
-  const int input_column = threadIdx.x % kInputElements;
-  const int input_size = params.input_size;
+  constexpr int kInputWidth = kInputElements / (kStacked ? kPacked : 1);
+  const int input_sequence = threadIdx.x / kInputWidth;
+  const int input_column = threadIdx.x % kInputWidth * (kStacked ? kPacked : 1);
+  const int input_size = params.input_size[part];
   const bool takes_input = kInputTiles > 0 && input_sequence < placement.sequences &&
                            first_sequence + input_sequence < B && input_column < input_size;
-  const Storage* const input = in_register(params.input) +
+  const Storage* const input = in_register(params.input[part]) +
                                offset_of(first_sequence + input_sequence, input_size) +
                                input_column;
+  const int input_bytes = input_size * static_cast<int>(sizeof(Storage));
   const auto load_input = [&](const Rows& rows) {
     return load_if(takes_input && (!kRagged || first_sequence + input_sequence < rows.count),
-                   row_of(input, rows.first, input_size * static_cast<int>(sizeof(Storage))));
+                   row_of(input, rows.first, input_bytes));
   };
   const auto store_input = [&](int version, Storage x) {
     if (input_sequence < kTileSequences) {
       store_operand(0, version, kDepthTiles * Mma::kTileElements + input_column, input_sequence, x);
     }
   };
+
+  constexpr int kWordRows = kBlockThreads / kInputWidth;
+  constexpr int kThreadWords = kWordRows < kTileSequences ? kTileSequences / kWordRows : 1;
+  Awaited<uint2, kThreadWords> words_ahead;
+  const auto load_words = [&](const Rows& rows) {
+    const uint2* from[kThreadWords];
+    bool exists[kThreadWords];
+#pragma unroll
+    for (int i = 0; i < kThreadWords; ++i) {
+      const int sequence = input_sequence + i * kWordRows;  // of the slice
+      from[i] =
+          reinterpret_cast<const uint2*>(row_of(input, rows.first + i * kWordRows, input_bytes));
+      exists[i] =
+          takes_input && sequence < placement.sequences && first_sequence + sequence < rows.count;
+    }
+    words_ahead.load(from, exists);
+  };
+  // put(at, words): where in the operand.
+  const auto store_words = [&](int version, const auto& put) {
+    const auto& words = words_ahead.get(/*awaits=*/part > 0);
+#pragma unroll
+    for (int i = 0; i < kThreadWords; ++i) {
+      const int sequence = input_sequence + i * kWordRows;
+      if (sequence >= kTileSequences) continue;
+      put(version % 2 * kBuffer + operand_offset(kDepthTiles * Mma::kTileElements + input_column,
+                                                 sequence, Mma::kElementBytes),
+          make_uint2(Mma::word(words[i].x), Mma::word(words[i].y)));
+    }
+  };
+  const auto put_into_block = [&](int at, uint2 words) {
+    *reinterpret_cast<uint2*>(operand + at) = words;
+  };
+  const bool has_words = kStacked && input_size > 0;
+  if (has_words) {
+    load_words(now);
+    store_words(0, put_into_block);
+    load_words(index + 1 < T ? next : Rows{0, 0});
+  }
 
 #pragma unroll
   for (int tile = 0; tile < kSequenceTiles; ++tile) {
@@ -221,8 +275,10 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
 
   // Where the lane sends: every kPacked-th block of the cluster.
   ClusterAddress destination[kSends];
+  const ClusterAddress own_block = kCluster && kStacked ? cluster_address(shared, member) : 0;
   const unsigned sent_bytes =
-      kSequenceTiles * kTileSequences * blocks * placement.units * Mma::kElementBytes;
+      kSequenceTiles * kTileSequences * blocks * placement.units * Mma::kElementBytes +
+      (has_words ? kTileSequences * kInputElements * Mma::kElementBytes : 0);
   if (kCluster) {
 #pragma unroll
     for (int i = 0; i < kSends; ++i) {
@@ -240,15 +296,15 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   const int barriers_at = in_register(params.layout.barriers);
 
   Storage input_ahead = {};
-  if (kInputTiles > 0) {
+  if (kInputTiles > 0 && !kStacked) {
     store_input(0, load_input(now));
     if (index + 1 < T) input_ahead = load_input(next);
   }
   if (!kCluster) __syncthreads();
 
   // A warp without rows sends nothing that others would wait for, so that it could read a buffer
-  // that is already being overwritten.
-  const bool takes_part = !kCluster || has_rows(0);
+  // that is already being overwritten. In a stack's placements every warp has some.
+  const bool takes_part = !kCluster || kStacked || has_rows(0);
   for (int version = 0; takes_part; ++version, ++index) {
     const int t = timeline.time(index);
     const bool more = index + 1 < T && (!kRagged || next.count > first_sequence);
@@ -291,21 +347,24 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
         starts[tile][r] = unit.episodes.starts();  // at the next step
       }
     }
-    // The words of h that the lane sends, of the units of kPacked lanes.
+    // Elements of the units of kPacked lanes.
+    const auto of_lanes = [&](uint32_t bits) {
+      const uint32_t other = __shfl_xor_sync(kFullMask, bits, 4);
+      if constexpr (Mma::kElementBytes == 2) {
+        const uint32_t pair = lane_unit % 2 ? other | bits << 16 : bits | other << 16;
+        const uint32_t rest = __shfl_xor_sync(kFullMask, pair, 8);
+        return lane_unit < 2 ? make_uint2(pair, rest) : make_uint2(rest, pair);
+      } else {
+        return lane_unit % 2 ? make_uint2(other, bits) : make_uint2(bits, other);
+      }
+    };
+    // The words of h that the lane sends.
     uint2 words[kSequenceTiles][kRowTiles];
     const auto pack = [&](int r) {
 #pragma unroll
       for (int tile = 0; tile < kSequenceTiles; ++tile) {
         const auto& unit = units[tile][r];
-        const uint32_t word = Mma::bits(starts[tile][r] ? unit.first_hidden : unit.hidden);
-        const uint32_t other = __shfl_xor_sync(kFullMask, word, 4);
-        if constexpr (Mma::kElementBytes == 2) {
-          const uint32_t pair = lane_unit % 2 ? other | word << 16 : word | other << 16;
-          const uint32_t rest = __shfl_xor_sync(kFullMask, pair, 8);
-          words[tile][r] = lane_unit < 2 ? make_uint2(pair, rest) : make_uint2(rest, pair);
-        } else {
-          words[tile][r] = lane_unit % 2 ? make_uint2(other, word) : make_uint2(word, other);
-        }
+        words[tile][r] = of_lanes(Mma::bits(starts[tile][r] ? unit.first_hidden : unit.hidden));
       }
     };
     if (kSequenceTiles > 1) {  // outside the branch, where shuffles of one tile hide another's
@@ -339,7 +398,14 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
           }
         }
       }
-      if (kInputTiles > 0) store_input(version + 1, input_ahead);
+      if (kInputTiles > 0 && !kStacked) store_input(version + 1, input_ahead);
+      if (has_words) {
+        store_words(version + 1, [&](int at, uint2 words) {
+          if (!kCluster) return put_into_block(at, words);
+          store_async(own_block + operand_at + at, words,
+                      own_block + barriers_at + (version + 1) % 2 * 8);
+        });
+      }
     }
     if (!kCluster) __syncthreads();
 
@@ -348,19 +414,25 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     for (int tile = 0; tile < kSequenceTiles; ++tile) {
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r) {
-        units[tile][r].emit(rows_of(tile, now), t, gates[tile][r]);
+        auto& unit = units[tile][r];
+        unit.template emit<!kStacked>(rows_of(tile, now), t, gates[tile][r]);
+        if constexpr (kStacked) {
+          const uint2 outputs = of_lanes(Mma::stored(unit.emitted(now, t)));
+          unit.emit_outputs(lane_unit % kPacked == 0, now, outputs);
+        }
       }
     }
     if (!more) break;
     now = next;
     next = timeline.rows_after(now, after_next, 1);
     after_next = timeline.load_rows(index + 3);
-    if (kInputTiles > 0 && index + 2 < T) input_ahead = load_input(next);
+    if (kInputTiles > 0 && !kStacked && index + 2 < T) input_ahead = load_input(next);
+    if (has_words) load_words(index + 2 < T ? next : Rows{0, 0});
 #pragma unroll
     for (int tile = 0; tile < kSequenceTiles; ++tile) {
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r) {
-        if (kInputTiles == 0) units[tile][r].load(rows_of(tile, now));
+        if (kInputTiles == 0 || made_ahead) units[tile][r].load(rows_of(tile, now));
         units[tile][r].episodes.load_start(timeline, index + 2);
       }
     }

@@ -69,6 +69,23 @@ struct Mma {
     }
   }
 
+  // An element as it is stored, in the low half if it has 16 bits.
+  static __device__ __forceinline__ uint32_t stored(Storage x) {
+    if constexpr (kElementBytes == 2) {
+      return x.bits;
+    } else {
+      return __float_as_uint(x);
+    }
+  }
+  // What the instruction multiplies for a word as it is stored.
+  static __device__ __forceinline__ uint32_t word(uint32_t its) {
+    if constexpr (kElementBytes == 2) {
+      return its;
+    } else {
+      return bits(__uint_as_float(its));
+    }
+  }
+
   // Fragment of the lane's 8 bytes of rows g (first) and g + 8 (second), as they are stored.
   static __device__ __forceinline__ Fragment fragment(uint2 first, uint2 second) {
     Fragment f = {};

@@ -11,37 +11,40 @@
 namespace fused_lstm {
 namespace cuda {
 
-// What both passes need besides the layer's own parameters. Every array has one part for each
-// direction.
+// What both passes need besides the layers' own parameters. Every array has one part for each
+// direction of a layer, or for each layer of a stack, from the first one on.
 template <class Types>
 struct Persistent {
   Placement placement;
   SharedLayout layout;  // of each block's shared memory
-  int directions;
-  const typename Types::Storage* weight_hh[2];  // [4H, H]
+  int parts;
+  const typename Types::Storage* weight_hh[kMaxParts];  // [4H, H]
   // Of the grid's kernels, zero at the launch:
-  uint32_t* exchange;  // [directions, slices, 2, exchange_words] what a block group's blocks send
+  uint32_t* exchange;      // [parts, slices, 2, exchange_words] what a block group's blocks send
   int64_t exchange_words;  // of one buffer
 };
 
 // steps.offsets of the layers point to the device's memory. The layers' h_0, c_0 may be null: zero.
 template <class Types>
 struct PersistentForwardParams : Persistent<Types> {
-  ForwardParams<Types> layer[2];
-  const typename Types::Storage* bias_ih[2];  // [4H], or null
-  const typename Types::Storage* bias_hh[2];  // [4H], or null
-  const uint4* fragments[2];                  // of the weights (packed_fragments.h), or null
+  ForwardParams<Types> layer[kMaxParts];
+  const typename Types::Storage* bias_ih[kMaxParts];  // [4H], or null
+  const typename Types::Storage* bias_hh[kMaxParts];  // [4H], or null
+  const uint4* fragments[kMaxParts];  // of the weights (packed_fragments.h), or null
   // The GEMM with the input: made ahead,
-  const typename Types::Accum* preactivations[2];  // [N, 4H]
-  // or, with input_tiles, in the kernel.
-  const typename Types::Storage* input;         // [N, D]
-  const typename Types::Storage* weight_ih[2];  // [4H, D]
-  int input_size;                               // D
+  const typename Types::Accum* preactivations[kMaxParts];  // [N, 4H], or null
+  // or, with input_tiles, in the kernel: of a stack's layer, awaited from the one before it.
+  const typename Types::Storage* input[kMaxParts];      // [N, D]
+  const typename Types::Storage* weight_ih[kMaxParts];  // [4H, D]
+  int input_size[kMaxParts];                            // D, or 0: made ahead
 };
 
 template <class Types>
 struct PersistentBackwardParams : Persistent<Types> {
-  BackwardParams<Types> layer[2];
+  BackwardParams<Types> layer[kMaxParts];
+  // Of a stack's layers but the last one, where the layer after it has:
+  const typename Types::Storage* next_weight_ih[kMaxParts];            // [4H, H]
+  const typename Types::Storage* next_grad_preactivations[kMaxParts];  // [N, 4H], awaited
 };
 
 // Launches the kernel of params.placement.tiling. A refusal leaves no error behind in the runtime.

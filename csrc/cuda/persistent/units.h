@@ -56,10 +56,10 @@ struct ForwardUnit {
   InitialCell<Storage> initial_cell;
   Storage biases[2][4];
 
-  __device__ __forceinline__ void start(const PersistentForwardParams<Types>& params, int direction,
+  __device__ __forceinline__ void start(const PersistentForwardParams<Types>& params, int part,
                                         const Timeline<kRagged>& timeline, int unit, int sequence,
                                         bool in_slice) {
-    const ForwardParams<Types>& p = params.layer[direction];
+    const ForwardParams<Types>& p = params.layer[part];
     H = in_register(static_cast<int>(p.hidden_size));
     j = unit;
     b = sequence;
@@ -67,7 +67,7 @@ struct ForwardUnit {
     const int stride = static_cast<int>(p.output_stride);
     output_bytes = in_register(stride * static_cast<int>(sizeof(Storage)));
     output = element_of(p.output, stride);
-    preactivations = element_of(params.preactivations[direction], 4 * H);
+    preactivations = element_of(params.preactivations[part], 4 * H);
     gates = element_of(p.gates, 4 * H);
     cells = element_of(p.cells, H);
     has_gates = p.gates != nullptr;
@@ -75,7 +75,7 @@ struct ForwardUnit {
     episodes = Episodes<kRagged>(p.boundaries, timeline, sequence);
     hidden = load_if(present && p.h_0, element_at(p.h_0, b, H, j));
     initial_cell.load(p, b, H, j, present);
-    const Storage* const arrays[2] = {params.bias_ih[direction], params.bias_hh[direction]};
+    const Storage* const arrays[2] = {params.bias_ih[part], params.bias_hh[part]};
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
 #pragma unroll
@@ -186,13 +186,18 @@ struct ForwardUnit {
     return valid ? gate : Gates<FastFloat>{0.0f, 0.0f, 0.0f, 0.0f};
   }
 
-  // Stores what the caller sees of the step.
+  // The output of the step.
+  __device__ __forceinline__ Storage emitted(const Rows& rows, int t) const {
+    return episodes.valid(rows, b, t) ? hidden : Storage{};
+  }
+
+  // Stores what the caller sees of the step; kOutput: with the output.
+  template <bool kOutput = true>
   __device__ __forceinline__ void emit(const Rows& rows, int t,
                                        const Gates<FastFloat>& gate) const {
     const bool exists = present && (!kRagged || b < rows.count);
     constexpr int bytes = sizeof(Storage);
-    store_if(exists, row_of(output, rows.first, output_bytes),
-             episodes.valid(rows, b, t) ? hidden : Storage{});
+    if (kOutput) store_if(exists, row_of(output, rows.first, output_bytes), emitted(rows, t));
     const bool stores_gates = exists && has_gates;
     Storage* const to = row_of(gates, rows.first, 4 * bytes * H);
     store_if(stores_gates, to, rounded<Storage>(gate.i.value));
@@ -200,6 +205,13 @@ struct ForwardUnit {
     store_if(stores_gates, row_of(to, 2, bytes * H), rounded<Storage>(gate.g.value));
     store_if(stores_gates, row_of(to, 3, bytes * H), rounded<Storage>(gate.o.value));
     store_if(exists && has_cells, row_of(cells, rows.first, 4 * H), cell);
+  }
+
+  // Stores the outputs of this unit and those after it, which another layer may await (awaited.h):
+  // the lanes that do.
+  __device__ __forceinline__ void emit_outputs(bool does, const Rows& rows, uint2 words) const {
+    store_relaxed_if(does && present && b < rows.count,
+                     reinterpret_cast<uint2*>(row_of(output, rows.first, output_bytes)), words);
   }
 
   __device__ __forceinline__ void finish(const ForwardParams<Types>& p) const {
@@ -221,7 +233,9 @@ struct ForwardUnit {
   }
 };
 
-template <class Types, bool kRagged>
+// kStacked: grad_hidden has what comes from the layer after, too, as part of the output's gradient,
+// and the kernel itself leaves out what an episode's start ends.
+template <class Types, bool kRagged, bool kStacked = false>
 struct BackwardUnit {
   using Storage = typename Types::Storage;
 
@@ -331,7 +345,7 @@ struct BackwardUnit {
   __device__ __forceinline__ Gates<FastFloat> step(const BackwardParams<Types>& p, const Rows& rows,
                                                    int t) {
     const bool valid = episodes.valid(rows, b, t), episode = episodes.starts();
-    if (kRagged) end_gradient(ends && valid, grad_hidden, ended_hidden);
+    if (kRagged && !kStacked) end_gradient(ends && valid, grad_hidden, ended_hidden);
     const bool exists = !kRagged || b < rows.count;
     const FastFloat grad_h = grad_hidden + widened(grad_output);
     const FastFloat grad_c = grad_cell + (exists ? grad_cell_output : 0.0f);
@@ -362,7 +376,12 @@ struct BackwardUnit {
     Storage* const to = row_of(grad_preactivations, rows.first, 4 * bytes * H);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      store_if(exists, row_of(to, i, bytes * H) + unit_distance, grad[i]);
+      Storage* const at = row_of(to, i, bytes * H) + unit_distance;
+      if constexpr (kStacked) {  // the layer before may await it (awaited.h)
+        store_relaxed_if(exists, at, grad[i]);
+      } else {
+        store_if(exists, at, grad[i]);
+      }
     }
   }
 

@@ -193,6 +193,7 @@ inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
 }
+cudaError_t cudaMemsetAsync(void* to, int byte, size_t bytes, cudaStream_t stream);
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr /*shared memory*/,
                                           int /*device*/) {
   *value = static_cast<int>(emulator::properties.sharedMemPerBlockOptin);

@@ -17,8 +17,9 @@ char* block_memory();
 char* map_shared(char* shared, unsigned rank);
 void cluster_arrive();
 void cluster_wait();
-void load_relaxed(const uint32_t* from, uint32_t* to, int words);
-void store_relaxed(uint32_t* to, const uint32_t* from, int words);
+// `count` words of `bytes` each, 4 or 2.
+void load_relaxed(const void* from, void* to, int count, int bytes = 4);
+void store_relaxed(void* to, const void* from, int count, int bytes = 4);
 uintptr_t cluster_address(const void* shared, unsigned rank);
 void store_async(uintptr_t to, const void* value, size_t bytes, uintptr_t barrier);
 void barrier_init(uint64_t* barrier, unsigned arrivals);
@@ -112,16 +113,32 @@ inline float to_tf32(float x) {
 
 inline uint4 load_relaxed(const uint4* from) {
   uint4 value;
-  emulator::load_relaxed(&from->x, &value.x, 4);
+  emulator::load_relaxed(from, &value, 4);
   return value;
 }
 inline uint32_t load_relaxed_if(bool exists, const uint32_t* from, uint32_t otherwise) {
   if (exists) emulator::load_relaxed(from, &otherwise, 1);
   return otherwise;
 }
+inline uint2 load_relaxed_if(bool exists, const uint2* from, uint2 otherwise) {
+  if (exists) emulator::load_relaxed(from, &otherwise, 2);
+  return otherwise;
+}
+template <class T>
+T load_relaxed_if(bool exists, const T* from, T otherwise) {
+  if (exists) emulator::load_relaxed(from, &otherwise, 1, sizeof(T));
+  return otherwise;
+}
 inline void store_relaxed(uint32_t* to, uint32_t value) { emulator::store_relaxed(to, &value, 1); }
+template <class T>
+void store_relaxed_if(bool exists, T* to, T value) {
+  if (exists) emulator::store_relaxed(to, &value, 1, sizeof(T));
+}
+inline void store_relaxed_if(bool exists, uint2* to, uint2 value) {
+  if (exists) emulator::store_relaxed(to, &value, 2);
+}
 inline void store_relaxed_if(bool exists, uint4* to, uint4 value) {
-  if (exists) emulator::store_relaxed(&to->x, &value.x, 4);
+  if (exists) emulator::store_relaxed(to, &value, 4);
 }
 
 inline void cluster_arrive() { emulator::cluster_arrive(); }
