@@ -2,16 +2,12 @@
 #include "device/device.h"
 
 namespace fused_lstm {
-namespace {
 
-// Of layer k, from that of the first one.
 Sequence sequence_of_layer(const Sequence& first, size_t k) {
   Sequence sequence = first;
   if (k > 0) sequence.sizes.D = first.sizes.H;
   return sequence;
 }
-
-}  // namespace
 
 void Device::forward_stack(const Sequence& sequence,
                            const std::vector<ForwardTensors>& layers) const {
