@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from oracle import (
     assert_close,
     assert_same_bits,
+    evaluate,
+    flatten,
     on_device,
     rand,
     rand_state,
+    reference_lstm,
+    twin,
 )
+from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import jvp, vmap
 from torch.library import opcheck
+from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
 import fused_lstm
@@ -355,6 +363,184 @@ def test_flops_are_those_of_layers(options, states, needed):
         return counter.get_total_flops()
 
     assert flops(ops.stack) == flops(by_layer) > 0
+
+
+# The module, on a device that takes stacks
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Every device takes stacks; the list of calls that do."""
+    seen = []
+    stack = ops.stack
+
+    def seen_stack(*arguments, **options):
+        seen.append(arguments)
+        return stack(*arguments, **options)
+
+    for device in ops.TAKES_STACKS:
+        monkeypatch.setitem(ops.TAKES_STACKS, device, True)
+    monkeypatch.setattr(ops, "stack", seen_stack)
+    return seen
+
+
+KINDS = {
+    "padded": {},
+    "batch first": {"batch_first": True},
+    "no bias": {"bias": False},
+    "unbatched": {},
+    "packed": {},
+    "packed unsorted": {"batch_first": True},
+    "dropout in eval mode": {"dropout": 0.5},
+    "two layers": {"num_layers": 2},
+}
+
+
+def input_for(lstm, kind, device, dtype=torch.float64):
+    """And hx."""
+    if kind == "unbatched":
+        return rand(T, D, device=device, dtype=dtype), rand_state(lstm, None)
+    x = rand(*((B, T) if lstm.batch_first else (T, B)), D, device=device, dtype=dtype)
+    if kind.startswith("packed"):
+        lengths = LENGTHS.clamp(min=1)
+        lengths = lengths if kind == "packed unsorted" else lengths.sort(descending=True).values
+        x = pack_padded_sequence(x, lengths, lstm.batch_first, kind == "packed")
+    return x, rand_state(lstm, B)
+
+
+@pytest.mark.parametrize("state", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_module_is_nn_lstm(device, calls, kind, state):
+    arguments = {"num_layers": L, "device": device, "dtype": torch.float64} | KINDS[kind]
+    lstm = FusedLSTM(D, H, **arguments).eval()
+    x, hx = input_for(lstm, kind, device)
+    call = (x, hx) if state else (x,)
+    found = evaluate(lstm, *call)
+    assert len(calls) == 1
+    assert_close(found, evaluate(twin(lstm), *call))
+    with torch.no_grad():
+        without = flatten(lstm(*call))
+    assert len(calls) == 2
+    assert_same_bits(without, {name: found[name] for name in without})
+
+
+@pytest.mark.parametrize("options", ["lengths", "reset", "reset to initial"])
+def test_the_module_is_the_reference(device, calls, options):
+    lstm = FusedLSTM(D, H, L, device=device, dtype=torch.float64)
+    given = on_device(OPTIONS[options], device)
+    given["reset_to"] = "initial" if given.pop("reset_to_initial", False) else "zero"
+    call = input_for(lstm, "padded", device)
+    found = evaluate(lstm, *call, **given)
+    assert len(calls) == 1
+    assert_close(found, evaluate(lstm, *call, call=partial(reference_lstm, lstm), **given))
+
+
+PER_LAYER = {
+    "one layer": {"num_layers": 1},
+    "both directions": {"bidirectional": True},
+    "projected": {"proj_size": 2},
+    "dropout": {"dropout": 0.5},
+    "recompute": {"recompute": True},
+    "inner states": {},
+}
+
+
+@pytest.mark.parametrize("kind", PER_LAYER)
+def test_other_modules_go_layer_by_layer(device, calls, kind):
+    lstm = FusedLSTM(D, H, **({"num_layers": L, "device": device} | PER_LAYER[kind]))
+    x, hx = input_for(lstm, "padded", device, torch.float32)
+    lstm(x, hx, return_states=kind == "inner states")
+    assert not calls
+    if kind == "dropout":
+        lstm.eval()(x, hx)
+        assert calls
+
+
+def test_what_a_device_says_is_heeded(monkeypatch, calls):
+    lstm = FusedLSTM(D, H, L)
+    x, hx = input_for(lstm, "padded", "cpu", torch.float32)
+    expected = flatten(lstm(x, hx))
+    assert calls
+    calls.clear()
+    monkeypatch.setitem(ops.TAKES_STACKS, "cpu", False)
+    found = flatten(lstm(x, hx))
+    assert not calls
+    assert_same("cpu", found, expected)
+
+
+def test_a_cpu_takes_no_stacks():
+    assert ops.TAKES_STACKS.keys() == {"cpu", "cuda"}
+    assert not any(AT_ONCE.values()) or fused_lstm._C.build_info()["cuda"]
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("kind", ["padded", "batch first", "lengths"])
+@pytest.mark.usefixtures("calls")
+def test_compile(device, kind, dynamic):
+    lstm = FusedLSTM(D, H, L, batch_first=kind == "batch first", device=device)
+    call = input_for(lstm, kind, device, torch.float32)
+    given = {"lengths": LENGTHS.to(device)} if kind == "lengths" else {}
+    targets = []
+
+    def backend(graph, example_inputs):
+        targets.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    torch.compiler.reset()
+    torch.compile(lstm, fullgraph=True, backend=backend)(*call, **given)
+    assert targets.count("fused_lstm.stack.default") == 1
+    assert "fused_lstm.layer.default" not in targets
+    torch.compiler.reset()
+    compiled = torch.compile(lstm, fullgraph=True, backend="aot_eager", dynamic=dynamic)
+    found = evaluate(lstm, *call, call=compiled, **given)
+    assert_same_bits(found, evaluate(lstm, *call, **given))
+
+
+@pytest.mark.usefixtures("calls")
+def test_the_module_under_autocast(device):
+    """The types and numbers of nn.LSTM, whichever operator it takes."""
+    lstm = FusedLSTM(D, H, L, device=device)
+    for kind in ("padded", "packed"):
+        x, hx = input_for(lstm, kind, device, torch.float32)
+        for call in ((x,), (x, hx)):
+            with torch.autocast(device, torch.bfloat16):
+                found = evaluate(lstm, *call)
+                expected = evaluate(twin(lstm), *call)
+            assert {k: t.dtype for k, t in found.items()} == {
+                k: t.dtype for k, t in expected.items()
+            }
+            torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm = FusedLSTM(D, H, L, dtype=torch.float64)
+
+    def forward(self, x, lengths, reset):
+        output, (h_n, c_n) = self.lstm(x, lengths=lengths, reset=reset)
+        return output, h_n, c_n, *self.lstm(x)[1]
+
+
+@pytest.mark.usefixtures("calls")
+def test_export_and_decompositions():
+    def inputs(batch):
+        return rand(T, batch, D), torch.arange(batch) % (T + 1), torch.rand(T, batch) < 0.3
+
+    model, batch = Model(), torch.export.Dim("batch")
+    shapes = ({1: batch}, {0: batch}, {1: batch})
+    program = torch.export.export(model, inputs(B), dynamic_shapes=shapes)
+
+    def fused(program):
+        found = [str(node.target) for node in program.graph.nodes]
+        return [name for name in found if name.startswith("fused_lstm.")]
+
+    assert fused(program) == ["fused_lstm.stack.default"] * 2
+    decomposed = program.run_decompositions(fused_lstm.decompositions())
+    assert not fused(decomposed)
+    for call in (inputs(B), inputs(B + 4)):
+        torch.testing.assert_close(program.module()(*call), model(*call))
+        torch.testing.assert_close(decomposed.module()(*call), model(*call))
 
 
 def test_decomposed_states(device):
