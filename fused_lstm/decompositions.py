@@ -51,6 +51,10 @@ def _layer(
     return output, h_n, c_n, cells, gates
 
 
+def _stack(*arguments: Any, **options: Any) -> ops.StackResult:
+    return reference.stack(*arguments, layer=_layer, **options)
+
+
 def _cell(
     input: Tensor,
     h_0: Tensor,
@@ -69,5 +73,6 @@ def _cell(
 # Not in torch's global table: torch.compile would take them from there for dynamic sizes.
 _TABLE: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.fused_lstm.layer.default: _layer,
+    torch.ops.fused_lstm.stack.default: _stack,
     torch.ops.fused_lstm.cell.default: _cell,
 }

@@ -28,19 +28,19 @@ def _projection(rows: int, weights: Sequence[Tensor]) -> int:
     return 2 * rows * weights[-1].numel() if len(weights) % 2 else 0
 
 
-def _forward(input: Tensor, h_0: Tensor | None, weights: Sequence[Tensor]) -> int:
-    """input [..., D]; h_0 [directions, B, P] or [B, P] of a cell, None: zero."""
+def _forward(input: Tensor, parts: Sequence[Sequence[Tensor]]) -> int:
+    """input [..., D]; `parts` are the weights of each direction or layer."""
     rows = input.shape[:-1].numel()
-    return sum(_gates(rows, each) + _projection(rows, each) for each in _by_direction(h_0, weights))
+    return sum(_gates(rows, each) + _projection(rows, each) for each in parts)
 
 
 def _backward(
     input: Tensor,
     h_0: Tensor | None,
-    weights: Sequence[Tensor],
+    parts: Sequence[Sequence[Tensor]],
     batch_sizes: Tensor | None,
     recomputed: bool,
-    input_needed: bool,
+    inputs_needed: Sequence[bool],
     weights_needed: bool,
 ) -> int:
     rows, total = input.shape[:-1].numel(), 0
@@ -49,7 +49,7 @@ def _backward(
         back -= input.size(-2) if batch_sizes is None else int(batch_sizes[0])
     elif not h_0.requires_grad:
         back -= h_0.size(-2)
-    for each in _by_direction(h_0, weights):
+    for each, input_needed in zip(parts, inputs_needed, strict=True):
         w_ih, w_hh = each[:2]
         total += 2 * back * w_hh.numel() + _projection(rows, each)
         total += 2 * rows * w_ih.numel() if input_needed else 0
@@ -59,8 +59,13 @@ def _backward(
 
 
 def _by_direction(h_0: Tensor | None, weights: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+    """h_0 is [directions, B, P], [B, P] of a cell, or None."""
     is_cell = h_0 is not None and h_0.dim() == 2
-    each = len(weights) // (1 if is_cell else directions_of(h_0, weights))
+    return _divided(weights, 1 if is_cell else directions_of(h_0, weights))
+
+
+def _divided(weights: Sequence[Tensor], parts: int) -> list[Sequence[Tensor]]:
+    each = len(weights) // parts
     return [weights[k : k + each] for k in range(0, len(weights), each)]
 
 
@@ -72,7 +77,7 @@ def _forward_flops(
     weights: Sequence[Tensor],
     **options: Any,
 ) -> int:
-    return _forward(input, h_0, weights)
+    return _forward(input, _by_direction(h_0, weights))
 
 
 @register_flop_formula(torch.ops.fused_lstm.layer_backward, get_raw=True)
@@ -84,7 +89,35 @@ def _layer_backward_flops(
     **options: Any,
 ) -> int:
     input, h_0, _, weights, _, _, gates = arguments[5:]
-    return _backward(input, h_0, weights, batch_sizes, gates is None, input_needed, weights_needed)
+    parts = _by_direction(h_0, weights)
+    needed = [input_needed] * len(parts)
+    return _backward(input, h_0, parts, batch_sizes, gates is None, needed, weights_needed)
+
+
+@register_flop_formula(torch.ops.fused_lstm.stack, get_raw=True)
+def _stack_flops(
+    input: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weights: Sequence[Tensor],
+    num_layers: int,
+    **options: Any,
+) -> int:
+    return _forward(input, _divided(weights, num_layers))
+
+
+@register_flop_formula(torch.ops.fused_lstm.stack_backward, get_raw=True)
+def _stack_backward_flops(
+    *arguments: Any,
+    batch_sizes: Tensor | None = None,
+    input_needed: bool = True,
+    weights_needed: bool = True,
+    **options: Any,
+) -> int:
+    input, h_0, _, weights, num_layers, _, _, _, gates = arguments[3:]
+    parts = _divided(weights, num_layers)
+    needed = [input_needed] + [True] * (num_layers - 1)
+    return _backward(input, h_0, parts, batch_sizes, gates is None, needed, weights_needed)
 
 
 @register_flop_formula(torch.ops.fused_lstm.frozen_lstm, get_raw=True)

@@ -190,6 +190,7 @@ class FusedLSTM(GateInitialization, nn.RNNBase):
             and reset is None
             and return_states is False
             and not (self.training and self.dropout)
+            and (self.num_layers == 1 or not ops.TAKES_STACKS["cpu"])
         ):
             plain = ops.plain_lstm(
                 input,
@@ -265,6 +266,11 @@ def run(
         hidden_shape, cell_shape = _state_shapes(module, B)
         hx = (x.new_zeros(hidden_shape), x.new_zeros(cell_shape))
 
+    if layer is ops.layer and not return_states and _is_stack(module, x):
+        h_0, c_0 = (None, None) if hx is None else hx
+        x, *state, _, _, _ = ops.stack(x, h_0, c_0, weights, module.num_layers, **options)
+        return laid_out(module, input, x), laid_out_state(input, (state[0], state[1]))
+
     directions = 2 if module.bidirectional else 1
     each = len(weights) // module.num_layers
     h_n: list[Tensor] = []
@@ -305,6 +311,20 @@ def run(
         tuple(laid_out(module, input, rows) for rows in states) for states in (cells, gates, hidden)
     )
     return output, final, LSTMStates(*kept)
+
+
+def _is_stack(module: nn.RNNBase, x: Tensor) -> bool:
+    """Layers that the operator stack takes, on a device that takes them at once.
+
+    Not those that recompute: a stack has the gates of all layers in memory at once.
+    """
+    return (
+        module.num_layers > 1
+        and not module.bidirectional
+        and not module.proj_size
+        and not (module.training and module.dropout > 0)
+        and ops.TAKES_STACKS.get(x.device.type, False)
+    )
 
 
 def checked_call(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,8 +21,14 @@ from fused_lstm._C import make_stream as make_stream  # csrc/operators/stream_ty
 from fused_lstm._C import plain_cell as plain_cell  # csrc/operators/module_calls.h
 from fused_lstm._C import plain_frozen as plain_frozen
 from fused_lstm._C import plain_lstm as plain_lstm
+from fused_lstm._C import takes_stacks
 
 Result = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+StackResult = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+# Whether a type of device computes the layers of a stack at once: asked here, so that to
+# torch.compile it is a constant
+TAKES_STACKS = {device: takes_stacks(device) for device in ("cpu", "cuda")}
 
 
 def _use_reference(
@@ -129,7 +136,24 @@ def layer(
 
     Equivalent to: `reference.layer`.
     """
-    options: dict[str, Any] = {}  # those given only: the dispatcher takes its time for each
+    options = _given(batch_sizes, lengths, reset, reset_to_initial, keep_states, recompute)
+    if _use_reference(input, h_0, c_0, weights):
+        packed = batch_sizes is not None
+        return _by_reference(input, h_0, c_0, weights, adds_to_state=packed, **options)
+    result: Result = torch.ops.fused_lstm.layer.default(input, h_0, c_0, weights, **options)
+    return result
+
+
+def _given(
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    reset: Tensor | None,
+    reset_to_initial: bool,
+    keep_states: bool,
+    recompute: bool,
+) -> dict[str, Any]:
+    """The options that are given: the dispatcher takes its time for each."""
+    options: dict[str, Any] = {}
     if batch_sizes is not None:
         options["batch_sizes"] = batch_sizes
     if lengths is not None:
@@ -142,10 +166,61 @@ def layer(
         options["keep_states"] = True
     if recompute:
         options["recompute"] = True
+    return options
+
+
+def stack(
+    input: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weights: Sequence[Tensor],
+    num_layers: int,
+    *,
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    reset: Tensor | None = None,
+    reset_to_initial: bool = False,
+    keep_states: bool = False,
+    recompute: bool = False,
+) -> StackResult:
+    """Layers of one direction without projections, each the input of the next. Differentiable.
+
+    What `layer` computes in as many calls; a device may take the layers at once, where
+    `TAKES_STACKS` says so. L layers; other letters as in `layer`.
+
+    Args:
+        input: [T, B, D], or [N, D] with `batch_sizes`.
+        h_0: [L, B, H], the initial hidden states; None: zero.
+        c_0: [L, B, H], the initial cell states; in float32 too beside 16-bit input, and the final
+            ones are then in float32. None: zero.
+        weights: for each layer weight_ih [4H, D], or [4H, H] of an upper one, weight_hh [4H, H],
+            then bias_ih and bias_hh [4H] if there are biases (in float32 too).
+        num_layers: L.
+        batch_sizes [T], lengths [B], reset [T, B], reset_to_initial: as in `layer`.
+        keep_states: fill `cells` and `gates` even where no gradient needs them.
+        recompute: keep neither `cells` nor `gates` for the backward, which computes those of all
+            layers again.
+
+    Returns:
+        output [T, B, H] or [N, H] of the last layer; the final hidden and cell states [L, B, H];
+        the outputs of the other layers, [L - 1, T, B, H] or [L - 1, N, H]; the cell state after
+        each step, [L, T, B, H] or [L, N, H], in float32 or wider; and the activated gates i f g o,
+        [L, T, B, 4H] or [L, N, 4H]. The last two are empty unless kept. The first three alone are
+        differentiable.
+
+    Raises:
+        RuntimeError: a shape, dtype or device that does not fit; the message names the argument.
+
+    Equivalent to: L calls of `reference.layer`.
+    """
+    options = _given(batch_sizes, lengths, reset, reset_to_initial, keep_states, recompute)
     if _use_reference(input, h_0, c_0, weights):
         packed = batch_sizes is not None
-        return _by_reference(input, h_0, c_0, weights, adds_to_state=packed, **options)
-    result: Result = torch.ops.fused_lstm.layer.default(input, h_0, c_0, weights, **options)
+        one = partial(_by_reference, adds_to_state=packed)
+        return reference.stack(input, h_0, c_0, weights, num_layers, layer=one, **options)
+    result: StackResult = torch.ops.fused_lstm.stack.default(
+        input, h_0, c_0, weights, num_layers, **options
+    )
     return result
 
 
@@ -317,6 +392,61 @@ def _layer_backward_fake(
         input.new_empty((0,)) if c_0 is None else c_0.new_empty(c_0.shape),
         [w.new_empty(w.shape) for w in weights] if weights_needed else [],
     )
+
+
+@torch.library.register_fake("fused_lstm::stack")
+def _stack_fake(
+    input: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weights: list[Tensor],
+    num_layers: int,
+    *,
+    keep_states: bool = False,
+    **options: Any,
+) -> StackResult:
+    each = len(weights) // num_layers
+    _check_devices(input, h_0, c_0, weights)
+    first = [None if state is None else state[:1] for state in (h_0, c_0)]
+    output, h_n, c_n, cells, gates = _layer_fake(
+        input, *first, weights[:each], keep_states=keep_states, **options
+    )
+
+    def of_all(tensor: Tensor) -> Tensor:
+        return tensor.new_empty((num_layers, *tensor.shape[1:]))
+
+    return (
+        output,
+        of_all(h_n),
+        of_all(c_n),
+        input.new_empty((num_layers - 1, *output.shape)),
+        of_all(cells) if keep_states else cells,
+        of_all(gates) if keep_states else gates,
+    )
+
+
+@torch.library.register_fake("fused_lstm::stack_backward")
+def _stack_backward_fake(
+    grad_output: Tensor | None,
+    grad_h_n: Tensor | None,
+    grad_c_n: Tensor | None,
+    input: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weights: list[Tensor],
+    num_layers: int,
+    output: Tensor | None,
+    lower_outputs: Tensor | None,
+    cells: Tensor | None,
+    gates: Tensor | None,
+    **options: Any,
+) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+    result: tuple[Tensor, Tensor, Tensor, list[Tensor]] = _layer_backward_fake(
+        *(grad_output, grad_h_n, grad_c_n, None, None),
+        *(input, h_0, c_0, weights, output, cells, gates),
+        **options,
+    )
+    return result
 
 
 @torch.library.register_fake("fused_lstm::cell")

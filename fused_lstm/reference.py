@@ -12,7 +12,8 @@ operators cannot: under `torch.func` transforms, forward-mode derivatives and do
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -87,6 +88,29 @@ def layer(
         torch.stack(all_cells),
         torch.stack(all_gates),
     )
+
+
+def stack(
+    input: Tensor,
+    h_0: Tensor | None,
+    c_0: Tensor | None,
+    weights: Sequence[Tensor],
+    num_layers: int,
+    *,
+    layer: Callable[..., tuple[Tensor, ...]] = layer,
+    **options: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What `ops.stack` computes, by calls of `layer`; arguments and results as there."""
+    each = len(weights) // num_layers
+    results = []
+    for k in range(num_layers):
+        states = [None if state is None else state[k : k + 1] for state in (h_0, c_0)]
+        results.append(layer(input, *states, weights[k * each : (k + 1) * each], **options))
+        input = results[-1][0]
+    *lower, output = (result[0] for result in results)
+    h_n, c_n, cells, gates = (torch.cat(kind) for kind in list(zip(*results, strict=True))[1:])
+    lower_outputs = torch.stack(lower) if lower else output.new_empty((0, *output.shape))
+    return output, h_n, c_n, lower_outputs, cells, gates
 
 
 def directions_of(h_0: Tensor | None, weights: Sequence[Tensor]) -> int:

@@ -105,6 +105,9 @@ inline Problem problem_of(const Sizes& sizes) {
   return problem;
 }
 
+// Of layer k in a stack, from that of the first one: its D is H.
+Sequence sequence_of_layer(const Sequence& first, size_t k);
+
 class Device {
  public:
   virtual ~Device() = default;
@@ -119,8 +122,8 @@ class Device {
   virtual void recompute(const Sequence& sequence, const BackwardTensors& layer) const = 0;
   virtual void backward(const Sequence& sequence, const BackwardTensors& layer) const = 0;
 
-  // Several layers of one direction, without projections, each the input of the next: `sequence` is
-  // that of the first one, an upper one's D is H. Here one layer after the other (stack.cpp).
+  // Several layers of one direction, without projections, each the input of the next; `sequence` is
+  // that of the first one. Here one layer after the other (stack.cpp).
   virtual void forward_stack(const Sequence& sequence,
                              const std::vector<ForwardTensors>& layers) const;
   // The last layer alone has a grad_output; those of the others come from the layer above, and are

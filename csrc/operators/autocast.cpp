@@ -38,6 +38,20 @@ LayerResult layer(const LayerArguments& a, bool keep_states, bool recompute) {
   return {output, h_n, c_n, cells, gates};
 }
 
+// All layers in the first one's type, which an upper one has by itself: its input has that type.
+template <c10::DeviceType device>
+StackResult stack(const StackArguments& arguments, bool keep_states, bool recompute) {
+  static const auto op = find_operator<StackSignature>("fused_lstm::stack");
+  const torch_private::WithoutAutocast guard;
+  const LayerArguments& a = arguments.all;
+  const at::ScalarType dtype = type_of(device, a.options.batch_sizes.has_value(),
+                                       (a.c_0.defined() ? a.c_0 : a.input).scalar_type());
+  const auto cast = [&](const auto& x) { return at::autocast::cached_cast(dtype, x, device); };
+  return call(
+      op, {{cast(a.input), cast(a.h_0), cast(a.c_0), cast(a.weights), a.options}, arguments.layers},
+      keep_states, recompute);
+}
+
 template <c10::DeviceType device>
 CellResult cell(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor& c_0,
                 at::TensorList weights, bool keep_states) {
@@ -51,6 +65,7 @@ CellResult cell(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor
 template <c10::DeviceType device>
 void register_casts(torch::Library& m) {
   m.impl("layer", layer_kernel<layer<device>>);
+  m.impl("stack", stack_kernel<stack<device>>);
   m.impl("cell", cell<device>);
 }
 

@@ -1,52 +1,49 @@
 // First derivatives by the operator layer_backward; higher ones by differentiating the reference.
+#include "operators/autograd.h"
+
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/empty.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/autograd_not_implemented_fallback.h>
-#include <torch/csrc/autograd/custom_function.h>
 #include <torch/library.h>
 
 #include <algorithm>
 
 #include "device/device.h"
 #include "device/torch_private.h"
-#include "operators/operators.h"
 
 namespace fused_lstm {
-namespace {
 
-using torch::autograd::AutogradContext;
-using torch::autograd::variable_list;
-
-// What the backward pass of a layer reads. A cell's tensors have the cell's shapes.
-struct SavedLayer {
-  at::Tensor input, h_0, c_0;
-  variable_list weights;
-  LayerOptions options;
-  LayerStates states;
-
-  void pack(AutogradContext* ctx) const {
-    variable_list tensors = {input, h_0, c_0};
-    for (const OptionalTensor* tensor : {&states.output, &states.cells, &states.gates,
-                                         &options.batch_sizes, &options.lengths, &options.reset}) {
-      tensors.push_back(tensor->value_or(at::Tensor()));
-    }
-    tensors.insert(tensors.end(), weights.begin(), weights.end());
-    ctx->save_for_backward(std::move(tensors));
-    if (options.reset_to_initial) ctx->saved_data["reset_to_initial"] = true;
+void SavedLayer::pack(AutogradContext* ctx) const {
+  variable_list tensors = {input, h_0, c_0};
+  for (const OptionalTensor* tensor :
+       {&states.output, &states.cells, &states.gates, &states.lower_outputs, &options.batch_sizes,
+        &options.lengths, &options.reset}) {
+    tensors.push_back(tensor->value_or(at::Tensor()));
   }
+  tensors.insert(tensors.end(), weights.begin(), weights.end());
+  ctx->save_for_backward(std::move(tensors));
+  if (options.reset_to_initial) ctx->saved_data["reset_to_initial"] = true;
+}
 
-  static SavedLayer unpack(AutogradContext* ctx) {
-    const variable_list t = ctx->get_saved_variables();
-    return {t[0],
-            t[1],
-            t[2],
-            {t.begin() + 9, t.end()},
-            {if_defined(t[6]), if_defined(t[7]), if_defined(t[8]),
-             /*reset_to_initial=*/!ctx->saved_data.empty()},
-            {if_defined(t[3]), if_defined(t[4]), if_defined(t[5])}};
+SavedLayer SavedLayer::unpack(AutogradContext* ctx) {
+  const variable_list t = ctx->get_saved_variables();
+  return {t[0],
+          t[1],
+          t[2],
+          {t.begin() + 10, t.end()},
+          {if_defined(t[7]), if_defined(t[8]), if_defined(t[9]),
+           ctx->saved_data.count("reset_to_initial") > 0},
+          {if_defined(t[3]), if_defined(t[4]), if_defined(t[5]), if_defined(t[6])}};
+}
+
+bool SavedLayer::weights_needed(AutogradContext* ctx) const {
+  const size_t first = 1 + h_0.defined() + c_0.defined();  // absent ones do not count
+  for (size_t i = 0; i < weights.size(); ++i) {
+    if (ctx->needs_input_grad(first + i)) return true;
   }
-};
+  return false;
+}
 
 at::Tensor or_empty(const at::Tensor& tensor, const at::Tensor& input, at::ScalarType dtype) {
   return tensor.defined() ? tensor : at::empty({0}, input.options().dtype(dtype));
@@ -60,8 +57,6 @@ bool differentiates(const at::Tensor& input, const at::Tensor& h_0, const at::Te
           std::any_of(weights.begin(), weights.end(), requires_grad));
 }
 
-// layer_backward's results cannot be differentiated. Where they have to be (create_graph), or where
-// many output gradients come at once (is_grads_batched), the reference is differentiated instead.
 bool needs_reference(const variable_list& gradients) {
   const auto batched = [](const at::Tensor& gradient) {
     const c10::DispatchKeySet keys({c10::DispatchKey::Batched, c10::DispatchKey::FuncTorchBatched});
@@ -70,10 +65,9 @@ bool needs_reference(const variable_list& gradients) {
   return at::GradMode::is_enabled() || std::any_of(gradients.begin(), gradients.end(), batched);
 }
 
-// The gradients of reference(inputs), differentiable if GradMode is enabled.
-template <class Reference>
-variable_list reference_gradients(const variable_list& inputs, const variable_list& gradients,
-                                  const Reference& reference) {
+variable_list reference_gradients(
+    const variable_list& inputs, const variable_list& gradients,
+    const std::function<variable_list(const variable_list&)>& reference) {
   const torch_private::WithoutAutocast guard;  // the inputs are of the types that it has chosen
   const bool create_graph = at::GradMode::is_enabled();
   const at::AutoGradMode enable(true);
@@ -103,6 +97,13 @@ variable_list reference_gradients(const variable_list& inputs, const variable_li
   return list;
 }
 
+bool reads_output(const at::Tensor& input, const OptionalTensor& batch_sizes) {
+  const c10::SymInt steps = batch_sizes ? batch_sizes->sym_size(0) : input.sym_size(0);
+  return !steps.sym_eq(1).guard_or_false(__FILE__, __LINE__);
+}
+
+namespace {
+
 LayerResult call_layer(const LayerArguments& arguments, bool keep_states) {
   static const auto op = find_operator<LayerSignature>("fused_lstm::layer");
   at::AutoDispatchBelowADInplaceOrView guard;
@@ -114,13 +115,6 @@ CellResult call_cell(const at::Tensor& input, const at::Tensor& h_0, const at::T
   static const auto op = find_operator<CellSignature>("fused_lstm::cell");
   at::AutoDispatchBelowADInplaceOrView guard;
   return op.call(input, h_0, c_0, weights, keep_states);
-}
-
-// The backward pass reads the output of every step but a direction's last. The output of a single
-// step is not saved, so that the caller may change it in place.
-bool reads_output(const at::Tensor& input, const OptionalTensor& batch_sizes) {
-  const c10::SymInt steps = batch_sizes ? batch_sizes->sym_size(0) : input.sym_size(0);
-  return !steps.sym_eq(1).guard_or_false(__FILE__, __LINE__);
 }
 
 // The gradients of a cell's h_n [B, H], c_n [B, H], cells [B, H] and gates [B, 4H] as those of a
@@ -209,18 +203,13 @@ class LayerFunction : public torch::autograd::Function<LayerFunction> {
       for (OptionalTensor* x : {&states.cells, &states.gates}) *x = (*x)->unsqueeze(0).unsqueeze(0);
     }
     const bool input_needed = ctx->needs_input_grad(0);
-    bool weights_needed = false;
-    const size_t first = 1 + saved.h_0.defined() + saved.c_0.defined();  // absent ones do not count
-    for (size_t i = 0; i < saved.weights.size(); ++i) {
-      weights_needed = weights_needed || ctx->needs_input_grad(first + i);
-    }
     const LayerOptions& options = saved.options;
     auto [grad_input, grad_h_0, grad_c_0, grad_weights] =
         op.call(if_defined(gradients[0]), if_defined(gradients[1]), if_defined(gradients[2]),
                 if_defined(gradients[3]), if_defined(gradients[4]), saved.input,
                 if_defined(saved.h_0), if_defined(saved.c_0), saved.weights, states.output,
                 states.cells, states.gates, options.batch_sizes, options.lengths, options.reset,
-                options.reset_to_initial, input_needed, weights_needed);
+                options.reset_to_initial, input_needed, saved.weights_needed(ctx));
     variable_list found = {input_needed ? grad_input : at::Tensor(),
                            saved.h_0.defined() ? grad_h_0 : at::Tensor(),
                            saved.c_0.defined() ? grad_c_0 : at::Tensor()};

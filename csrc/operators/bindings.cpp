@@ -89,6 +89,14 @@ Problem problem_for(const std::optional<Gpu>& gpu, int64_t length, int64_t batch
   return problem;
 }
 
+// Whether tensors on such a device, "cpu" or "cuda", are better computed by the operator stack.
+bool takes_stacks(const std::string& device) {
+#ifdef FUSED_LSTM_WITH_CUDA
+  if (device == "cuda") return cuda_device().takes_stacks();
+#endif
+  return device == "cpu" && cpu_device().takes_stacks();
+}
+
 py::dict machine() {
   const Machine& m = cpu_machine();
   py::dict figures;
@@ -236,6 +244,8 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "cpu_instruction_set", [] { return cpu::kernels().name; },
       "The instruction set of the CPU kernels; FUSED_LSTM_CPU_ISA forces a lower one.");
+  m.def("takes_stacks", &takes_stacks, "Whether a device computes the layers of a stack at once.",
+        py::arg("device"));
   m.def("cached_bytes", &cached_bytes, "Bytes that the pool keeps.");
   m.def("empty_cache", &empty_cache, "Gives them back to the system.");
   m.def("machine", &machine, "What a plan knows of this CPU.");

@@ -8,6 +8,7 @@
 #include "operators/frozen.h"
 #include "operators/frozen_fragments.h"
 #include "operators/layer.h"
+#include "operators/stack.h"
 
 namespace fused_lstm {
 namespace {
@@ -34,6 +35,31 @@ InputGradients layer_gradients(const OptionalTensor& grad_output, const Optional
                          weights,
                          {batch_sizes, lengths, reset, reset_to_initial}},
                         {output, cells, gates}, input_needed, weights_needed);
+}
+
+template <const Device& (*device)()>
+StackResult stack(const StackArguments& arguments, bool keep_states, bool /*recompute*/) {
+  return stack_forward(device(), arguments, keep_states);
+}
+
+template <const Device& (*device)()>
+InputGradients stack_gradients(const OptionalTensor& grad_output, const OptionalTensor& grad_h_n,
+                               const OptionalTensor& grad_c_n, const at::Tensor& input,
+                               const OptionalTensor& h_0, const OptionalTensor& c_0,
+                               at::TensorList weights, int64_t num_layers,
+                               const OptionalTensor& output, const OptionalTensor& lower_outputs,
+                               const OptionalTensor& cells, const OptionalTensor& gates,
+                               const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                               const OptionalTensor& reset, bool reset_to_initial,
+                               bool input_needed, bool weights_needed) {
+  return stack_backward(device(), {grad_output, grad_h_n, grad_c_n, {}, {}},
+                        {{input,
+                          or_undefined(h_0),
+                          or_undefined(c_0),
+                          weights,
+                          {batch_sizes, lengths, reset, reset_to_initial}},
+                         num_layers},
+                        {output, cells, gates, lower_outputs}, input_needed, weights_needed);
 }
 
 template <const Device& (*device)()>
@@ -81,6 +107,8 @@ template <const Device& (*device)()>
 void register_operators(torch::Library& m) {
   m.impl("layer", layer_kernel<layer<device>>);
   m.impl("layer_backward", layer_gradients<device>);
+  m.impl("stack", stack_kernel<stack<device>>);
+  m.impl("stack_backward", stack_gradients<device>);
   m.impl("cell", cell<device>);
   m.impl("frozen_lstm", frozen_lstm<device>);
 }
@@ -115,6 +143,19 @@ TORCH_LIBRARY(fused_lstm, m) {
       "Tensor? batch_sizes=None, Tensor? lengths=None, Tensor? reset=None, "
       "bool reset_to_initial=False, bool keep_states=True, bool recompute=False) -> "
       "(Tensor output, Tensor h_n, Tensor c_n, Tensor cells, Tensor gates)");
+  // Several layers of one direction without projections, each the input of the next.
+  m.def(
+      "stack(Tensor input, Tensor? h_0, Tensor? c_0, Tensor[] weights, int num_layers, *, "
+      "Tensor? batch_sizes=None, Tensor? lengths=None, Tensor? reset=None, "
+      "bool reset_to_initial=False, bool keep_states=False, bool recompute=False) -> "
+      "(Tensor output, Tensor h_n, Tensor c_n, Tensor lower_outputs, Tensor cells, Tensor gates)");
+  m.def(
+      "stack_backward(Tensor? grad_output, Tensor? grad_h_n, Tensor? grad_c_n, Tensor input, "
+      "Tensor? h_0, Tensor? c_0, Tensor[] weights, int num_layers, Tensor? output, "
+      "Tensor? lower_outputs, Tensor? cells, Tensor? gates, *, "
+      "Tensor? batch_sizes=None, Tensor? lengths=None, Tensor? reset=None, "
+      "bool reset_to_initial=False, bool input_needed=True, bool weights_needed=True) -> "
+      "(Tensor grad_input, Tensor grad_hidden, Tensor grad_cell, Tensor[] grad_weights)");
   m.def(
       "cell(Tensor input, Tensor h_0, Tensor c_0, Tensor[] weights, *, "
       "bool keep_states=False) -> (Tensor h_n, Tensor c_n, Tensor cells, Tensor gates)");
@@ -133,7 +174,8 @@ TORCH_LIBRARY_IMPL(fused_lstm, CUDA, m) {
 #ifdef FUSED_LSTM_WITH_CUDA
   register_operators<cuda_device>(m);
 #else
-  for (const char* name : {"layer", "layer_backward", "cell", "frozen_lstm"}) {
+  for (const char* name :
+       {"layer", "layer_backward", "stack", "stack_backward", "cell", "frozen_lstm"}) {
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&built_without_cuda>());
   }
 #endif

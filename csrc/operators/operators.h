@@ -1,5 +1,6 @@
 // The operators as the dispatcher calls them. It passes every argument of a schema on its own; the
-// functions here are where those of the layer are grouped, and where they are spread again.
+// functions here are where those of the layer and of a stack are grouped, and where they are spread
+// again.
 #pragma once
 
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -32,6 +33,22 @@ LayerResult layer_kernel(const at::Tensor& input, const OptionalTensor& h_0,
                 keep_states, recompute);
 }
 
+// The same of fused_lstm::stack.
+template <StackResult (*kernel)(const StackArguments&, bool keep_states, bool recompute)>
+StackResult stack_kernel(const at::Tensor& input, const OptionalTensor& h_0,
+                         const OptionalTensor& c_0, at::TensorList weights, int64_t num_layers,
+                         const OptionalTensor& batch_sizes, const OptionalTensor& lengths,
+                         const OptionalTensor& reset, bool reset_to_initial, bool keep_states,
+                         bool recompute) {
+  return kernel({{input,
+                  or_undefined(h_0),
+                  or_undefined(c_0),
+                  weights,
+                  {batch_sizes, lengths, reset, reset_to_initial}},
+                 num_layers},
+                keep_states, recompute);
+}
+
 using LayerSignature = LayerResult(const at::Tensor&, const OptionalTensor&, const OptionalTensor&,
                                    at::TensorList, const OptionalTensor&, const OptionalTensor&,
                                    const OptionalTensor&, bool, bool, bool);
@@ -40,6 +57,15 @@ using LayerBackwardSignature = InputGradients(
     const OptionalTensor&, const at::Tensor&, const OptionalTensor&, const OptionalTensor&,
     at::TensorList, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
     const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, bool, bool, bool);
+
+using StackSignature = StackResult(const at::Tensor&, const OptionalTensor&, const OptionalTensor&,
+                                   at::TensorList, int64_t, const OptionalTensor&,
+                                   const OptionalTensor&, const OptionalTensor&, bool, bool, bool);
+using StackBackwardSignature = InputGradients(
+    const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const at::Tensor&,
+    const OptionalTensor&, const OptionalTensor&, at::TensorList, int64_t, const OptionalTensor&,
+    const OptionalTensor&, const OptionalTensor&, const OptionalTensor&, const OptionalTensor&,
+    const OptionalTensor&, const OptionalTensor&, bool, bool, bool);
 
 // One step of a layer without a projection: (input [B, D], h_0 [B, H], c_0 [B, H], weights,
 // keep_states) -> (h_n [B, H], c_n [B, H], cells [B, H], gates [B, 4H]).
@@ -50,6 +76,7 @@ using CellSignature = CellResult(const at::Tensor&, const at::Tensor&, const at:
 // The operators as autograd records them, on a gradient's account alone: without keep_states cells
 // and gates are undefined or empty.
 LayerResult recorded_layer(const LayerArguments& arguments, bool keep_states, bool recompute);
+StackResult recorded_stack(const StackArguments& arguments, bool keep_states, bool recompute);
 CellResult recorded_cell(const at::Tensor& input, const at::Tensor& h_0, const at::Tensor& c_0,
                          at::TensorList weights, bool keep_states);
 
@@ -64,6 +91,14 @@ inline LayerResult call(const c10::TypedOperatorHandle<LayerSignature>& op, cons
   const LayerOptions& o = a.options;
   return op.call(a.input, if_defined(a.h_0), if_defined(a.c_0), a.weights, o.batch_sizes, o.lengths,
                  o.reset, o.reset_to_initial, keep_states, recompute);
+}
+
+inline StackResult call(const c10::TypedOperatorHandle<StackSignature>& op, const StackArguments& a,
+                        bool keep_states, bool recompute) {
+  const LayerArguments& all = a.all;
+  const LayerOptions& o = all.options;
+  return op.call(all.input, if_defined(all.h_0), if_defined(all.c_0), all.weights, a.layers,
+                 o.batch_sizes, o.lengths, o.reset, o.reset_to_initial, keep_states, recompute);
 }
 
 }  // namespace fused_lstm
