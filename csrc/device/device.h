@@ -123,7 +123,7 @@ class Device {
   virtual void backward(const Sequence& sequence, const BackwardTensors& layer) const = 0;
 
   // Several layers of one direction, without projections, each the input of the next; `sequence` is
-  // that of the first one. Here one layer after the other (stack.cpp).
+  // that of the first one. Here one layer after the other (layers.cpp).
   virtual void forward_stack(const Sequence& sequence,
                              const std::vector<ForwardTensors>& layers) const;
   // The last layer alone has a grad_output; those of the others come from the layer above, and are
