@@ -61,6 +61,30 @@ def _layer(
     return *results, _nothing(), _nothing()
 
 
+def _stack(
+    input: Value,
+    h_0: Value | None,
+    c_0: Value | None,
+    weights: Sequence[Value],
+    num_layers: int,
+    **options: Any,
+) -> tuple[Value, ...]:
+    """`ops.stack`: layer after layer."""
+    each = len(weights) // num_layers
+    outputs, h_n, c_n = [input], [], []
+    for k in range(num_layers):
+        h, c = (None if s is None else op.Gather(s, [k], axis=0) for s in (h_0, c_0))
+        of_layer = weights[k * each : (k + 1) * each]
+        output, h, c, _, _ = _layer(outputs[-1], h, c, of_layer, **options)
+        outputs.append(output)
+        h_n.append(h)
+        c_n.append(c)
+    lower = [op.Unsqueeze(output, [0]) for output in outputs[1:-1]]
+    lower_outputs = _joined(lower, axis=0) if lower else _nothing()
+    final = (_joined(h_n, axis=0), _joined(c_n, axis=0))
+    return outputs[-1], *final, lower_outputs, _nothing(), _nothing()
+
+
 def _cell(
     input: Value, h_0: Value, c_0: Value, weights: Sequence[Value], *, keep_states: bool = False
 ) -> tuple[Value, ...]:
@@ -120,6 +144,7 @@ def _joined(values: Sequence[Value], axis: int) -> Value:
 
 TRANSLATIONS: dict[Callable[..., Any], Callable[..., Any]] = {
     torch.ops.fused_lstm.layer.default: _layer,
+    torch.ops.fused_lstm.stack.default: _stack,
     torch.ops.fused_lstm.cell.default: _cell,
 }
 """What torch.onnx.export takes as `custom_translation_table`."""

@@ -100,7 +100,7 @@ def stack(
     layer: Callable[..., tuple[Tensor, ...]] = layer,
     **options: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """What `ops.stack` computes, by calls of `layer`; arguments and results as there."""
+    """What `ops.stack` computes, by calls of `layer`; arguments, options and results as there."""
     each = len(weights) // num_layers
     results = []
     for k in range(num_layers):

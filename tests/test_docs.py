@@ -36,6 +36,7 @@ NAMES = public(fused_lstm, models, ops, reference)
 AS_THERE = {
     "fused_lstm.reference.layer": "fused_lstm.ops.layer",
     "fused_lstm.reference.cell": "fused_lstm.ops.cell",
+    "fused_lstm.reference.stack": "fused_lstm.ops.stack",
     "fused_lstm.models.Seq2Seq.generate": "fused_lstm.models.Seq2Seq.forward",
 }
 
@@ -67,7 +68,8 @@ def test_the_states_are_explained():
 
 
 def test_errors_are_named():
-    for name in ("FusedLSTM.forward", "FusedLSTMCell.forward", "replace_lstm", "ops.layer"):
+    functions = ("replace_lstm", "ops.layer", "ops.stack")
+    for name in ("FusedLSTM.forward", "FusedLSTMCell.forward", *functions):
         assert "Raises:" in inspect.getdoc(NAMES[f"fused_lstm.{name}"])
 
 

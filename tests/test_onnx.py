@@ -7,7 +7,7 @@ import torch
 from oracle import flatten, in_fresh_process, rand, rand_state
 from torch import Tensor, nn
 
-from fused_lstm import FusedLSTM, FusedLSTMCell
+from fused_lstm import FusedLSTM, FusedLSTMCell, ops
 from fused_lstm.models import LSTMClassifier, LSTMSequencePredictor, Seq2Seq
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -98,6 +98,38 @@ def test_lengths(tmp_path):
     session, operators = export(module, calls[0], tmp_path / "lstm.onnx", shapes)
     assert operators.count("LSTM") == 2
     assert_same(session, module, *calls)
+
+
+@pytest.mark.parametrize("state", [False, True])
+@pytest.mark.parametrize("options", [{}, {"bias": False}, {"lengths": True}], ids=str)
+def test_the_operator_stack(tmp_path, monkeypatch, options, state):
+    """Of several layers at once, on a device that takes them."""
+    monkeypatch.setitem(ops.TAKES_STACKS, "cpu", True)
+    lengths = options.get("lengths", False)
+    if lengths and state:
+        pytest.skip("Flat has either")
+    module = Flat(state, num_layers=3, bias=options.get("bias", True))
+
+    def call(steps, batch):
+        x = rand(steps, batch, D, dtype=torch.float32)
+        states = rand_state(module.lstm, batch) if state else ()
+        return (x, *states, *([torch.arange(batch) % (steps + 1)] if lengths else []))
+
+    more = ([({1: BATCH}, {1: BATCH})] if state else []) + ([({0: BATCH},)] if lengths else [])
+    shapes = ({0: TIME, 1: BATCH}, *more)
+    program = torch.export.export(module.eval(), call(T, B), dynamic_shapes=shapes)
+    targets = [str(node.target) for node in program.graph.nodes]
+    assert targets.count("fused_lstm.stack.default") == 1
+    session, operators = export(module, call(T, B), tmp_path / "lstm.onnx", shapes)
+    assert operators.count("LSTM") == 3
+    assert_same(session, module, call(T, B), call(2, 7))
+
+
+def test_what_onnx_lacks_in_a_stack_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(ops.TAKES_STACKS, "cpu", True)
+    module = With({"reset": torch.zeros(T, B, dtype=torch.bool)}, num_layers=2)
+    with pytest.raises(torch.onnx.OnnxExporterError, match="has no counterpart of reset:"):
+        export(module, (rand(T, B, D, dtype=torch.float32),), tmp_path / "lstm.onnx", None)
 
 
 def test_without_a_batch(tmp_path):

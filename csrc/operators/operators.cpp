@@ -8,7 +8,7 @@
 #include "operators/frozen.h"
 #include "operators/frozen_fragments.h"
 #include "operators/layer.h"
-#include "operators/stack.h"
+#include "operators/layer_stack.h"
 
 namespace fused_lstm {
 namespace {

@@ -1,6 +1,6 @@
 // What one call of a stack computes, the same for every device. A kind of tensor is one for all
 // layers, [layers, ...], so that a device may fill it at once; each layer has a slice.
-#include "operators/stack.h"
+#include "operators/layer_stack.h"
 
 #include "device/pool.h"
 #include "operators/checks.h"
