@@ -49,6 +49,7 @@ constexpr ScatterCycles kScatterA100 = {1410, 980, 200, 680, 33, 16, 64};
 // An H100, and what comes after it: 989 TFLOPS are 4 cycles a product.
 constexpr ScatterCycles kScatterH100 = {1755, 1000, 200, 650, 30, 8, kL2Bytes};
 constexpr double kLayerSteps = 3;              // that a layer of a stack is behind the one before
+constexpr double kLaunch = 4;                  // microseconds, as of the next
 constexpr double kInputGemm = 4;               // microseconds of its launch, once a direction
 constexpr double kStepwiseStep = 5;            // microseconds of two launches
 constexpr double kStepwiseOperations = 100e6;  // a microsecond, of a GEMM with few rows
@@ -333,19 +334,21 @@ Plan make_gpu_plan(const Problem& problem) {
   return plan;
 }
 
-// The time of a step for each of the layers at once; those above begin some steps later.
+// By the time of a step for each of the layers. Those at once begin one after the other, and have a
+// fill of memory before their launch; those by themselves have a GEMM between them, which forward
+// is in the estimate.
 Plan make_stack_plan(Problem problem, int64_t layers) {
+  const auto length = static_cast<double>(problem.length);
   problem.layers = 1;
   Plan best = make_gpu_plan(problem);
-  double least = best.microseconds;
+  double least = best.microseconds + (kLaunch + (problem.backward ? kInputGemm : 0)) / length;
   for (problem.layers = 2; problem.layers <= std::min<int64_t>(layers, kMaxParts);
        ++problem.layers) {
     const Plan plan = make_gpu_plan(problem);
     if (plan.kernel == Kernel::stepwise) continue;
     if (problem.kernel_override && problem.kernel_override != plan.kernel) continue;
-    const double late = kLayerSteps * (plan.layers - 1);
-    const double each =
-        plan.microseconds * (1 + late / static_cast<double>(problem.length)) / plan.layers;
+    const double steps = length + kLayerSteps * (plan.layers - 1);
+    const double each = (plan.microseconds * steps + 2 * kLaunch) / length / plan.layers;
     if (each >= least) continue;
     best = plan;
     least = each;
