@@ -83,7 +83,8 @@ def test_fault_of_a_pattern(patterns, name, fault, options, message):
     assert message in done.stderr
 
 
-# Each kernel by itself, on several blocks and warps of a slice, forward and backward.
+# Each kernel by itself, on several blocks and warps of a slice, forward and backward; and layers of
+# a stack at once.
 PROGRAM = """
 import sys
 
@@ -98,12 +99,13 @@ from fused_lstm import _C
 from fused_lstm.explain import Gpu
 
 kernel, precision, in_groups = sys.argv[2], sys.argv[3], sys.argv[4] == "hopper"
+layers = int(sys.argv[5])
 torch.backends.cudnn.allow_tf32 = precision == "tf32"
 dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
 factors = TF32 if precision == "tf32" and kernel != "stepwise" else None
 T, B, H = 6, 45 if in_groups else 11, 28 if kernel == "block" else 72
 if (kernel, sys.argv[4]) == ("grid", "hopper-132"):
-    T, H = 4, 300  # in clusters backward
+    T, B, H = 4, 3, 300  # in clusters backward
 if in_groups and precision == "float32":
     H = 44  # both directions' blocks of 8 units at once
 lengths = [6, 6, 6, 5, 5, 4, 4, 2, 2, 1, 1]
@@ -111,14 +113,17 @@ if in_groups:
     lengths = [6] * 10 + [5] * 10 + [3] * 15 + [2] * 10
 for kind in ("ragged", "resets"):
     torch.manual_seed(0)
-    module = fused_lstm.FusedLSTM(3, H, dtype=dtype, bidirectional=kind == "ragged")
+    two = kind == "ragged" and layers == 1
+    module = fused_lstm.FusedLSTM(3, H, layers, dtype=dtype, bidirectional=two)
     x, state, options = rand(T, B, 3, dtype=dtype), rand_state(module, B), {}
     with fused_lstm.use_kernel(kernel):
         for plan in fused_lstm.explain(module, B, T, device=Gpu(*_C.gpu(0))):
             assert plan.forward.kernel == kernel, plan
             assert plan.backward.kernel == kernel, plan
+            if layers > 1:
+                assert len(plan.forward.stack.layers) == len(plan.backward.stack.layers) == layers
         if kind == "ragged":
-            x = pack_padded_sequence(x, torch.tensor(lengths).clamp(max=T))
+            x = pack_padded_sequence(x, torch.tensor(lengths[:B]).clamp(max=T))
         else:
             options["lengths"] = torch.randint(0, T + 1, (B,))
             options["reset"] = torch.rand(T, B) < 0.3
@@ -136,18 +141,19 @@ def instrumented(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("kernel", "gpu", "precision"),
+    ("kernel", "gpu", "precision", "layers"),
     [
-        *itertools.product(("stepwise", "block", "cluster", "grid"), ["hopper-132"], PRECISIONS),
-        *itertools.product(["grid"], ["a100", "hopper"], PRECISIONS),
-        *itertools.product(["cluster"], ["one-cluster-of-4"], PRECISIONS[:2]),  # sequence tiles
+        *itertools.product(("stepwise", "block", "cluster", "grid"), ["hopper-132"], PRECISIONS, [1]),
+        *itertools.product(["grid"], ["a100", "hopper"], PRECISIONS, [1]),
+        *itertools.product(["cluster"], ["one-cluster-of-4"], PRECISIONS[:2], [1]),  # sequence tiles
+        *itertools.product(("block", "cluster"), ["hopper-132"], PRECISIONS[:2], [3]),
     ],
 )
-def test_kernel(instrumented, kernel, gpu, precision):
+def test_kernel(instrumented, kernel, gpu, precision, layers):
     environment = os.environ | RACES | DELAY | {"PYTHONPATH": str(instrumented)}
     environment["EMULATED_GPU"] = gpu
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(HERE.parent), kernel, precision, gpu],
+        [sys.executable, "-c", PROGRAM, str(HERE.parent), kernel, precision, gpu, str(layers)],
         env=environment,
         cwd=instrumented,
         capture_output=True,
