@@ -30,7 +30,7 @@ outdated = $(shell [ ! -f $(1) ] || [ "$$($(2) -c '$(TORCH_FACTS)' 2>&1)" = "$$(
 
 # What the kernels compute; the other tests are about the choice of one or about Python
 COMPUTED := $(addprefix tests/test_,accuracy.py cell.py dtypes.py gradients.py hypothesis.py lengths.py \
-	recompute.py reset.py states.py)
+	recompute.py reset.py stack.py states.py)
 EMULATED := $(COMPUTED) $(addprefix tests/test_,autotune.py check.py frozen_fragments.py \
 	persistent.py refused_launches.py) \
 	$(addprefix tests/emulator/test_,batches.py counts.py faults.py races.py sequence_tiles.py \
