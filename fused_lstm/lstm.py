@@ -190,7 +190,7 @@ class FusedLSTM(GateInitialization, nn.RNNBase):
             and reset is None
             and return_states is False
             and not (self.training and self.dropout)
-            and (self.num_layers == 1 or not ops.TAKES_STACKS["cpu"])
+            and (self.num_layers == 1 or not ops.LARGEST_STACKED["cpu"])
         ):
             plain = ops.plain_lstm(
                 input,
@@ -266,7 +266,7 @@ def run(
         hidden_shape, cell_shape = _state_shapes(module, B)
         hx = (x.new_zeros(hidden_shape), x.new_zeros(cell_shape))
 
-    if layer is ops.layer and not return_states and _is_stack(module, x):
+    if layer is ops.layer and not return_states and _is_stack(module, x, weights):
         h_0, c_0 = (None, None) if hx is None else hx
         x, *state, _, _, _ = ops.stack(x, h_0, c_0, weights, module.num_layers, **options)
         return laid_out(module, input, x), laid_out_state(input, (state[0], state[1]))
@@ -313,17 +313,20 @@ def run(
     return output, final, LSTMStates(*kept)
 
 
-def _is_stack(module: nn.RNNBase, x: Tensor) -> bool:
-    """Layers that the operator stack takes, on a device that takes them at once.
+def _is_stack(module: nn.RNNBase, x: Tensor, weights: Sequence[Tensor]) -> bool:
+    """Layers that the operator stack takes, on a device that may take them at once.
 
-    Not those that recompute: a stack has the gates of all layers in memory at once.
+    Not those that recompute, for a stack has the gates of all layers in memory at once; and not
+    those of which some are trained and others are not, for it differentiates all or none.
     """
+    trained = [weight.requires_grad for weight in weights]
     return (
         module.num_layers > 1
         and not module.bidirectional
         and not module.proj_size
         and not (module.training and module.dropout > 0)
-        and ops.TAKES_STACKS.get(x.device.type, False)
+        and module.hidden_size <= ops.largest_stacked_for(x)
+        and (all(trained) or not any(trained))
     )
 
 

@@ -17,18 +17,21 @@ from fused_lstm._C import frozen_pack as frozen_pack  # csrc/operators/frozen.h
 from fused_lstm._C import frozen_pack_fragments as frozen_pack_fragments
 from fused_lstm._C import frozen_step as frozen_step
 from fused_lstm._C import frozen_unpack as frozen_unpack
+from fused_lstm._C import largest_stacked
 from fused_lstm._C import make_stream as make_stream  # csrc/operators/stream_type.h
 from fused_lstm._C import plain_cell as plain_cell  # csrc/operators/module_calls.h
 from fused_lstm._C import plain_frozen as plain_frozen
 from fused_lstm._C import plain_lstm as plain_lstm
-from fused_lstm._C import takes_stacks
 
 Result = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 StackResult = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
-# Whether a type of device computes the layers of a stack at once: asked here, so that to
-# torch.compile it is a constant
-TAKES_STACKS = {device: takes_stacks(device) for device in ("cpu", "cuda")}
+# By type of device and bytes of an element, the largest hidden size of a stack whose layers may be
+# computed at once: asked here, so that to torch.compile it is a constant
+LARGEST_STACKED = {
+    device: {size: H for size in (2, 4) if (H := largest_stacked(device, size))}
+    for device in ("cpu", "cuda")
+}
 
 
 def _use_reference(
@@ -49,6 +52,13 @@ def _use_reference(
 def _under_autocast(tensor: Tensor) -> bool:
     device = tensor.device.type
     return device in ("cpu", "cuda") and torch.is_autocast_enabled(device)
+
+
+def largest_stacked_for(input: Tensor) -> int:
+    """The largest hidden size of a stack that may be computed at once; 0: of none."""
+    device = input.device.type
+    dtype = torch.get_autocast_dtype(device) if _under_autocast(input) else input.dtype
+    return LARGEST_STACKED.get(device, {}).get(dtype.itemsize, 0)
 
 
 def _by_reference(
@@ -186,7 +196,7 @@ def stack(
     """Layers of one direction without projections, each the input of the next. Differentiable.
 
     What `layer` computes in as many calls; a device may take the layers at once, where
-    `TAKES_STACKS` says so. L layers; other letters as in `layer`.
+    `LARGEST_STACKED` says so. L layers; other letters as in `layer`.
 
     Args:
         input: [T, B, D], or [N, D] with `batch_sizes`.

@@ -104,7 +104,7 @@ def test_lengths(tmp_path):
 @pytest.mark.parametrize("options", [{}, {"bias": False}, {"lengths": True}], ids=str)
 def test_the_operator_stack(tmp_path, monkeypatch, options, state):
     """Of several layers at once, on a device that takes them."""
-    monkeypatch.setitem(ops.TAKES_STACKS, "cpu", True)
+    monkeypatch.setitem(ops.LARGEST_STACKED, "cpu", {4: 1 << 20})
     lengths = options.get("lengths", False)
     if lengths and state:
         pytest.skip("Flat has either")
@@ -126,7 +126,7 @@ def test_the_operator_stack(tmp_path, monkeypatch, options, state):
 
 
 def test_what_onnx_lacks_in_a_stack_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(ops.TAKES_STACKS, "cpu", True)
+    monkeypatch.setitem(ops.LARGEST_STACKED, "cpu", {4: 1 << 20})
     module = With({"reset": torch.zeros(T, B, dtype=torch.bool)}, num_layers=2)
     with pytest.raises(torch.onnx.OnnxExporterError, match="has no counterpart of reset:"):
         export(module, (rand(T, B, D, dtype=torch.float32),), tmp_path / "lstm.onnx", None)

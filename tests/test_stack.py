@@ -42,7 +42,8 @@ OPTIONS = {
     "recompute, reset": {"recompute": True, "reset": RESET, "lengths": LENGTHS},
 }
 NAMES = ("output", "h_n", "c_n", "lower_outputs", "cells", "gates")
-AT_ONCE = dict(ops.TAKES_STACKS)  # as the device says, whatever a test sets
+AT_ONCE = dict(ops.LARGEST_STACKED)  # as the device says, whatever a test sets
+ALL = dict.fromkeys((2, 4, 8, 16), 1 << 20)
 
 
 def by_layer(*arguments, **options):
@@ -390,8 +391,8 @@ def calls(monkeypatch):
         seen.append(arguments)
         return stack(*arguments, **options)
 
-    for device in ops.TAKES_STACKS:
-        monkeypatch.setitem(ops.TAKES_STACKS, device, True)
+    for device in ops.LARGEST_STACKED:
+        monkeypatch.setitem(ops.LARGEST_STACKED, device, ALL)
     monkeypatch.setattr(ops, "stack", seen_stack)
     return seen
 
@@ -476,14 +477,14 @@ def test_what_a_device_says_is_heeded(monkeypatch, calls, given):
     expected = flatten(lstm(x, hx, **given))
     assert calls
     calls.clear()
-    monkeypatch.setitem(ops.TAKES_STACKS, "cpu", False)
+    monkeypatch.setitem(ops.LARGEST_STACKED, "cpu", {})
     found = flatten(lstm(x, hx, **given))
     assert not calls
     assert_same("cpu", found, expected)
 
 
 def test_a_cpu_takes_no_stacks():
-    assert ops.TAKES_STACKS.keys() == {"cpu", "cuda"}
+    assert ops.LARGEST_STACKED.keys() == {"cpu", "cuda"}
     assert not any(AT_ONCE.values()) or fused_lstm._C.build_info()["cuda"]
 
 

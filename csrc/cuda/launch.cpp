@@ -99,7 +99,9 @@ class CudaDevice final : public Device {
     forward_layers(sequence, layer);
   }
 
-  bool takes_stacks() const override { return true; }
+  int64_t largest_stacked(int element_bytes) const override {
+    return fused_lstm::largest_stacked(element_bytes);
+  }
   void forward_stack(const Sequence& sequence,
                      const std::vector<ForwardTensors>& layers) const override {
     forward_layers(sequence, layers);

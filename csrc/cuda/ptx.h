@@ -263,14 +263,14 @@ __device__ __forceinline__ void store_relaxed_if(bool exists, float* to, float x
       "f"(x), "r"(static_cast<unsigned>(exists))
       : "memory");
 }
-// Two or four words, each whole by itself, where they exist.
-__device__ __forceinline__ void store_relaxed_if(bool exists, uint2* to, uint2 words) {
+__device__ __forceinline__ void store_relaxed_if(bool exists, uint32_t* to, uint32_t word) {
   asm volatile(
-      "{ .reg .pred exists; setp.ne.u32 exists, %3, 0;\n"
-      "@exists st.relaxed.gpu.global.v2.u32 [%0], {%1, %2}; }" ::"l"(to),
-      "r"(words.x), "r"(words.y), "r"(static_cast<unsigned>(exists))
+      "{ .reg .pred exists; setp.ne.u32 exists, %2, 0;\n"
+      "@exists st.relaxed.gpu.global.u32 [%0], %1; }" ::"l"(to),
+      "r"(word), "r"(static_cast<unsigned>(exists))
       : "memory");
 }
+// Four words, each whole by itself, where they exist.
 __device__ __forceinline__ void store_relaxed_if(bool exists, uint4* to, uint4 words) {
   asm volatile(
       "{ .reg .pred exists; setp.ne.u32 exists, %5, 0;\n"

@@ -129,8 +129,9 @@ class Device {
   // The last layer alone has a grad_output; those of the others come from the layer above, and are
   // set where the device stores them.
   virtual void backward_stack(const Sequence& sequence, std::vector<BackwardTensors>& layers) const;
-  // Whether it takes the layers of a stack at once, rather than one after the other.
-  virtual bool takes_stacks() const { return false; }
+  // The largest hidden size of a stack whose layers it may take at once, of elements of so many
+  // bytes; 0: of none.
+  virtual int64_t largest_stacked(int /*element_bytes*/) const { return 0; }
 
   // The gradients over all steps, once backward has run, of operand_type or wider: here one GEMM
   // for each weight (gradients.cpp). Of the input, [N, D] or in the input's own shape.

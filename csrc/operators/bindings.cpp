@@ -89,12 +89,12 @@ Problem problem_for(const std::optional<Gpu>& gpu, int64_t length, int64_t batch
   return problem;
 }
 
-// Whether tensors on such a device, "cpu" or "cuda", are better computed by the operator stack.
-bool takes_stacks(const std::string& device) {
+// Of a device "cpu" or "cuda": up to which hidden size the operator stack may be quicker.
+int64_t largest_stacked_on(const std::string& device, int element_bytes) {
 #ifdef FUSED_LSTM_WITH_CUDA
-  if (device == "cuda") return cuda_device().takes_stacks();
+  if (device == "cuda") return cuda_device().largest_stacked(element_bytes);
 #endif
-  return device == "cpu" && cpu_device().takes_stacks();
+  return device == "cpu" ? cpu_device().largest_stacked(element_bytes) : 0;
 }
 
 py::dict machine() {
@@ -244,8 +244,9 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "cpu_instruction_set", [] { return cpu::kernels().name; },
       "The instruction set of the CPU kernels; FUSED_LSTM_CPU_ISA forces a lower one.");
-  m.def("takes_stacks", &takes_stacks, "Whether a device computes the layers of a stack at once.",
-        py::arg("device"));
+  m.def("largest_stacked", &largest_stacked_on,
+        "The largest hidden size of a stack whose layers a device may compute at once; 0: of none.",
+        py::arg("device"), py::arg("element_bytes"));
   m.def("cached_bytes", &cached_bytes, "Bytes that the pool keeps.");
   m.def("empty_cache", &empty_cache, "Gives them back to the system.");
   m.def("machine", &machine, "What a plan knows of this CPU.");

@@ -81,7 +81,7 @@ struct Tilings {
 };
 constexpr Tilings block_tilings(Precision precision, bool backward) {
   if (precision == Precision::bits16) {
-    if (backward) return {{{1, 16, 0, 1, 16}, {1, 32, 0, 1, 8}, {1, 16, 16, 1, 20}}, 3};
+    if (backward) return {{{1, 16, 0, 1, 16}, {1, 32, 0, 1, 8}, {1, 16, 16, 1, 18}}, 3};
     return {{{2, 4, 2, 1, 12}, {2, 4, 0, 1, 8}, {4, 8, 0, 1, 20}, {2, 4, 4, 1, 16}}, 4};
   }
   if (precision == Precision::tf32) {
@@ -101,7 +101,7 @@ constexpr Tilings cluster_tilings(Precision precision, bool backward) {
                {4, 8, 0, 2, 20},
                {1, 8, 8, 1, 16},
                {2, 8, 8, 1, 24},
-               {4, 8, 8, 1, 20}},
+               {4, 8, 8, 1, 18}},
               8};
     }
     return {{{1, 8, 0, 1, 8},
@@ -131,7 +131,7 @@ constexpr Tilings cluster_tilings(Precision precision, bool backward) {
              {1, 32, 0, 2, 32},
              {1, 64, 0, 2, 32},
              {1, 16, 16, 1, 28},
-             {1, 32, 32, 1, 28}},
+             {1, 32, 32, 1, 24}},
             7};
   }
   if (backward) return {{{1, 16, 0, 1, 14}, {2, 16, 0, 1, 14}}, 2};

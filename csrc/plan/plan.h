@@ -97,6 +97,9 @@ Plan make_plan(const Problem& problem);
 Plan make_stack_plan(Problem problem, int64_t layers);
 // Whether a CPU's gates are quicker by divisions than by estimates of reciprocals.
 bool make_division_plan(const Machine& machine);
+// The largest hidden size of a stack whose layers go at once on some GPU, of elements of so many
+// bytes; 0: of none.
+int64_t largest_stacked(int element_bytes);
 // Its two halves, plan_cpu.cpp and plan_cuda.cpp.
 Plan make_cpu_plan(const Problem& problem);
 Plan make_gpu_plan(const Problem& problem);

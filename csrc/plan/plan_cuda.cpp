@@ -316,6 +316,21 @@ std::array<Candidate, 4> gpu_candidates(const Problem& problem) {
   return candidates;
 }
 
+int64_t largest_stacked(int element_bytes) {
+  if (element_bytes > 4) return 0;
+  int64_t largest = 0;
+  const Precision precision = precision_of(element_bytes, /*tensor_cores=*/true);
+  for (const Kernel kernel : {Kernel::block, Kernel::cluster}) {
+    const Tilings forward = tilings(kernel, precision, /*backward=*/false);
+    for (int i = 0; i < forward.count; ++i) {
+      const Tiling& tiling = forward.list[i];
+      if (!tiling.stacked()) continue;
+      largest = std::max<int64_t>(largest, tiling.depth_tiles * kDepthBytes / element_bytes);
+    }
+  }
+  return largest;
+}
+
 Plan make_gpu_plan(const Problem& problem) {
   Plan plan = {};
   plan.tensor_cores = problem.tensor_cores;

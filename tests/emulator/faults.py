@@ -110,16 +110,15 @@ FAULTS = [
     (
         "a block reads its operand before all threads have stored it",
         "forward.h",
-        "store_input(version + 1, input_ahead);\n    }\n    if (!kCluster) __syncthreads();",
-        "store_input(version + 1, input_ahead);\n    }\n"
-        "    if (!kCluster && !faulty()) __syncthreads();",
+        "      }\n    }\n    if (!kCluster) __syncthreads();",
+        "      }\n    }\n    if (!kCluster && !faulty()) __syncthreads();",
         "a race in byte",
     ),
     (
         "a block multiplies gradients before all threads have stored them",
         "backward.h",
-        "    __syncthreads();\n\n    if (warp * kRowTiles",
-        "    if (!faulty()) __syncthreads();\n\n    if (warp * kRowTiles",
+        "    __syncthreads();\n    if (warp * kRowTiles",
+        "    if (!faulty()) __syncthreads();\n    if (warp * kRowTiles",
         "a race in byte",
     ),
     (
@@ -362,12 +361,84 @@ FAULTS_OF_SEQUENCE_TILES = [
 
 # By the emulated GPU on which they show, and what its kernels run
 IN_CLUSTERS = "hopper-132 in clusters"  # backward on the grid
+FAULTS_OF_STACKS = [
+    (
+        "the output of the layer before is not waited for",
+        "forward.h",
+        "await(/*awaits=*/part > 0,",
+        "await(/*awaits=*/part > 0 && !faulty(),",
+        # Or the NaN that it has read passes through to what backward awaits: on a host it may
+        ("is off by", "threads that wait for a word in global memory"),
+    ),
+    (
+        "an output by a plain store where a layer awaits it",
+        "units.h",
+        "    store_relaxed_if(does && present && b < rows.count,\n",
+        "    if (faulty() && does && present && b < rows.count) {\n"
+        "      *reinterpret_cast<uint32_t*>(row_of(output, rows.first, output_bytes)) = word;\n"
+        "    }\n"
+        "    store_relaxed_if(!faulty() && does && present && b < rows.count,\n",
+        "a race in global memory",
+    ),
+    (
+        "the input of a layer goes into the operand that is read",
+        "forward.h",
+        "store_words(version + 1, next, [&]",
+        "store_words(version + 1 + faulty(), next, [&]",
+        ("a race in byte", "an asynchronous write by", "threads that wait for"),
+    ),
+    (
+        "the input of a step before",
+        "forward.h",
+        "if (has_words) load_words(index + 2 < T ? next : Rows{0, 0});",
+        "if (has_words) load_words(index + 2 < T ? (faulty() ? now : next) : Rows{0, 0});",
+        "is off by",
+    ),
+    (
+        "bytes of the input are not expected",
+        "forward.h",
+        "(has_words ? kTileSequences",
+        "(has_words && !faulty() ? kTileSequences",
+        ("an asynchronous write by", "more bytes", "threads that wait for"),
+    ),
+    (
+        "gradients of the layer after are not waited for",
+        "backward.h",
+        "await(awaits, [&]",
+        "await(awaits && !faulty(), [&]",
+        "is off by",
+    ),
+    (
+        "gradients by a plain store where a layer awaits them",
+        "units.h",
+        "        store_relaxed_if(exists, at, grad[i]);",
+        "        if (faulty()) store_if(exists, at, grad[i]);\n"
+        "        store_relaxed_if(exists && !faulty(), at, grad[i]);",
+        "a race in global memory",
+    ),
+    (
+        "the last step has no gradient of its output",
+        "backward.h",
+        "    load_next_layer(now, true);",
+        "    load_next_layer(now, !faulty());",
+        "is off by",
+    ),
+    (
+        "what an episode's start ends goes on",
+        "backward.h",
+        "kStacked && units[i].episodes.starts()",
+        "kStacked && !faulty() && units[i].episodes.starts()",
+        "is off by",
+    ),
+]
+STACKS = "hopper-132 in stacks"
 FAULTS_OF = {
     "hopper-132": [fault for fault in FAULTS if fault[1] != "grid_backward.h"],
     IN_CLUSTERS: [fault for fault in FAULTS if fault[1] == "grid_backward.h"],
     "a100": FAULTS_WITHOUT_CLUSTERS,
     "hopper": FAULTS_OF_BATCHES,
     "one-cluster-of-4": FAULTS_OF_SEQUENCE_TILES,
+    STACKS: FAULTS_OF_STACKS,
 }
 ALL_FAULTS = [fault for faults in FAULTS_OF.values() for fault in faults]
 

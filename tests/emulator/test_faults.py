@@ -34,13 +34,18 @@ B = 45 if sys.argv[2] == "hopper" else 11  # there in groups
 kernels = {
     "hopper-132": [("block", 28), ("cluster", 72), ("grid", 72)],
     "hopper-132 in clusters": [("grid", 260)],  # backward, from 256 on
+    "hopper-132 in stacks": [("block", 28), ("cluster", 72)],
     "one-cluster-of-4": [("cluster", 72), ("cluster", 133)],  # two tiles backward; forward
 }
+layers = 2 if sys.argv[2].endswith("stacks") else 1
 for kernel, hidden_size in kernels.get(sys.argv[2], [("grid", 72)]):
-    module = fused_lstm.FusedLSTM(3, hidden_size, dtype=torch.bfloat16)
-    x, state = rand(6, B, 3, dtype=torch.bfloat16), rand_state(module, B)
+    module = fused_lstm.FusedLSTM(3, hidden_size, layers, dtype=torch.bfloat16)
+    x, state, options = rand(6, B, 3, dtype=torch.bfloat16), rand_state(module, B), {}
+    if layers > 1:
+        options["reset"] = torch.rand(6, B) < 0.3
     with fused_lstm.use_kernel(kernel):
-        assert_accurate(evaluate(module, x, state), truth_of(module, x, state))
+        truth = truth_of(module, x, state, **options)
+        assert_accurate(evaluate(module, x, state, **options), truth)
 if sys.argv[2] == "hopper":  # and groups that begin late
     module = fused_lstm.FusedLSTM(3, 72, dtype=torch.bfloat16, bidirectional=True)
     x = pack_padded_sequence(x, torch.tensor([6] * 10 + [4] * 10 + [2] * 25))

@@ -56,6 +56,7 @@ def row_of(
                     finished=running.finished,
                     steps=LENGTH,
                     gigahertz=gpu.gigahertz,
+                    ahead=one.shape.layers > 1,
                 )
             )
         return Row(one, recorded, max(measured, key=lambda each: each.cycles))

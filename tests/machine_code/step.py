@@ -113,6 +113,7 @@ def measure(
     finished: bool,
     steps: int | None = None,
     gigahertz: float = GIGAHERTZ,
+    ahead: bool = False,
 ) -> Step:
     """The step of a trace.
 
@@ -120,6 +121,7 @@ def measure(
         finished: whether the trace goes to the thread's end.
         steps: of the whole launch, for a loop that takes several in an iteration, or several
             iterations for one: groups of sequences, whose work hides their exchange.
+        ahead: what the step loads of other blocks they stored some steps ago: layers of a stack.
     """
     starts = iterations_of(code, trace)
     share = steps / len(starts) if finished and steps else 1
@@ -143,13 +145,13 @@ def measure(
     lines = {code.instructions[e.index].address // LINE_BYTES for e in once}
 
     alone = time_trace(code, once)
-    exchange = sum({exchange_of(code.instructions[e.index]) for e in once if e.active})
+    exchange = sum({exchange_of(code.instructions[e.index], ahead) for e in once if e.active})
     # Timed with the iteration before them, whose loads they wait for
     lead = starts[first - 1]
     inside = frozenset(start - lead for start in starts[first - 1 : first + count])
-    timed = time_trace(code, trace[lead:end], steps=inside)
+    timed = time_trace(code, trace[lead:end], steps=inside, ahead=ahead)
     in_flight = timed.end - timed.reached[begin - lead] - count * exchange
-    distances = distances_to_use(code, trace[lead:end], inside)
+    distances = distances_to_use(code, trace[lead:end], inside, ahead)
     branches = _branches(code, steady)
     waits = Counter[str]()
     for executed, waited in zip(steady, timed.waited[begin - lead :], strict=True):

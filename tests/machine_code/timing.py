@@ -52,16 +52,19 @@ CYCLES = {
 MEMORY_LOADS = frozenset({"LDG", "LD", "LDGSTS"})
 
 
-def exchange_of(one: Instruction) -> int:
-    """What a wait for other blocks takes; 0 if the instruction is none."""
+def exchange_of(one: Instruction, ahead: bool = False) -> int:
+    """What a wait for other blocks takes; 0 if the instruction is none.
+
+    ahead: strong loads are of what others stored some steps ago, so that memory alone takes time.
+    """
     if one.opcode in MEMORY_LOADS and "STRONG" in one.modifiers:
-        return L2_EXCHANGE_CYCLES
+        return 0 if ahead else L2_EXCHANGE_CYCLES
     phase = one.opcode == "SYNCS" and "PHASECHK" in one.modifiers
     return CLUSTER_EXCHANGE_CYCLES if phase or one.opcode == "UCGABAR_WAIT" else 0
 
 
-def cycles_of(one: Instruction, memory_cycles: int) -> int:
-    if one.opcode in MEMORY_LOADS and exchange_of(one):
+def cycles_of(one: Instruction, memory_cycles: int, ahead: bool = False) -> int:
+    if one.opcode in MEMORY_LOADS and exchange_of(one, ahead):
         return 0
     if one.opcode in ("LDG", "LDGSTS"):
         return memory_cycles
@@ -86,6 +89,7 @@ def time_trace(
     *,
     memory_cycles: int = MEMORY_CYCLES,
     steps: Collection[int] = (),
+    ahead: bool = False,
 ) -> Timed:
     """`steps`: positions in the trace, from each of which on a wait for other blocks takes time."""
     timed, now = Timed(), 0
@@ -97,7 +101,7 @@ def time_trace(
         timed.reached.append(now)
         if position in steps:
             exchanged = set()
-        exchange = exchange_of(one)
+        exchange = exchange_of(one, ahead)
         if steps and executed.active and exchange not in exchanged:
             exchanged.add(exchange)
             now += exchange
@@ -106,7 +110,7 @@ def time_trace(
         now = max(now, ready)
         timed.issued.append(now)
         if executed.active:
-            latency = cycles_of(one, memory_cycles)
+            latency = cycles_of(one, memory_cycles, ahead)
             if control.write_barrier < 6:
                 free[control.write_barrier] = max(free[control.write_barrier], now + latency)
             if control.read_barrier < 6:
@@ -120,14 +124,14 @@ def time_trace(
 
 
 def distances_to_use(
-    code: Code, trace: Sequence[Executed], steps: Collection[int]
+    code: Code, trace: Sequence[Executed], steps: Collection[int], ahead: bool = False
 ) -> dict[int, int]:
     """Of each load from memory, by its address: least cycles between its issue and its first wait.
 
     Memory answers at once here, so that only what the warp does meanwhile counts, and how long it
     waits for other blocks. A load whose scoreboard nothing waits for in the trace is not listed.
     """
-    timed = time_trace(code, trace, memory_cycles=0, steps=steps)
+    timed = time_trace(code, trace, memory_cycles=0, steps=steps, ahead=ahead)
     pending: dict[int, list[tuple[int, int]]] = {}
     found: dict[int, int] = {}
     for executed, issued in zip(trace, timed.issued, strict=True):
@@ -136,7 +140,7 @@ def distances_to_use(
             if one.control.wait_mask >> i & 1:
                 for address, since in pending.pop(i, []):
                     found[address] = min(found.get(address, issued - since), issued - since)
-        is_load = executed.active and one.opcode in MEMORY_LOADS and not exchange_of(one)
+        is_load = executed.active and one.opcode in MEMORY_LOADS and not exchange_of(one, ahead)
         if is_load and one.control.write_barrier < 6:
             pending.setdefault(one.control.write_barrier, []).append((one.address, issued))
     return found

@@ -32,40 +32,19 @@ __device__ __forceinline__ bool is_absent(Storage x) {
   }
 }
 
-// `count` values of a lane at a step: zero where they do not exist.
 template <class Value, int count>
-class Awaited {
- public:
-  __device__ __forceinline__ void load(const Value* const (&from)[count],
-                                       const bool (&exists)[count]) {
+__device__ __forceinline__ bool any_absent(const Value (&values)[count]) {
+  bool any = false;
 #pragma unroll
-    for (int i = 0; i < count; ++i) {
-      from_[i] = from[i];
-      exists_[i] = exists[i];
-    }
-    load();
-  }
-  // Once no lane's are absent; awaits: whether another layer stores them.
- __device__ __forceinline__ const Value (&get(bool awaits)) [count] {
-   while (any_of_warp(awaits && any_absent())) load();
-   return values_;
- }
+  for (int i = 0; i < count; ++i) any = any || is_absent(values[i]);
+  return any;
+}
 
- private : __device__ __forceinline__ void load() {
-#pragma unroll
-    for (int i = 0; i < count; ++i) values_[i] = load_relaxed_if(exists_[i], from_[i], Value{});
-  }
-  __device__ __forceinline__ bool any_absent() const {
-    bool any = false;
-#pragma unroll
-    for (int i = 0; i < count; ++i) any = any || is_absent(values_[i]);
-    return any;
-  }
-
-  const Value* from_[count];
-  bool exists_[count];
-  Value values_[count];
-};
+// Until no lane's values are absent: load() loads them again. awaits: whether a layer stores them.
+template <class Load, class... Values>
+__device__ __forceinline__ void await(bool awaits, const Load& load, const Values&... values) {
+  while (any_of_warp(awaits && (any_absent(values) || ...))) load();
+}
 
 }  // namespace
 }  // namespace cuda

@@ -196,9 +196,23 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
         const int unit = pair / kTileSequences, sequence = pair % kTileSequences;
         const int at = unit / 2 * 2 * kTileSequences + 2 * sequence + unit % 2;
         float sum = 0;
+        if constexpr (kStacked &&
+                      kCluster) {  // of half a cluster, and the other: loads before sums
+          const int half = blocks / 2 * kUnits * kTileSequences;
+          float each[kMaxCluster / 2], rest[kMaxCluster / 2];
 #pragma unroll
-        for (int source = 0; source < (kCluster ? kMaxCluster : 1); ++source) {
-          if (source < blocks) sum += from[source * kUnits * kTileSequences + at];
+          for (int k = 0; k < kMaxCluster / 2; ++k) {
+            const bool exists = 2 * k < blocks;
+            each[k] = exists ? from[k * kUnits * kTileSequences + at] : 0.0f;
+            rest[k] = exists ? from[half + k * kUnits * kTileSequences + at] : 0.0f;
+          }
+#pragma unroll
+          for (int k = 0; k < kMaxCluster / 2; ++k) sum += each[k] + rest[k];
+        } else {
+#pragma unroll
+          for (int source = 0; source < (kCluster ? kMaxCluster : 1); ++source) {
+            if (source < blocks) sum += from[source * kUnits * kTileSequences + at];
+          }
         }
         units[i].grad_hidden += sum;
       }
@@ -274,32 +288,35 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
   };
 
   // The gradients of the next layer's gates at the step before.
-  Awaited<Storage, kGates> next_grads[kThreadUnits];
+  Storage next_grads[kThreadUnits][kGates];
   const bool awaits = kStacked && next_weight_ih;
   const auto load_next_layer = [&](const Rows& rows, bool exists) {
 #pragma unroll
     for (int i = 0; i < kThreadUnits; ++i) {
       const auto& unit = units[i];
-      const Storage* from[kGates];
-      bool each[kGates];
+      const Storage* const from =
+          element_at(params.next_grad_preactivations[part], rows.first + unit.b, 4 * H, unit.j);
+      const bool each = awaits && exists && unit.present && unit.b < rows.count;
 #pragma unroll
       for (int gate = 0; gate < kGates; ++gate) {
-        from[gate] = element_at(params.next_grad_preactivations[part], rows.first + unit.b, 4 * H,
-                                gate * H + unit.j);
-        each[gate] = awaits && exists && unit.present && unit.b < rows.count;
+        next_grads[i][gate] = load_relaxed_if(
+            each, row_of(from, gate, H * static_cast<int>(sizeof(Storage))), Storage{});
       }
-      next_grads[i].load(from, each);
     }
   };
-  const auto put_next_layer = [&](int version) {
+  // Those of the step with `rows`, which have been loaded before.
+  const auto put_next_layer = [&](int version, const Rows& rows, bool exists) {
 #pragma unroll
-    for (int i = 0; i < kThreadUnits; ++i) put(version, i, 1, next_grads[i].get(awaits));
+    for (int i = 0; i < kThreadUnits; ++i) {
+      await(awaits, [&] { load_next_layer(rows, exists); }, next_grads[i]);
+      put(version, i, 1, next_grads[i]);
+    }
   };
   if constexpr (kStacked) {
     load_next_layer(now, true);
 #pragma unroll
     for (int i = 0; i < kThreadUnits; ++i) put(1, i, 0, {});
-    put_next_layer(1);
+    put_next_layer(1, now, true);
     load_next_layer(next, index > 0);
     send(1);
     receive(1);
@@ -323,7 +340,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
         put(version, i, 0, grads[i]);
       }
     }
-    if (kStacked) put_next_layer(version);
+    if (kStacked) put_next_layer(version, next, index > 0);
     send(version);
 
     // What no other thread waits for.

@@ -228,39 +228,39 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
 
   constexpr int kWordRows = kBlockThreads / kInputWidth;
   constexpr int kThreadWords = kWordRows < kTileSequences ? kTileSequences / kWordRows : 1;
-  Awaited<uint2, kThreadWords> words_ahead;
+  uint2 words_ahead[kThreadWords];
   const auto load_words = [&](const Rows& rows) {
-    const uint2* from[kThreadWords];
-    bool exists[kThreadWords];
 #pragma unroll
     for (int i = 0; i < kThreadWords; ++i) {
       const int sequence = input_sequence + i * kWordRows;  // of the slice
-      from[i] =
-          reinterpret_cast<const uint2*>(row_of(input, rows.first + i * kWordRows, input_bytes));
-      exists[i] =
+      const bool exists =
           takes_input && sequence < placement.sequences && first_sequence + sequence < rows.count;
+      const Storage* const from = row_of(input, rows.first + i * kWordRows, input_bytes);
+      words_ahead[i] =
+          load_relaxed_if(exists, reinterpret_cast<const uint2*>(from), make_uint2(0, 0));
     }
-    words_ahead.load(from, exists);
+    __syncwarp();  // keeps later loads behind
   };
-  // put(at, words): where in the operand.
-  const auto store_words = [&](int version, const auto& put) {
-    const auto& words = words_ahead.get(/*awaits=*/part > 0);
+  // Those of the step with `rows`, which have been loaded before. put(exists, at, words): where in
+  // the operand.
+  const auto store_words = [&](int version, const Rows& rows, const auto& put) {
+    await(/*awaits=*/part > 0, [&] { load_words(rows); }, words_ahead);
 #pragma unroll
     for (int i = 0; i < kThreadWords; ++i) {
       const int sequence = input_sequence + i * kWordRows;
-      if (sequence >= kTileSequences) continue;
-      put(version % 2 * kBuffer + operand_offset(kDepthTiles * Mma::kTileElements + input_column,
+      put(sequence < kTileSequences,
+          version % 2 * kBuffer + operand_offset(kDepthTiles * Mma::kTileElements + input_column,
                                                  sequence, Mma::kElementBytes),
-          make_uint2(Mma::word(words[i].x), Mma::word(words[i].y)));
+          make_uint2(Mma::word(words_ahead[i].x), Mma::word(words_ahead[i].y)));
     }
   };
-  const auto put_into_block = [&](int at, uint2 words) {
-    *reinterpret_cast<uint2*>(operand + at) = words;
+  const auto put_into_block = [&](bool exists, int at, uint2 words) {
+    if (exists) *reinterpret_cast<uint2*>(operand + at) = words;
   };
   const bool has_words = kStacked && input_size > 0;
   if (has_words) {
     load_words(now);
-    store_words(0, put_into_block);
+    store_words(0, now, put_into_block);
     load_words(index + 1 < T ? next : Rows{0, 0});
   }
 
@@ -347,24 +347,26 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
         starts[tile][r] = unit.episodes.starts();  // at the next step
       }
     }
-    // Elements of the units of kPacked lanes.
-    const auto of_lanes = [&](uint32_t bits) {
+    // Of 16 bits: those of an even unit and the one after it.
+    const auto of_pair = [&](uint32_t bits) {
       const uint32_t other = __shfl_xor_sync(kFullMask, bits, 4);
-      if constexpr (Mma::kElementBytes == 2) {
-        const uint32_t pair = lane_unit % 2 ? other | bits << 16 : bits | other << 16;
-        const uint32_t rest = __shfl_xor_sync(kFullMask, pair, 8);
-        return lane_unit < 2 ? make_uint2(pair, rest) : make_uint2(rest, pair);
-      } else {
-        return lane_unit % 2 ? make_uint2(other, bits) : make_uint2(bits, other);
-      }
+      return lane_unit % 2 ? other | bits << 16 : bits | other << 16;
     };
-    // The words of h that the lane sends.
+    // The words of h that the lane sends, of the units of kPacked lanes.
     uint2 words[kSequenceTiles][kRowTiles];
     const auto pack = [&](int r) {
 #pragma unroll
       for (int tile = 0; tile < kSequenceTiles; ++tile) {
         const auto& unit = units[tile][r];
-        words[tile][r] = of_lanes(Mma::bits(starts[tile][r] ? unit.first_hidden : unit.hidden));
+        const uint32_t word = Mma::bits(starts[tile][r] ? unit.first_hidden : unit.hidden);
+        if constexpr (Mma::kElementBytes == 2) {
+          const uint32_t pair = of_pair(word);
+          const uint32_t rest = __shfl_xor_sync(kFullMask, pair, 8);
+          words[tile][r] = lane_unit < 2 ? make_uint2(pair, rest) : make_uint2(rest, pair);
+        } else {
+          const uint32_t other = __shfl_xor_sync(kFullMask, word, 4);
+          words[tile][r] = lane_unit % 2 ? make_uint2(other, word) : make_uint2(word, other);
+        }
       }
     };
     if (kSequenceTiles > 1) {  // outside the branch, where shuffles of one tile hide another's
@@ -400,10 +402,10 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
       }
       if (kInputTiles > 0 && !kStacked) store_input(version + 1, input_ahead);
       if (has_words) {
-        store_words(version + 1, [&](int at, uint2 words) {
-          if (!kCluster) return put_into_block(at, words);
+        store_words(version + 1, next, [&](bool exists, int at, uint2 words) {
+          if (!kCluster) return put_into_block(exists, at, words);
           store_async(own_block + operand_at + at, words,
-                      own_block + barriers_at + (version + 1) % 2 * 8);
+                      own_block + barriers_at + (version + 1) % 2 * 8, exists);
         });
       }
     }
@@ -417,8 +419,12 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
         auto& unit = units[tile][r];
         unit.template emit<!kStacked>(rows_of(tile, now), t, gates[tile][r]);
         if constexpr (kStacked) {
-          const uint2 outputs = of_lanes(Mma::stored(unit.emitted(now, t)));
-          unit.emit_outputs(lane_unit % kPacked == 0, now, outputs);
+          const uint32_t word = Mma::stored(unit.emitted(now, t));
+          if constexpr (Mma::kElementBytes == 2) {
+            unit.emit_word(lane_unit % 2 == 0, now, of_pair(word));
+          } else {
+            unit.emit_word(true, now, word);
+          }
         }
       }
     }

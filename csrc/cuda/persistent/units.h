@@ -207,11 +207,11 @@ struct ForwardUnit {
     store_if(exists && has_cells, row_of(cells, rows.first, 4 * H), cell);
   }
 
-  // Stores the outputs of this unit and those after it, which another layer may await (awaited.h):
-  // the lanes that do.
-  __device__ __forceinline__ void emit_outputs(bool does, const Rows& rows, uint2 words) const {
+  // Stores a word of outputs, this unit's first, which another layer may await (awaited.h): of the
+  // lanes that do.
+  __device__ __forceinline__ void emit_word(bool does, const Rows& rows, uint32_t word) const {
     store_relaxed_if(does && present && b < rows.count,
-                     reinterpret_cast<uint2*>(row_of(output, rows.first, output_bytes)), words);
+                     reinterpret_cast<uint32_t*>(row_of(output, rows.first, output_bytes)), word);
   }
 
   __device__ __forceinline__ void finish(const ForwardParams<Types>& p) const {

@@ -134,9 +134,6 @@ template <class T>
 void store_relaxed_if(bool exists, T* to, T value) {
   if (exists) emulator::store_relaxed(to, &value, 1, sizeof(T));
 }
-inline void store_relaxed_if(bool exists, uint2* to, uint2 value) {
-  if (exists) emulator::store_relaxed(to, &value, 2);
-}
 inline void store_relaxed_if(bool exists, uint4* to, uint4 value) {
   if (exists) emulator::store_relaxed(to, &value, 4);
 }
