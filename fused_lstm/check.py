@@ -41,6 +41,8 @@ class Shape(NamedTuple):
     checked_length: int = 9
     """Of calls that are checked: the reference takes its time for a step."""
     input: int = 40
+    layers: int = 1
+    """Of one direction, at once where the kernel takes them so."""
 
 
 class Times(NamedTuple):
@@ -54,7 +56,7 @@ class Times(NamedTuple):
 
 SHAPES = {
     "cpu": (Shape(1, 1, 64, 1), Shape(1, 20, 64, 20), Shape(32, 20, 128, 20)),
-    "cuda": (Shape(16, 512, 64), Shape(16, 512, 512)),
+    "cuda": (Shape(16, 512, 64), Shape(16, 512, 512), Shape(16, 512, 256, layers=2)),
 }
 
 
@@ -77,7 +79,8 @@ class Row:
 
     def __str__(self) -> str:
         verdict = "WRONG" if self.fault else "-" if self.obstacle else "right"
-        line = f"{self.precision:9}{self.shape.batch:4}{self.shape.length:5}{self.shape.hidden:5}  "
+        B, T, H, layers = (getattr(self.shape, n) for n in ("batch", "length", "hidden", "layers"))
+        line = f"{self.precision:9}{B:4}{T:5}{H:5}{layers:3}  "
         line += f"{self.kernel + '*' * self.chosen:10}{verdict:7}"
         for pass_ in Times._fields if self.ours else ():
             us = getattr(self.ours, pass_)
@@ -86,7 +89,9 @@ class Row:
         return f"{line}  {self.fault or self.obstacle or ''}".rstrip()
 
 
-HEADER = f"{'B':>13}{'T':>5}{'H':>5}  {'kernel':17}{'forward us, ratio':>17}{'training':>17}"
+HEADER = (
+    f"{'B':>13}{'T':>5}{'H':>5}{'L':>3}  {'kernel':17}{'forward us, ratio':>17}{'training':>17}"
+)
 
 
 @contextmanager
@@ -124,15 +129,16 @@ def results(
 
 
 def fault_of(precision: str, dtype: torch.dtype, shape: Shape, device: str) -> str | None:
-    """What differs from the reference in float64: padded, then two directions with `lengths` and
-    `reset`. None if nothing does."""
+    """What differs from the reference in float64: padded, then two directions, or several layers,
+    with `lengths` and `reset`. None if nothing does."""
     T, B, D, H = shape.checked_length, shape.batch, shape.input, shape.hidden
     generator = torch.Generator().manual_seed(0)
     limit = TOLERANCE * UNIT_ROUNDOFF[precision]
     for ragged in (False, True):
-        directions = 1 + ragged
-        module = FusedLSTM(D, H, bidirectional=ragged, device=device, dtype=dtype)
-        wide = FusedLSTM(D, H, bidirectional=ragged, device=device, dtype=torch.float64)
+        layers, two = shape.layers, ragged and shape.layers == 1
+        module = FusedLSTM(D, H, layers, bidirectional=two, device=device, dtype=dtype)
+        wide = FusedLSTM(D, H, layers, bidirectional=two, device=device, dtype=torch.float64)
+        states = layers * (1 + two)
         for parameter in module.parameters():
             values = (2 * torch.rand(parameter.shape, generator=generator) - 1) * H**-0.5
             parameter.data.copy_(values)
@@ -142,7 +148,7 @@ def fault_of(precision: str, dtype: torch.dtype, shape: Shape, device: str) -> s
             return torch.randn(sizes, generator=generator).to(device, dtype)
 
         x = random(T, B, D)
-        hx = (random(directions, B, H), random(directions, B, H))
+        hx = (random(states, B, H), random(states, B, H))
         options = {}
         if ragged:
             lengths = torch.randint(1, T + 1, (B,), generator=generator)
@@ -161,7 +167,8 @@ def fault_of(precision: str, dtype: torch.dtype, shape: Shape, device: str) -> s
             error = float((found[name].double() - truth).norm())
             if not error <= limit * float(truth.norm()):  # NaN, too
                 error /= float(truth.norm()) or 1.0
-                where = ", two directions with lengths and resets" if ragged else ""
+                many = f"{states} {'directions' if two else 'layers'}"
+                where = f", {many} with lengths and resets" if ragged else ""
                 return f"{name} is {error:.1e} away, must be within {limit:.1e}{where}"
     return None
 
@@ -205,13 +212,14 @@ def rows(device: str, gpu: Gpu | None, shapes: Iterable[Shape], timed: bool) -> 
 def _rows(
     precision: str, dtype: torch.dtype, device: str, gpu: Gpu | None, shape: Shape, timed: bool
 ) -> Iterator[Row]:
-    module = FusedLSTM(shape.input, shape.hidden, device=device, dtype=dtype)
+    sizes = (shape.input, shape.hidden, shape.layers)
+    module = FusedLSTM(*sizes, device=device, dtype=dtype)
     where = device if gpu is None else gpu
-    (plan,) = explain(module, shape.batch, shape.length, device=where)
+    plan = explain(module, shape.batch, shape.length, device=where)[0]
     peer = None
     if timed:
         with suppress(RuntimeError):  # a dtype that it lacks
-            peer = times(nn.LSTM(shape.input, shape.hidden, device=device, dtype=dtype), shape)
+            peer = times(nn.LSTM(*sizes, device=device, dtype=dtype), shape)
     for kernel in plan.forward.candidates or (plan.forward.kernel,):
         chosen = kernel == plan.forward.kernel
         passes = [one.candidates[kernel] for one in (plan.forward, plan.backward) if gpu]
@@ -226,7 +234,7 @@ def _rows(
                 except RuntimeError as error:
                     fault = str(error).splitlines()[0]
             if gpu and torch.device(device).type == "cuda":  # the driver may have refused it
-                (again,) = explain(module, shape.batch, shape.length, device=device)
+                again = explain(module, shape.batch, shape.length, device=device)[0]
                 obstacle = again.forward.candidates[kernel].obstacle
         yield Row(precision, shape, kernel, chosen, obstacle, fault, ours, peer)
 

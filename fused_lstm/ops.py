@@ -55,7 +55,11 @@ def _under_autocast(tensor: Tensor) -> bool:
 
 
 def largest_stacked_for(input: Tensor) -> int:
-    """The largest hidden size of a stack that may be computed at once; 0: of none."""
+    """The largest hidden size of a stack that may be computed at once; 0: of none.
+
+    Args:
+        input: [T, B, D] or [N, D], the stack's.
+    """
     device = input.device.type
     dtype = torch.get_autocast_dtype(device) if _under_autocast(input) else input.dtype
     return LARGEST_STACKED.get(device, {}).get(dtype.itemsize, 0)

@@ -41,7 +41,7 @@ def test_all_right(capsys):
     assert check.main(["--device", "cpu"]) == 0
     out = lines(capsys)
     assert out[-1] == "All right."
-    found = [line.split()[:1] + line.split()[5:6] for line in out[4:-1]]
+    found = [line.split()[:1] + line.split()[6:7] for line in out[4:-1]]
     assert found == [[d, "right"] for d in ("float64", "float32", "float16", "bfloat16")]
 
 
@@ -65,7 +65,7 @@ def test_a_fault_in_the_gradients_alone_is_seen(monkeypatch):
     monkeypatch.setattr(check, "results", wrong)
     (row,) = [row for row in check.rows("cpu", None, (SMALL,), False) if row.precision == "float32"]
     assert row.fault.startswith("the gradient of bias_hh_l0_reverse is 5.0e-01 away")
-    assert row.fault.endswith("two directions with lengths and resets")
+    assert row.fault.endswith("2 directions with lengths and resets")
 
 
 def test_an_error_is_a_fault(monkeypatch):
@@ -80,16 +80,18 @@ def test_an_error_is_a_fault(monkeypatch):
 def test_a_line():
     row = Row("tf32", SMALL, "grid", True, ours=Times(2.0, 5.0), peer=Times(4.0, 5.0))
     assert (
-        str(row) == "tf32        3    4   20  grid*     right       2.00   2.00x     5.00   1.00x"
+        str(row)
+        == "tf32        3    4   20  1  grid*     right       2.00   2.00x     5.00   1.00x"
     )
     row = Row("tf32", SMALL, "block", False, obstacle="too large")
-    assert str(row) == "tf32        3    4   20  block     -        too large"
+    assert str(row) == "tf32        3    4   20  1  block     -        too large"
 
 
 @pytest.mark.skipif(not EMULATED, reason="runs the CUDA kernels on CPU tensors")
 def test_every_kernel_of_a_gpu():
-    rows = list(check.rows("cpu", EMULATOR, (SMALL,), False))
-    assert len(rows) == 5 * 4
+    shapes = (SMALL, SMALL._replace(layers=3))
+    rows = list(check.rows("cpu", EMULATOR, shapes, False))
+    assert len(rows) == 2 * 5 * 4
     assert not [row for row in rows if row.fault]
     cannot = {(row.precision, row.kernel) for row in rows if row.obstacle}
     assert cannot == {("float64", kernel) for kernel in ("block", "cluster", "grid")}

@@ -240,6 +240,65 @@ def test_what_a_driver_refused_is_not_chosen():
     assert made["kernel"] != "cluster"
 
 
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize(
+    ("gpu", "precision", "batch", "hidden", "layers", "expected"),
+    [
+        ("H100", "16 bits", 16, 256, 2, 2),
+        ("H100", "16 bits", 16, 512, 4, 4),
+        ("H100", "16 bits", 16, 256, 7, 4),
+        ("H100", "16 bits", 64, 256, 3, 2),  # 16 clusters of 8 blocks for each two
+        ("H100", "16 bits", 64, 512, 2, 1),  # 8 slices: no two layers' clusters at once
+        ("H100", "16 bits", 16, 768, 2, 1),
+        ("H100", "16 bits", 16, 254, 2, 1),  # rows that are no words of 8 bytes
+        ("H100", "TF32", 16, 256, 2, 2),
+        ("H100", "TF32", 16, 512, 2, 1),
+        ("H100", "float32", 16, 64, 2, 1),
+        ("A100", "16 bits", 16, 64, 4, 4),
+        ("A100", "16 bits", 16, 128, 4, 1),
+    ],
+)
+def test_layers_at_once(gpu, precision, batch, hidden, layers, expected, backward):
+    """As many as run at the same time, if a step of all takes less than one of each."""
+    found = plan(gpu, batch, hidden, precision, layers=layers, backward=backward, length=1000)
+    assert found["layers"] == expected
+    assert (found["stack"] is not None) == (expected > 1)
+    if expected == 1:
+        return
+    stack, alone = found["stack"], plan(gpu, batch, hidden, precision, backward=backward)
+    assert stack["kernel"] == found["kernel"]
+    assert stack["blocks"] * stack["units"] >= hidden
+    assert stack["blocks"] * stack["slices"] * expected <= GPUS[gpu].multiprocessors
+    assert stack["shared_memory"] <= GPUS[gpu].shared_memory
+    least = min(one["microseconds"] for one in alone["candidates"] if not one["obstacle"])
+    assert stack["microseconds"] < expected * least
+
+
+def test_refused_launches_of_a_stack():
+    """What was refused is not tried again, by a stack; its kernel still takes a layer."""
+    refused = GPUS["H100"]._replace(refusals=[("cluster", 24, "refused")])
+    assert plan(refused, 16, 256, layers=2)["layers"] == 1  # 32 blocks
+    assert plan(refused, 16, 256)["kernel"] == "cluster"
+    assert plan("H100", 16, 256, layers=2, kernel_override="grid")["layers"] == 1
+    assert plan("H100", 16, 256, layers=2, kernel_override="cluster")["layers"] == 2
+
+
+def test_explain_says_which_layers_go_at_once():
+    module = FusedLSTM(100, 256, 3, dtype=torch.bfloat16)
+    plans = fused_lstm.explain(module, batch=64, length=1000, device="H100")
+    forward = [plan.forward.stack.layers if plan.forward.stack else None for plan in plans]
+    backward = [plan.backward.stack.layers if plan.backward.stack else None for plan in plans]
+    assert forward == [range(2), range(2), None]  # from the first layer on
+    assert backward == [None, range(1, 3), range(1, 3)]  # from the last
+    assert "layers 0 to 1 at once, each awaiting the one before: cluster" in str(plans)
+    for other in (
+        FusedLSTM(100, 256, 3, bidirectional=True, dtype=torch.bfloat16),
+        FusedLSTM(100, 256, 3, proj_size=8, dtype=torch.bfloat16),
+    ):
+        plans = fused_lstm.explain(other, batch=16, length=1000, device="H100")
+        assert not any(plan.forward.stack or plan.backward.stack for plan in plans)
+
+
 def test_the_kernel_override_holds_where_it_can():
     assert plan("H100", 16, 256, kernel_override="grid")["kernel"] == "grid"
     assert plan("H100", 16, 256, kernel_override="stepwise")["kernel"] == "stepwise"

@@ -22,6 +22,10 @@ struct StepCycles {
 constexpr StepCycles kBlockStep = {1250, 1150};
 constexpr StepCycles kClusterStep = {940, 850};
 constexpr StepCycles kGridStep = {760, 1180};
+// Of layers of a stack at once: of a step of each, and of a fragment.
+constexpr StepCycles kStackedBlockStep = {1720, 2140};
+constexpr StepCycles kStackedClusterStep = {1200, 1200};
+constexpr StepCycles kStackedFragment = {12.6, 8.5};
 constexpr StepCycles kClusterRagged = {90, 110};  // more, of ragged sequences; a block's too
 // Of a cluster, whose tilings alone have several, each sequence tile beyond the first; forward, of
 // a warp, each row tile beyond the first, for each sequence tile.
@@ -112,8 +116,19 @@ double batched_step_time(const Problem& problem, const Placement& placement) {
          kInputGemm * problem.directions / problem.length;
 }
 
+// All layers of a stack run at once, or it is not offered.
+double stacked_step_time(const Problem& problem, Kernel kernel, const Placement& placement) {
+  const bool cluster = kernel == Kernel::cluster;
+  const StepCycles& step = cluster ? kStackedClusterStep : kStackedBlockStep;
+  const double fragments = placement.tiling.fragments();
+  const double cycles = problem.backward ? step.backward + kStackedFragment.backward * fragments
+                                         : step.forward + kStackedFragment.forward * fragments;
+  return (cycles + (cluster ? kClusterExchange : 0)) / kCyclesPerMicrosecond;
+}
+
 double step_time(const Problem& problem, Kernel kernel, const Placement& placement) {
   const Tiling& t = placement.tiling;
+  if (t.stacked()) return stacked_step_time(problem, kernel, placement);
   if (t.scatter) return scatter_step_time(problem, placement);
   if (t.batched) return batched_step_time(problem, placement);
   const double words = fragment_words(precision_for(problem)) / 4.0;
@@ -125,8 +140,8 @@ double step_time(const Problem& problem, Kernel kernel, const Placement& placeme
     return problem.backward ? its.backward : its.forward;
   };
   const bool cluster = kernel == Kernel::cluster;
-  // Of several sequence tiles, and of a stack, the kernel is that for ragged sequences.
-  const bool is_ragged = problem.ragged || t.sequence_tiles > 1 || t.stacked();
+  // Of several sequence tiles the kernel is that for ragged sequences.
+  const bool is_ragged = problem.ragged || t.sequence_tiles > 1;
   double cycles = of_pass(step) + (is_ragged ? of_pass(ragged) : 0) +
                   of_pass(kClusterSequenceTile) * (t.sequence_tiles - 1) +
                   kFragment * words * t.fragments() * t.sequence_tiles;
@@ -142,7 +157,6 @@ double step_time(const Problem& problem, Kernel kernel, const Placement& placeme
     const double clusters = clusters_at_once(*problem.gpu, placement.blocks);
     waves = std::ceil(problem.directions * placement.slices / std::max(clusters, 1.0));
   }
-  if (t.stacked()) waves = 1;  // or it is not offered
   const bool input_ahead = !problem.backward && t.input_tiles == 0;
   return waves * cycles / kCyclesPerMicrosecond +
          (input_ahead ? kInputGemm * problem.directions / problem.length : 0.0);

@@ -143,9 +143,13 @@ def instrumented(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("kernel", "gpu", "precision", "layers"),
     [
-        *itertools.product(("stepwise", "block", "cluster", "grid"), ["hopper-132"], PRECISIONS, [1]),
+        *itertools.product(
+            ("stepwise", "block", "cluster", "grid"), ["hopper-132"], PRECISIONS, [1]
+        ),
         *itertools.product(["grid"], ["a100", "hopper"], PRECISIONS, [1]),
-        *itertools.product(["cluster"], ["one-cluster-of-4"], PRECISIONS[:2], [1]),  # sequence tiles
+        *itertools.product(
+            ["cluster"], ["one-cluster-of-4"], PRECISIONS[:2], [1]
+        ),  # sequence tiles
         *itertools.product(("block", "cluster"), ["hopper-132"], PRECISIONS[:2], [3]),
     ],
 )

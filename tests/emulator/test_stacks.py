@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(not emulated.EMULATED, reason="needs the emulato
 KINDS = ("plain", "lengths", "packed", "zero", "initial")
 # Precision, kernel; T, B, D, H, layers; how many of them go at once, from the first one on.
 SMALL = [
-    ("bfloat16", "block", 6, 11, 10, 28, 2, [2]),
+    ("bfloat16", "block", 6, 11, 10, 28, 3, [3]),
     ("tf32", "block", 6, 9, 6, 30, 3, [3]),
     ("bfloat16", "cluster", 6, 11, 9, 72, 2, [2]),  # an input whose rows are no words of 8 bytes
     ("tf32", "cluster", 6, 10, 72, 98, 2, [2]),

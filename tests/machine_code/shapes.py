@@ -123,7 +123,19 @@ _LIMITS_OF_BATCHES = {
 }
 
 
-_LIMITS_OF_STACKS: dict[tuple[str, str, int], Limit] = {}
+# Of stacks likewise: the limits of no one's design.
+_LIMITS_OF_STACKS = {
+    ("forward", "bfloat16", 64): Limit(330, 6, 1300),
+    ("forward", "bfloat16", 256): Limit(390, 7, 1500),
+    ("forward", "bfloat16", 512): Limit(540, 9, 2050),
+    ("backward", "bfloat16", 64): Limit(410, 7, 1350),
+    ("backward", "bfloat16", 256): Limit(450, 7, 1500),
+    ("backward", "bfloat16", 512): Limit(550, 9, 1750),
+    ("forward", "float32", 64): Limit(380, 7, 1450),
+    ("forward", "float32", 256): Limit(560, 9, 2000),
+    ("backward", "float32", 64): Limit(460, 8, 1500),
+    ("backward", "float32", 256): Limit(530, 9, 1750),
+}
 
 
 def shapes() -> Iterator[Shape]:
