@@ -70,6 +70,7 @@ HEADLINE = (
     "model-",
     "packed-B32-T100-D512-H512-",
     "bidirectional-B32-T100-D512-H512-",
+    "two-layers-B32-T100-D128-H128-",
 )
 # How the names begin of the cases that are run for the table of regimes
 IN_REGIMES = (

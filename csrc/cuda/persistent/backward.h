@@ -196,8 +196,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
         const int unit = pair / kTileSequences, sequence = pair % kTileSequences;
         const int at = unit / 2 * 2 * kTileSequences + 2 * sequence + unit % 2;
         float sum = 0;
-        if constexpr (kStacked &&
-                      kCluster) {  // of half a cluster, and the other: loads before sums
+        if constexpr (kStacked && kCluster) {
+          // Loads come before sums, of half a cluster and the other.
           const int half = blocks / 2 * kUnits * kTileSequences;
           float each[kMaxCluster / 2], rest[kMaxCluster / 2];
 #pragma unroll
