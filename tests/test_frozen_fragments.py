@@ -108,7 +108,7 @@ def test_stepwise():
 @torch.no_grad()
 def test_every_way_of_calling(kind, name, monkeypatch):
     """Layers one by one, as frozen ones go: at once their sums are in another order."""
-    monkeypatch.setattr(ops, "LARGEST_STACKED", dict.fromkeys(("cpu", "cuda"), {}))
+    monkeypatch.setattr(ops, "LARGEST_STACKED", {"cpu": {}, "cuda": {}})
     module = layer(kind, name)
     frozen, x = freeze(module, kind), inputs(module)
     hx = rand_state(module, B)
