@@ -88,7 +88,7 @@ struct BackwardTensors {
   at::Tensor unprojected;          // [directions, N, H] o tanh(c), with a projection
 };
 
-// Layer k's of a stack, from that of its first layer.
+// Of layer k in a stack, from that of the first one: its D is H.
 Sequence sequence_of_layer(const Sequence& first, size_t k);
 
 // The sizes as a plan's problem; what depends on the device is left zero.
@@ -104,9 +104,6 @@ inline Problem problem_of(const Sizes& sizes) {
   problem.directions = sizes.directions;
   return problem;
 }
-
-// Of layer k in a stack, from that of the first one: its D is H.
-Sequence sequence_of_layer(const Sequence& first, size_t k);
 
 class Device {
  public:

@@ -94,21 +94,25 @@ def test_results(size, kind):
     assert_accurate(found, truth_of(module, x, state, factors=factors, **options))
 
 
-@pytest.mark.parametrize("H", [30, 257])
-def test_sizes_that_are_no_words_go_layer_by_layer(H):
+@pytest.mark.parametrize(("H", "words"), [(30, 32), (257, 260)])
+def test_sizes_that_are_no_words_go_layer_by_layer(H, words):
+    plans = fused_lstm.explain(stack_of("bfloat16", 8, words, 2), 5, 100, device=EMULATOR)
+    assert all(plan.forward.stack and plan.backward.stack for plan in plans)
     module = stack_of("bfloat16", 8, H, 2)
-    x = rand(3, 5, 8, dtype=torch.bfloat16)
-    plans = fused_lstm.explain(module, 5, 3, device=EMULATOR)
+    plans = fused_lstm.explain(module, 5, 100, device=EMULATOR)
     assert not any(plan.forward.stack or plan.backward.stack for plan in plans)
+    x = rand(3, 5, 8, dtype=torch.bfloat16)
     assert_accurate(evaluate(module, x), truth_of(module, x))
 
 
 def test_a_nan_is_no_absent_value():
     """All of its bits are not set, so that nothing waits for another in its place."""
-    module = stack_of("bfloat16", 8, 64, 2)
+    module = stack_of("bfloat16", 8, 64, 4)
     x = rand(5, 9, 8, dtype=torch.bfloat16)
     x[2, 3] = float("nan")
     with fused_lstm.use_kernel("block"):
+        plans = fused_lstm.explain(module, 9, 5, device=EMULATOR)
+        assert all(plan.forward.stack and plan.backward.stack for plan in plans)
         output, _ = module(x)
         output.float().sum().backward()
     assert output[2:, 3].isnan().all()
